@@ -1,0 +1,184 @@
+"""Writing files so that a crash leaves the old state or the new one, and reading them so that damage is seen.
+
+One rule for every file: a temporary file in the same folder, write, flush, fsync, rename, fsync the folder. A folder of
+several files is complete only when its manifest (sizes and SHA-256) exists; readers ignore or refuse one without it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medfuse.errors import StoreError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hexadecimal SHA-256 of ``content``."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces.
+
+    Raises:
+        StoreError: when the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        msg = f"{path}: expected a readable file, found: {error.strerror}"
+        raise StoreError(msg) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable (a no-op where folders cannot be opened, as on Windows)."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: after a crash at any point it holds all of ``content`` or what it held before.
+
+    Raises:
+        StoreError: when it cannot be written, as on a full disk; nothing half-written is left behind.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        msg = f"{path}: cannot be written ({error.strerror}); free space or choose another folder, then run again"
+        raise StoreError(msg) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def json_bytes(content: object) -> bytes:
+    """JSON as the project writes it: sorted keys, UTF-8, no NaN.
+
+    Raises:
+        StoreError: for a value that JSON cannot hold, NaN and infinity included.
+    """
+    try:
+        return (json.dumps(content, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        msg = f"expected values that JSON can hold, found: {error}"
+        raise StoreError(msg) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically; see :func:`write_bytes` and :func:`json_bytes`."""
+    write_bytes(path, json_bytes(content))
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  # the caller knows the shape of its own file
+    """Read a JSON file.
+
+    Raises:
+        StoreError: when it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        msg = f"{path}: expected a JSON file, found: {error.strerror}"
+        raise StoreError(msg) from error
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: expected JSON, found damaged or other text; restore the file or write it again"
+        raise StoreError(msg) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+
+    Replacing an existing folder is two renames: a crash between them leaves no folder rather than a mixture, and the
+    reader sees it as missing.
+
+    Raises:
+        StoreError: when the folder cannot be made or moved.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    old = path.with_name(f"{temporary.name}-old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        fsync_folder(temporary)
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        msg = f"{path}: cannot be written ({error.strerror}); free space or choose another folder, then run again"
+        raise StoreError(msg) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what a killed writer left in ``folder``; only for a folder with a single writer."""
+    for entry in folder.glob(f"{_TEMPORARY}*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def seal(folder: Path, header: Mapping[str, object]) -> None:
+    """Write the manifest of a folder: ``header`` and the size and SHA-256 of every file in it. Done last."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST and not path.name.startswith(_TEMPORARY)
+    }
+    write_json(folder / MANIFEST, {**header, "files": files})
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of a sealed folder against its manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        StoreError: no manifest, a missing file, another size or another SHA-256; the message names the part.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        msg = f"{folder / MANIFEST}: expected a manifest with its list of files, found another JSON file"
+        raise StoreError(msg)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            msg = f"{folder / MANIFEST}: expected files inside the folder, found a path that leaves it"
+            raise StoreError(msg)
+        if not path.is_file():
+            msg = f"{path}: expected by the manifest of {folder}, found no file; restore it or write the folder again"
+            raise StoreError(msg)
+        if entry != {"bytes": path.stat().st_size, "sha256": sha256_file(path)}:
+            msg = f"{path}: content differs from its manifest (size or SHA-256); restore it or write the folder again"
+            raise StoreError(msg)
+    return manifest

@@ -1,0 +1,115 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from medfuse import files
+from medfuse.errors import StoreError
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "sub" / "a.json"
+    files.write_json(target, {"b": 1, "a": [1.5, "ü"]})
+    files.write_json(target, {"b": 2})
+    assert files.read_json(target) == {"b": 2}
+    assert [p.name for p in target.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path])
+def test_json_refuses_what_it_cannot_hold(tmp_path, value):
+    with pytest.raises(StoreError):
+        files.write_json(tmp_path / "a.json", {"x": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "open"])
+def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch, step):
+    target = tmp_path / "a.bin"
+    files.write_bytes(target, b"old")
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(Path, step, fail)
+    with pytest.raises(StoreError, match="No space left"):
+        files.write_bytes(target, b"new" * 1000)
+    monkeypatch.undo()
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_damaged_json_is_a_typed_error(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(StoreError, match="expected JSON"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_new_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "folder"
+    with files.new_folder(target) as temporary:
+        (temporary / "x").write_text("1")
+        assert not target.exists()
+    assert (target / "x").read_text() == "1"
+
+    def fails():
+        with files.new_folder(target) as temporary:
+            (temporary / "x").write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert (target / "x").read_text() == "1"
+    with files.new_folder(target) as temporary:
+        (temporary / "y").write_text("3")
+    assert [p.name for p in target.iterdir()] == ["y"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_seal_and_verify_name_the_damaged_part(tmp_path):
+    (tmp_path / "sub").mkdir()
+    files.write_bytes(tmp_path / "a.bin", b"abc")
+    files.write_bytes(tmp_path / "sub" / "b.bin", b"defg")
+    files.seal(tmp_path, {"format_version": 1})
+    manifest = files.verify(tmp_path)
+    assert manifest["format_version"] == 1
+    assert manifest["files"]["a.bin"]["sha256"] == files.sha256_bytes(b"abc")
+    assert set(manifest["files"]) == {"a.bin", "sub/b.bin"}
+
+    (tmp_path / "sub" / "b.bin").write_bytes(b"defh")
+    with pytest.raises(StoreError, match=r"b\.bin: content differs"):
+        files.verify(tmp_path)
+    (tmp_path / "sub" / "b.bin").unlink()
+    with pytest.raises(StoreError, match="found no file"):
+        files.verify(tmp_path)
+
+
+def test_verify_refuses_a_folder_without_or_with_a_hostile_manifest(tmp_path):
+    with pytest.raises(StoreError, match="manifest"):
+        files.verify(tmp_path)
+    files.write_json(tmp_path / "manifest.json", {"files": {"../../etc/hostname": {"bytes": 1, "sha256": "0"}}})
+    with pytest.raises(StoreError, match="leaves it"):
+        files.verify(tmp_path)
+    (tmp_path / "a").write_text("")
+    files.write_json(tmp_path / "manifest.json", {"files": {"a": 1}})
+    with pytest.raises(StoreError, match="differs"):
+        files.verify(tmp_path)
+    files.write_json(tmp_path / "manifest.json", [1])
+    with pytest.raises(StoreError, match="list of files"):
+        files.verify(tmp_path)
+
+
+def test_remove_temporaries_spares_the_rest(tmp_path):
+    (tmp_path / ".tmp-x").write_text("")
+    (tmp_path / ".tmp-y").mkdir()
+    (tmp_path / "keep").write_text("")
+    files.remove_temporaries(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["keep"]
+
+
+def test_sha256_file_of_a_missing_file(tmp_path):
+    with pytest.raises(StoreError, match="readable"):
+        files.sha256_file(tmp_path / "none")
