@@ -148,17 +148,18 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def seal(folder: Path, header: Mapping[str, object]) -> None:
-    """Write the manifest of a folder: ``header`` and the size and SHA-256 of every file in it. Done last."""
+    """Write the manifest of a folder: ``header``, the size and SHA-256 of every file in it, and its own SHA-256. Done last."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST and not path.name.startswith(_TEMPORARY)
     }
-    write_json(folder / MANIFEST, {**header, "files": files})
+    manifest = {**header, "files": files}
+    write_json(folder / MANIFEST, {**manifest, "sha256": sha256_bytes(json_bytes(manifest))})
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check every file of a sealed folder against its manifest.
+    """Check every file of a sealed folder against its manifest, and the manifest against itself: no flipped bit passes.
 
     Returns:
         The manifest.
@@ -169,6 +170,11 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         msg = f"{folder / MANIFEST}: expected a manifest with its list of files, found another JSON file"
+        raise StoreError(msg)
+    header = {key: value for key, value in manifest.items() if key != "sha256"}
+    sealed = {**header, "sha256": sha256_bytes(json_bytes(header))}
+    if json_bytes(sealed) != (folder / MANIFEST).read_bytes():
+        msg = f"{folder / MANIFEST}: content differs from its own SHA-256; restore it or write the folder again"
         raise StoreError(msg)
     for name, entry in manifest["files"].items():
         path = folder / name

@@ -87,14 +87,36 @@ def test_seal_and_verify_name_the_damaged_part(tmp_path):
         files.verify(tmp_path)
 
 
+def write_manifest(folder, content):
+    files.write_json(folder / "manifest.json", {**content, "sha256": files.sha256_bytes(files.json_bytes(content))})
+
+
+def test_no_flipped_bit_of_a_sealed_folder_passes(tmp_path):
+    files.write_bytes(tmp_path / "a.bin", b"abc")
+    files.seal(tmp_path, {"best": 0.25, "name": "x"})
+    flipped = 0
+    for name in ("a.bin", "manifest.json"):
+        good = (tmp_path / name).read_bytes()
+        for bit in range(len(good) * 8):
+            damaged = bytearray(good)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(StoreError):
+                files.verify(tmp_path)
+            flipped += 1
+        (tmp_path / name).write_bytes(good)
+    assert flipped > 1000
+    assert files.verify(tmp_path)["best"] == 0.25
+
+
 def test_verify_refuses_a_folder_without_or_with_a_hostile_manifest(tmp_path):
     with pytest.raises(StoreError, match="manifest"):
         files.verify(tmp_path)
-    files.write_json(tmp_path / "manifest.json", {"files": {"../../etc/hostname": {"bytes": 1, "sha256": "0"}}})
+    write_manifest(tmp_path, {"files": {"../../etc/hostname": {"bytes": 1, "sha256": "0"}}})
     with pytest.raises(StoreError, match="leaves it"):
         files.verify(tmp_path)
     (tmp_path / "a").write_text("")
-    files.write_json(tmp_path / "manifest.json", {"files": {"a": 1}})
+    write_manifest(tmp_path, {"files": {"a": 1}})
     with pytest.raises(StoreError, match="differs"):
         files.verify(tmp_path)
     files.write_json(tmp_path / "manifest.json", [1])
