@@ -1,0 +1,49 @@
+# Each target sets up what it needs. PYTHON=python3.12 make demo picks the interpreter;
+# TORCH_INDEX=URL takes torch from another index (a CPU build, for instance).
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS := test
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: demo test lint bench long realdata freeze clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "medfuse needs Python 3.11 or newer, found %d.%d at %s; run: make PYTHON=/path/to/python3.11" % (v[0], v[1], sys.executable))'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -q -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e ".[test,lint]"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/medfuse demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+realdata: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "realdata and not gpu"
+
+bench: $(VENV)/.installed
+	for script in benchmarks/losses.py benchmarks/metrics.py benchmarks/tracking.py benchmarks/startup.py; do $(BIN)/python $$script || exit 1; done
+
+long: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not gpu"
+
+freeze: $(VENV)/.lint
+	@{ echo "# The versions that CI runs. pip install -c constraints.txt; regenerate from a green environment with 'make freeze'."; \
+	  $(PIP) freeze --exclude-editable | sed 's/^torch==.*/torch==2.13.0/'; } > constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

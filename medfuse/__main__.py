@@ -1,0 +1,5 @@
+"""``python -m medfuse``."""
+
+from medfuse.cli import entry
+
+entry()

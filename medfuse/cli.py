@@ -1,0 +1,190 @@
+"""The command line: every command is a thin call of a public function, and loads what it needs when it runs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medfuse.errors import MedfuseError
+
+if TYPE_CHECKING:
+    from medfuse.run import Run
+
+# The launcher, not the library, decides for its process: no usage statistics leave this machine.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+app = typer.Typer(
+    name="medfuse",
+    help="Clinical multimodal prediction with missing modalities: raw files to an honest, calibrated prediction.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the cohorts' files; default: MEDFUSE_DATA.")]
+Cohort = Annotated[str, typer.Option(help="Name of a data card, or a path to one.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one recipe key, such as train.lr=1e-4; repeatable.")]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, device and floors, and what to do about each problem."""
+    from medfuse.doctor import diagnose
+
+    checks = diagnose()
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        _say(f"{'ok ' if check.ok else 'BAD'} {check.name:<{width}}  {check.found}")
+        if check.remedy:
+            _say(f"    {'':<{width}}  -> {check.remedy}")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def check(
+    card: Annotated[str, typer.Argument(help="Name of a data card, or a path to one.")],
+    data_root: DataRoot = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Validate a card against its files: attrition, availability, events per fold, and every problem."""
+    from medfuse.checking import check as check_card
+
+    report = check_card(card, data_root=data_root)
+    if json:
+        import json as json_module
+
+        _say(json_module.dumps(report.to_dict(), indent=2))
+    else:
+        from rich.console import Console
+
+        from medfuse.checking import render
+
+        Console().print(render(report))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def train(
+    cohort: Cohort,
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a path to one.")] = "default",
+    set_: Set = None,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory to make; default: runs/COHORT-RECIPE-TIME.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: the recipe's.")] = None,
+) -> None:
+    """Train on the folds of a cohort, evaluate once on what was held out, and write a run directory with a report."""
+    from medfuse.workflow import train as train_cohort
+
+    run = train_cohort(cohort, recipe=recipe, overrides=set_ or (), data_root=data_root, out=out, seed=seed, say=_say)
+    _finish(run)
+
+
+@app.command()
+def demo(out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None) -> None:
+    """Run the main job on a real cohort that ships inside scikit-survival: 198 breast cancer patients, no download."""
+    from medfuse.workflow import train as train_cohort
+
+    run = train_cohort("transbig", recipe="default", out=out, say=_say)
+    _finish(run)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    cohort: Cohort,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write; default: inside the run.")] = None,
+) -> None:
+    """External validation: apply a run to another cohort that has the same modalities and outcome."""
+    from medfuse.workflow import evaluate as evaluate_run
+    from medfuse.workflow import summary_lines
+
+    evaluation, path = evaluate_run(run, cohort, data_root=data_root, out=out)
+    for line in summary_lines(evaluation):
+        _say(line)
+    _say(f"written: {path}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    cohort: Cohort,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; default: predictions_COHORT.csv.")] = None,
+) -> None:
+    """Apply a run to the patients of a card; outcomes are not needed, and patients may miss modalities."""
+    from medfuse.workflow import predict as predict_cohort
+
+    path = predict_cohort(run, cohort, data_root=data_root, out=out)
+    _say(f"written: {path}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Write the run's self-contained HTML page again."""
+    from medfuse.report import write_report
+    from medfuse.run import open_run
+
+    _say(f"written: {write_report(open_run(run))}")
+
+
+def _finish(run: "Run") -> None:
+    _say(f"run: {run.path}")
+    _say(f"report: {run.path / 'report.html'}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from medfuse import __version__
+
+    _say(__version__)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: arguments without the program's name; default: those of the process.
+
+    Returns:
+        0 when it went well, 1 when a check failed, 2 on an error that the message explains, 130 when interrupted.
+    """
+    try:
+        code = app(args=list(args) if args is not None else None, standalone_mode=False)
+    except typer.Exit as exit_:
+        code = exit_.exit_code
+    except MedfuseError as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        print(f"medfuse: {error}{notes}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("medfuse: interrupted; the same command resumes the run", file=sys.stderr)
+        code = 130
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in {"click", "typer"} and hasattr(error, "format_message"):
+            print(f"medfuse: {error.format_message()}", file=sys.stderr)
+            code = 2
+        else:
+            raise
+    return code if isinstance(code, int) else 0
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()
