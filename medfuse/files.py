@@ -148,7 +148,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def seal(folder: Path, header: Mapping[str, object]) -> None:
-    """Write the manifest of a folder: ``header``, the size and SHA-256 of every file in it, and its own SHA-256. Done last."""
+    """Write the manifest of a folder, last: ``header``, size and SHA-256 of every file, and a SHA-256 of itself."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))

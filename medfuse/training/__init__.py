@@ -1,0 +1,1 @@
+"""Fitting: one visible loop, exact resume, members over seeds and inner folds."""

@@ -1,0 +1,397 @@
+"""Fit one member: one visible loop on Lightning Fabric, with early stopping and exact resume."""
+
+import copy
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from medfuse.batch import Batch, drop_modalities
+from medfuse.errors import ModelError
+from medfuse.files import json_bytes
+from medfuse.training.checkpoint import Checkpoint, CheckpointFolder, batch_sha256
+from medfuse.training.score import tuning_score
+from medfuse.training.settings import TrainSettings, learning_rate, make_fabric, own_global_state
+
+if TYPE_CHECKING:
+    from medfuse.models import MultimodalModel
+
+_NAMED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a fit stands, for progress bars and tracking.
+
+    Attributes:
+        step: optimiser steps done.
+        steps: optimiser steps if no early stop comes.
+        record: the row of the history when an epoch has just ended, else None.
+    """
+
+    step: int
+    steps: int
+    record: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedMember:
+    """A fitted model.
+
+    Attributes:
+        state: weights of the selected epoch, on the CPU.
+        history: per epoch: epoch, train_loss, tuning_loss, tuning_score, lr, gradient_norm, seconds.
+        best_epoch: the selected epoch, from 1.
+        tuning_loss: at the selected epoch; None without tuning patients.
+        tuning_score: at the selected epoch; None when undefined.
+    """
+
+    state: dict[str, Tensor]
+    history: tuple[dict[str, float | None], ...]
+    best_epoch: int
+    tuning_loss: float | None
+    tuning_score: float | None
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """All that changes during a fit; a checkpoint is exactly this."""
+
+    model: "MultimodalModel"
+    optimizer: torch.optim.Optimizer
+    average: "MultimodalModel | None"
+    order_draws: torch.Generator
+    hide_draws: torch.Generator
+    device: torch.device
+    epoch: int = 0
+    step: int = 0
+    micro: int = 1
+    lr: float = 0.0
+    order: Tensor | None = None
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_epoch: int = 0
+    best_value: float | None = None
+
+    def begin_epoch(self, n: int) -> Tensor:
+        """The order of the patients in this epoch: drawn, or the one drawn before the process was killed."""
+        if self.order is None:
+            self.order = torch.randperm(n, generator=self.order_draws)
+        return self.order
+
+    @property
+    def selected(self) -> "MultimodalModel":
+        """The weights that are evaluated: the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything, as tensors and JSON."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
+        for i, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
+        tensors |= {"draws.order": self.order_draws.get_state(), "draws.hide": self.hide_draws.get_state()}
+        tensors["draws.torch"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["draws.cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.order is not None:
+            tensors["order"] = self.order
+        if self.losses:
+            tensors |= {"losses": torch.stack(self.losses), "norms": torch.stack(self.norms)}
+        names = ("epoch", "step", "micro", "lr", "history", "best_epoch", "best_value")
+        return Checkpoint(tensors=tensors, state={name: getattr(self, name) for name in names})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint of the same fit."""
+        tensors = checkpoint.tensors
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
+        self.best = {k: v.to(self.device) for k, v in part("best.").items()} or None
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.order_draws.set_state(tensors["draws.order"])
+        self.hide_draws.set_state(tensors["draws.hide"])
+        torch.set_rng_state(tensors["draws.torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["draws.cuda"], self.device)
+        self.order = tensors.get("order")
+        self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
+        self.norms = list(tensors["norms"].to(self.device)) if "norms" in tensors else []
+        for name, value in checkpoint.state.items():
+            setattr(self, name, value)
+
+
+class _Saver:
+    """Decides when to write a checkpoint; writes none without a folder."""
+
+    def __init__(self, folder: CheckpointFolder | None, settings: TrainSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self.saved = time.perf_counter()
+
+    def after_step(self, loop: _Loop) -> None:
+        """Save when the clock says so."""
+        if self.folder is not None and 0 < self.settings.checkpoint_seconds <= time.perf_counter() - self.saved:
+            self.folder.save(loop.checkpoint())
+            self.saved = time.perf_counter()
+
+    def after_epoch(self, loop: _Loop) -> None:
+        """Save after every so many epochs."""
+        every = self.settings.checkpoint_every
+        if self.folder is not None and every and loop.epoch % every == 0:
+            self.folder.save(loop.checkpoint())
+            self.saved = time.perf_counter()
+
+
+def fit_member(
+    train: Batch,
+    tuning: Batch | None,
+    *,
+    build: Callable[[], "MultimodalModel"],
+    settings: TrainSettings,
+    seed: int,
+    workdir: Path | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> FittedMember:
+    """Fit one model on ``train``, keep the weights that are best on ``tuning``.
+
+    The same inputs on the same machine type, versions and number of threads give bit-identical weights on a CPU, also
+    when the process was killed and run again with the same ``workdir``. The caller's random state is left alone.
+
+    Args:
+        train: all training patients; minibatches are cut from it on the device.
+        tuning: patients for early stopping; None, or no known outcome among them, keeps the last epoch.
+        build: makes the model; called once, under the seeded generator.
+        settings: see :class:`TrainSettings`.
+        seed: of initialisation, dropout, order and modality dropout.
+        workdir: folder for checkpoints, this fit's own; None = no checkpoints.
+        watch: called after every optimiser step and every epoch, for progress and tracking.
+
+    Returns:
+        The selected weights and the history.
+
+    Raises:
+        ModelError: at the first training step whose loss or gradient is not finite, with the ids of its patients.
+        StoreError: when ``workdir`` holds checkpoints of other settings or data.
+    """
+    if len(train) == 0:
+        msg = "train: expected patients, found none; check the split"
+        raise ModelError(msg)
+    tuning = tuning if tuning is not None and _can_tune(tuning) else None
+    fabric = make_fabric(settings)
+    with own_global_state(settings, device=fabric.device, seed=seed):
+        loop = _start(fabric, build, settings=settings, seed=seed)
+        saver = _resume(loop, workdir, settings=settings, seed=seed, data=(train, tuning))
+        train = train.to(fabric.device)
+        tuning = None if tuning is None else tuning.to(fabric.device)
+        batches = math.ceil(len(train) / settings.batch_size)
+        steps = batches * settings.epochs
+        while loop.epoch < settings.epochs and not _out_of_patience(loop, settings):
+            started = time.perf_counter()
+            order = loop.begin_epoch(len(train))
+            for rows in order.tensor_split(batches)[len(loop.losses) :]:
+                batch = train.select(rows)
+                if settings.modality_dropout:
+                    batch = drop_modalities(batch, generator=loop.hide_draws, keep_all=settings.keep_all)
+                _optimise(
+                    fabric, loop, batch, lr=learning_rate(settings, step=loop.step, steps=steps), settings=settings
+                )
+                watch(Progress(step=loop.step, steps=steps))
+                saver.after_step(loop)
+            _check_finite(loop, train.patient_ids)
+            record = _close_epoch(loop, tuning, settings=settings, started=started)
+            watch(Progress(step=loop.step, steps=steps, record=record))
+            saver.after_epoch(loop)
+    return _finish(loop)
+
+
+def _can_tune(tuning: Batch) -> bool:
+    """Whether any outcome says something: a known event, label or value."""
+    return any(
+        bool((target.observed if target.event is None else target.observed & target.event).any())
+        for target in tuning.targets.values()
+    )
+
+
+def _start(fabric: Fabric, build: Callable[[], "MultimodalModel"], *, settings: TrainSettings, seed: int) -> _Loop:
+    model = build().to(fabric.device)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fabric.device.type in ("cpu", "cuda"))
+    return _Loop(
+        model=model,
+        optimizer=optimizer,
+        average=copy.deepcopy(model) if settings.ema else None,
+        # Streams of their own: hiding a modality must not change the order of the patients.
+        order_draws=torch.Generator().manual_seed(seed * 2 + 1),
+        hide_draws=torch.Generator().manual_seed(seed * 2 + 2),
+        device=fabric.device,
+        micro=settings.accumulate,
+    )
+
+
+def _resume(
+    loop: _Loop,
+    workdir: Path | None,
+    *,
+    settings: TrainSettings,
+    seed: int,
+    data: tuple[Batch, Batch | None],
+) -> _Saver:
+    """Open the checkpoints of this fit, and go on from the newest sound one."""
+    if workdir is None:
+        return _Saver(None, settings)
+    harmless = ("checkpoint_every", "checkpoint_seconds", "device", "threads")
+    parts = {
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k not in harmless},
+        "seed": seed,
+        "device": loop.device.type,
+        "shapes": {name: list(value.shape) for name, value in loop.model.state_dict().items()},
+        "data": [batch_sha256(batch) for batch in data],
+    }
+    folder = CheckpointFolder(workdir, fingerprint=hashlib.sha256(json_bytes(parts)).hexdigest())
+    checkpoint = folder.newest()
+    if checkpoint is not None:
+        loop.restore(checkpoint)
+    return _Saver(folder, settings)
+
+
+def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings: TrainSettings) -> None:
+    """One optimiser step; when memory runs out, the same step again in twice as many micro-batches."""
+    loop.lr = lr
+    for group in loop.optimizer.param_groups:
+        group["lr"] = lr
+    loop.model.train()
+    while True:
+        loop.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = _backward(fabric, loop, batch)
+            break
+        except torch.OutOfMemoryError as error:
+            if loop.micro >= len(batch):
+                msg = "training: a single patient does not fit into memory; cap the tokens per modality or the width"
+                raise ModelError(msg) from error
+            loop.micro *= 2
+    parameters = [p for p in loop.model.parameters() if p.grad is not None]
+    # A norm that is not finite is found at the end of the epoch: asking here would wait for the device at every step.
+    norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
+    loop.optimizer.step()
+    loop.step += 1
+    loop.losses.append(loss)
+    loop.norms.append(norm.detach())
+    if loop.average is not None:
+        weight = 1 - min(settings.ema, (1 + loop.step) / (10 + loop.step))  # the first steps are forgotten fast
+        _move_average(loop.average, loop.model, weight=weight)
+
+
+def _backward(fabric: Fabric, loop: _Loop, batch: Batch) -> Tensor:
+    """Gradients of the mean loss over ``loop.micro`` micro-batches; returns that loss, detached, on the device."""
+    total = torch.zeros((), device=loop.device)
+    for rows in torch.arange(len(batch)).tensor_split(min(loop.micro, len(batch))):
+        part = batch if len(rows) == len(batch) else batch.select(rows)
+        with fabric.autocast():
+            loss = loop.model.loss(part) * (len(rows) / len(batch))
+        fabric.backward(loss)
+        total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, *, weight: float) -> None:
+    for mean, now in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(now, weight)
+    for kept, latest in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(latest)
+
+
+@torch.no_grad()
+def _evaluate(model: "MultimodalModel", tuning: Batch) -> tuple[float | None, float | None]:
+    """Loss and score on the tuning patients, in full precision; None where undefined."""
+    model.eval()
+    predicted = {
+        name: {key: value.double().cpu().numpy() for key, value in outputs.items()}
+        for name, outputs in model.predict(tuning).items()
+    }
+    loss, score = float(model.loss(tuning)), tuning_score(predicted, tuning.targets)
+    return loss if math.isfinite(loss) else None, score if math.isfinite(score) else None
+
+
+def _check_finite(loop: _Loop, patient_ids: Sequence[str]) -> None:
+    """Look at the losses and gradient norms of the epoch, and name the patients of the first bad batch."""
+    losses, norms = torch.stack(loop.losses).cpu(), torch.stack(loop.norms).cpu()
+    bad = (~(losses.isfinite() & norms.isfinite())).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        what = "gradient" if losses[first].isfinite() else "loss"
+        rows = loop.begin_epoch(len(patient_ids)).tensor_split(len(losses))[first]
+        msg = (
+            f"training: expected a finite {what}, found NaN or infinity in epoch {loop.epoch + 1}, batch {first + 1}, "
+            f"patients {', '.join(patient_ids[int(i)] for i in rows[:_NAMED])}; look at their inputs, or lower train.lr"
+        )
+        raise ModelError(msg)
+
+
+def _close_epoch(
+    loop: _Loop, tuning: Batch | None, *, settings: TrainSettings, started: float
+) -> dict[str, float | None]:
+    """Evaluate, write the history, keep the weights when they are the best so far."""
+    loss, score = (None, None) if tuning is None else _evaluate(loop.selected, tuning)
+    loop.epoch += 1
+    record: dict[str, float | None] = {
+        "epoch": loop.epoch,
+        "train_loss": float(torch.stack(loop.losses).mean()),
+        "tuning_loss": loss,
+        "tuning_score": score,
+        "lr": loop.lr,
+        "gradient_norm": float(torch.stack(loop.norms).mean()),
+        "seconds": time.perf_counter() - started,
+    }
+    loop.history.append(record)
+    loop.order, loop.losses, loop.norms = None, [], []
+    value = score if settings.select_by == "score" else None
+    if value is None and loss is not None:
+        value = -loss
+    last = tuning is None or settings.select_by == "last"
+    if last or (value is not None and (loop.best_value is None or value > loop.best_value)):
+        loop.best_value, loop.best_epoch = value, loop.epoch
+        loop.best = {k: v.detach().clone() for k, v in loop.selected.state_dict().items()}
+    return record
+
+
+def _out_of_patience(loop: _Loop, settings: TrainSettings) -> bool:
+    return 0 < settings.patience <= loop.epoch - loop.best_epoch
+
+
+def _finish(loop: _Loop) -> FittedMember:
+    if loop.best is None:
+        msg = "training: expected a finite loss on the tuning patients, found none in any epoch; lower train.lr"
+        raise ModelError(msg)
+    best: dict[str, Any] = loop.history[loop.best_epoch - 1]
+    return FittedMember(
+        state={k: v.cpu() for k, v in loop.best.items()},
+        history=tuple(loop.history),
+        best_epoch=loop.best_epoch,
+        tuning_loss=best["tuning_loss"],
+        tuning_score=best["tuning_score"],
+    )

@@ -1,0 +1,143 @@
+"""How a member is fitted: the settings, the device, and the guard around global state."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+
+from medfuse.errors import ConfigError
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of one fit; the defaults suit cohorts of 150 to 1,500 patients.
+
+    Attributes:
+        epochs: most epochs; the learning rate schedule spans them.
+        batch_size: patients per optimiser step; an epoch is cut into equal batches of about this size.
+        lr: peak learning rate of AdamW.
+        weight_decay: decoupled weight decay, on matrices only (not on biases, gains and other vectors).
+        schedule: ``cosine`` decays to zero over ``epochs``, ``constant`` does not.
+        warmup: part of all steps over which the learning rate rises linearly.
+        patience: epochs without improvement on ``tuning`` before stopping; 0 = run all epochs.
+        select_by: the weights kept are those with the best tuning ``loss`` or ``score``, or of the ``last`` epoch.
+        clip: largest gradient norm; 0 = no clipping.
+        accumulate: micro-batches per optimiser step; exact for losses that are sums over patients, not for ``cox``.
+        modality_dropout: hide whole modalities in training.
+        keep_all: probability that a patient keeps every modality.
+        ema: decay of an exponential moving average of the weights, which is then what is selected; 0 = off.
+        precision: ``auto`` is bf16-mixed on CUDA and 32-true elsewhere.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        threads: CPU threads during the fit; 0 = leave as they are.
+        deterministic: CUDA only: deterministic algorithms, at some cost of speed.
+        checkpoint_every: epochs between checkpoints; 0 = none at ends of epochs.
+        checkpoint_seconds: seconds between checkpoints, taken after any step; 0 = none by the clock.
+
+    Raises:
+        ConfigError: for a value outside its range.
+    """
+
+    epochs: int = 60
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.05
+    patience: int = 15
+    select_by: Literal["loss", "score", "last"] = "loss"
+    clip: float = 1.0
+    accumulate: int = 1
+    modality_dropout: bool = True
+    keep_all: float = 0.3
+    ema: float = 0.0
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = 0
+    deterministic: bool = False
+    checkpoint_every: int = 0
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 0, "threads": 0, "checkpoint_every": 0}
+        low = {name: bound for name, bound in at_least.items() if getattr(self, name) < bound}
+        names = ("lr", "weight_decay", "warmup", "clip", "checkpoint_seconds")
+        bad = {name for name in names if not 0 <= getattr(self, name) < math.inf}
+        bad |= {name for name in ("warmup", "keep_all", "ema") if not 0 <= getattr(self, name) <= 1}
+        if low or bad or self.lr == 0 or self.ema == 1:
+            found = ", ".join(sorted({*low, *bad} or {"lr" if self.lr == 0 else "ema"}))
+            msg = (
+                f"train: out of range: {found}; expected epochs, batch_size, accumulate >= 1, lr > 0, ema in [0, 1), "
+                "warmup and keep_all in [0, 1], and the others >= 0"
+            )
+            raise ConfigError(msg)
+        choices = {
+            "schedule": ("cosine", "constant"),
+            "select_by": ("loss", "score", "last"),
+            "precision": ("auto", "32-true", "bf16-mixed"),
+            "device": ("auto", "cpu", "cuda", "mps"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                msg = f'train.{name}: expected one of {", ".join(known)}, found "{getattr(self, name)}"'
+                raise ConfigError(msg)
+
+
+def make_fabric(settings: TrainSettings) -> Fabric:
+    """Fabric on one device, deaf to cluster variables: one process fits one member.
+
+    Raises:
+        ConfigError: when the asked device is not there.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        msg = f"train.device: expected {device}, found no such device here; use device: auto"
+        raise ConfigError(msg)
+    precision: Any = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if device == "cuda" else "32-true"
+    return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
+
+
+@contextlib.contextmanager
+def own_global_state(settings: TrainSettings, *, device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch inside, and give the caller's random state, thread count and determinism back afterwards.
+
+    Dropout and initialisation can only draw from torch's global generators; inside, those are ours.
+    """
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            if settings.threads:
+                torch.set_num_threads(settings.threads)
+            if settings.deterministic and device.type == "cuda":
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+                torch.use_deterministic_algorithms(True)  # noqa: FBT003  # torch's own signature
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def learning_rate(settings: TrainSettings, *, step: int, steps: int) -> float:
+    """Learning rate of optimiser step ``step`` (from 0) of ``steps``."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return settings.lr * (step + 1) / (warm + 1)
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
