@@ -1,0 +1,25 @@
+"""Models: encoders -> fusion -> heads. They know tensors only."""
+
+from medfuse.batch import ModalityShape
+from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
+from medfuse.models.fusion import FUSIONS, Fused, Fusion
+from medfuse.models.heads import HEADS, Head, default_head
+from medfuse.models.model import MultimodalModel, build_model
+from medfuse.models.settings import HeadSettings, ModelSettings
+
+__all__ = [
+    "ENCODERS",
+    "FUSIONS",
+    "HEADS",
+    "Encoder",
+    "Fused",
+    "Fusion",
+    "Head",
+    "HeadSettings",
+    "ModalityShape",
+    "ModelSettings",
+    "MultimodalModel",
+    "build_model",
+    "default_encoder",
+    "default_head",
+]

@@ -1,0 +1,14 @@
+"""Fusions: tokens of all modalities to states of the patient. To add one: a file here and a row in ``FUSIONS``."""
+
+from medfuse.models.fusion.base import Fused, Fusion
+from medfuse.models.fusion.concat import ConcatFusion
+from medfuse.models.fusion.late import LateFusion
+from medfuse.models.fusion.transformer import TransformerFusion
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "concat": ConcatFusion,
+    "late": LateFusion,
+    "transformer": TransformerFusion,
+}
+
+__all__ = ["FUSIONS", "ConcatFusion", "Fused", "Fusion", "LateFusion", "TransformerFusion"]

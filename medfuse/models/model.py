@@ -1,0 +1,134 @@
+"""The model: an encoder per modality, a fusion, a head per outcome."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from medfuse.batch import Batch, ModalityShape
+from medfuse.errors import ConfigError, ModelError, nearest
+from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
+from medfuse.models.fusion import FUSIONS, Fused, Fusion
+from medfuse.models.heads import HEADS, Head
+from medfuse.models.settings import HeadSettings, ModelSettings, construct
+
+
+class MultimodalModel(nn.Module):
+    """Three slots. Modules stand in lists, in the order of the names, so that any name is allowed.
+
+    What stands in an absent modality's slot or in padding is replaced by zeros at the door and masked from there on.
+
+    Args:
+        encoders: by modality.
+        fusion: of as many modalities.
+        heads: by outcome.
+    """
+
+    def __init__(self, *, encoders: Mapping[str, Encoder], fusion: Fusion, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        self.modalities = tuple(encoders)
+        self.outcomes = tuple(heads)
+        self.encoders = nn.ModuleList(encoders.values())
+        self.fusion = fusion
+        self.heads = nn.ModuleList(heads.values())
+
+    def fuse(self, batch: Batch) -> Fused:
+        """States of the patients; only ``present``, tokens, masks and positions are read.
+
+        Raises:
+            ModelError: when the batch has other modalities than the model.
+        """
+        if batch.modalities != self.modalities:
+            msg = f"model: expected modalities {', '.join(self.modalities)}, found {', '.join(batch.modalities)}"
+            raise ModelError(msg)
+        tokens, masks = [], []
+        for column, (name, encoder) in enumerate(zip(self.modalities, self.encoders, strict=True)):
+            mask = batch.token_mask[name] & batch.present[:, column, None]
+            real = mask[..., None]
+            token, token_mask = encoder(
+                torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
+            )
+            tokens.append(token)
+            masks.append(token_mask)
+        fused: Fused = self.fusion(tokens, masks, batch.present)
+        return fused
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits (B, number of logits) per outcome."""
+        fused = self.fuse(batch)
+        weights = fused.weights[..., None]  # (B, S, 1)
+        return {name: (weights * self.head(name)(fused.states)).sum(1) for name in self.outcomes}
+
+    def head(self, outcome: str) -> Head:
+        """The head of an outcome.
+
+        Raises:
+            ModelError: when the model has no such outcome.
+        """
+        if outcome not in self.outcomes:
+            msg = f'model: no outcome "{outcome}"; {nearest(outcome, self.outcomes)}'
+            raise ModelError(msg)
+        return cast(Head, self.heads[self.outcomes.index(outcome)])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the outcomes of each one's loss over its observed patients.
+
+        Raises:
+            ModelError: when the batch lacks an outcome of the model.
+        """
+        for name in self.outcomes:
+            if name not in batch.targets:
+                msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
+                raise ModelError(msg)
+        logits = self(batch)
+        return torch.stack([self.head(name).loss(logits[name], batch.targets[name]) for name in self.outcomes]).mean()
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Predictions per outcome, as ``Head.predict`` gives them; the caller sets ``eval()``."""
+        return {name: self.head(name).predict(logits) for name, logits in self(batch).items()}
+
+
+def build_model(
+    settings: ModelSettings, *, shapes: Mapping[str, ModalityShape], heads: Mapping[str, HeadSettings]
+) -> MultimodalModel:
+    """Build a model; weights are drawn from torch's global generator.
+
+    Args:
+        settings: names and options of encoders and fusion.
+        shapes: shape per modality, in the order that batches have.
+        heads: head per outcome.
+
+    Raises:
+        ConfigError: an unknown name or option, an encoder for a modality that is not there, no modality or no outcome.
+    """
+    if not shapes or not heads:
+        msg = f"model: expected at least one modality and one outcome, found {len(shapes)} and {len(heads)}"
+        raise ConfigError(msg)
+    for name in settings.encoders:
+        if name not in shapes:
+            msg = f'model.encoders: "{name}" is not a modality of this run; {nearest(name, shapes)}'
+            raise ConfigError(msg)
+    encoders = {
+        name: construct(
+            ENCODERS,
+            {"name": default_encoder(shape), **settings.encoders.get(name, {})},
+            where=f"model.encoders.{name}",
+            given={"shape": shape, "width": settings.width},
+        )
+        for name, shape in shapes.items()
+    }
+    fusion = construct(
+        FUSIONS, settings.fusion, where="model.fusion", given={"modalities": len(shapes), "width": settings.width}
+    )
+    built = {
+        outcome: construct(
+            HEADS,
+            {**head.options, "name": head.name},
+            where=f"model.head.{outcome}",
+            given={"settings": head, "width": settings.width},
+        )
+        for outcome, head in heads.items()
+    }
+    return MultimodalModel(encoders=encoders, fusion=fusion, heads=built)
