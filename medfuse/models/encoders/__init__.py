@@ -1,4 +1,4 @@
-"""Encoders: tokens of a modality to K tokens of the model's width. To add one: a file here and a row in ``ENCODERS``."""
+"""Encoders: tokens of a modality to tokens of the model. To add one: a file here and a row in ``ENCODERS``."""
 
 from medfuse.batch import ModalityShape
 from medfuse.models.encoders.bag import BagEncoder

@@ -1,0 +1,81 @@
+"""Every encoder of the table keeps the promises of design 4."""
+
+import pytest
+import torch
+from invariants import assert_keeps_its_promises, outputs
+from model_cases import HEADS_OF, PATHWAYS, SHAPES, make_batch, settings_for
+
+from medfuse.batch import without_modality
+from medfuse.errors import ConfigError
+from medfuse.models import ENCODERS, build_model, default_encoder
+
+CASES = [
+    ("table", {}, "table"),
+    ("table", {"column_dropout": 0.4, "dropout": 0.2}, "wide"),
+    ("linear", {}, "wide"),
+    ("linear", {"tokens": 3, "layers": 0, "flags": False}, "table"),
+    ("linear", {"layers": 2, "activation": "elu"}, "table"),
+    ("bag", {}, "bag"),
+    ("bag", {"pooling": "mean"}, "bag"),
+    ("bag", {"pooling": "none"}, "bag"),
+    ("bag", {"tokens": 2, "layers": 0}, "bag"),
+    ("bag", {}, "stains"),
+    ("bag", {"pooling": "attention", "tokens": 2}, "stains"),
+    ("pathway", {"pathways": PATHWAYS}, "wide"),
+    ("pathway", {"pathways": PATHWAYS, "tokens": 2, "least_genes": 1}, "wide"),
+]
+
+
+def test_every_encoder_has_a_case():
+    assert {name for name, _, _ in CASES} == set(ENCODERS)
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), CASES)
+def test_encoder_keeps_its_promises(name, options, modality):
+    batch = make_batch(names=(modality,))
+
+    def build():
+        settings = settings_for("late", **{modality: {"name": name, **options}})
+        return build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
+
+    assert_keeps_its_promises(build, batch, bags=(modality,) if name == "bag" else ())
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), CASES)
+def test_encoder_gives_tokens_of_the_width_and_a_mask(name, options, modality):
+    settings = settings_for("late", **{modality: {"name": name, **options}})
+    model = build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
+    batch = make_batch(names=(modality,))
+    tokens, mask = model.encoders[0](batch.tokens[modality], batch.token_mask[modality], batch.position[modality])
+    assert tokens.shape == (*mask.shape, 16)
+    assert mask.dtype == torch.bool
+    assert torch.isfinite(tokens).all()
+    assert torch.equal(mask.any(1), batch.present[:, 0])
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), CASES)
+def test_encoder_refuses_another_layout_and_unknown_options(name, options, modality):
+    other = "bag" if SHAPES[modality].layout == "columns" else "wide"
+    heads = {"os": HEADS_OF["os"]}
+    with pytest.raises(ConfigError, match=f'encoder "{name}": expected a modality of layout'):
+        build_model(
+            settings_for("late", **{other: {"name": name, **options}}), shapes={other: SHAPES[other]}, heads=heads
+        )
+    with pytest.raises(ConfigError, match='has no option "dropuot"; did you mean'):
+        build_model(
+            settings_for("late", **{modality: {"name": name, **options, "dropuot": 0.1}}),
+            shapes={modality: SHAPES[modality]},
+            heads=heads,
+        )
+
+
+def test_default_encoders_serve_their_layout():
+    for modality, shape in SHAPES.items():
+        assert shape.layout in ENCODERS[default_encoder(shape)].layouts, modality
+
+
+def test_a_patient_whose_only_modality_is_taken_away_is_a_patient_without_any():
+    model = build_model(settings_for("late"), shapes={"table": SHAPES["table"]}, heads={"os": HEADS_OF["os"]})
+    batch = make_batch(names=("table",))
+    found = outputs(model, without_modality(batch, "table"))
+    assert torch.equal(found, found[:1].expand_as(found))

@@ -1,0 +1,70 @@
+"""Every fusion of the table keeps the promises of design 4, with any subset of four modalities and five outcomes."""
+
+import pytest
+import torch
+from invariants import assert_keeps_its_promises, outputs
+from model_cases import HEADS_OF, SHAPES, make_batch
+
+from medfuse.batch import without_modality
+from medfuse.errors import ConfigError
+from medfuse.models import FUSIONS, ModelSettings, build_model
+
+CASES = [
+    ("concat", {}),
+    ("late", {}),
+    ("late", {"weighting": "learned"}),
+    ("transformer", {}),
+    ("transformer", {"depth": 1, "heads": 2, "ratio": 1, "dropout": 0.0, "token_dropout": 0.0}),
+]
+
+
+def make(name, options):
+    return build_model(
+        ModelSettings(width=16, fusion={"name": name, **options}, encoders={"wide": {"name": "linear"}}),
+        shapes=SHAPES,
+        heads=HEADS_OF,
+    )
+
+
+def test_every_fusion_has_a_case():
+    assert {name for name, _ in CASES} == set(FUSIONS)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_fusion_keeps_its_promises(name, options):
+    assert_keeps_its_promises(lambda: make(name, options), make_batch(), bags=("bag", "stains"))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_fusion_weights_are_a_distribution_over_what_is_there(name, options):
+    model, batch = make(name, options).eval(), make_batch()
+    fused = model.fuse(batch)
+    assert fused.states.shape == (*fused.weights.shape, 16)
+    assert (fused.weights >= 0).all()
+    assert torch.allclose(fused.weights.sum(1), torch.ones(len(batch)))
+    assert torch.isfinite(fused.states).all()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_fusion_of_nothing_is_one_prediction_for_everybody(name, options):
+    model, batch = make(name, options), make_batch()
+    for modality in SHAPES:
+        batch = without_modality(batch, modality)
+    found = outputs(model, batch)
+    assert torch.isfinite(found).all()
+    assert torch.equal(found, found[:1].expand_as(found))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_each_modality_is_used(name, options):
+    model, batch = make(name, options), make_batch()
+    expected = outputs(model, batch)
+    for i, modality in enumerate(SHAPES):
+        changed = (outputs(model, without_modality(batch, modality)) != expected).any(1)
+        assert torch.equal(changed, batch.present[:, i])
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_fusion_refuses_unknown_options(name, options):
+    with pytest.raises(ConfigError, match=f'model.fusion: "{name}" has no option "dept"'):
+        make(name, {**options, "dept": 3})

@@ -1,0 +1,158 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from model_cases import HEADS_OF, SHAPES, make_batch, settings_for
+
+from medfuse.errors import ConfigError, ModelError
+from medfuse.models import ModalityShape, ModelSettings, build_model
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build_model(settings_for("late"), shapes=SHAPES, heads=HEADS_OF)
+
+
+def test_loss_is_the_mean_over_outcomes(model):
+    batch = make_batch()
+    model.eval()
+    logits = model(batch)
+    single = [float(model.head(o).loss(logits[o], batch.targets[o]).detach()) for o in HEADS_OF]
+    assert float(model.loss(batch).detach()) == pytest.approx(sum(single) / len(single), rel=1e-6)
+
+
+def test_predict_gives_every_outcome_what_its_kind_has(model):
+    found = model.eval().predict(make_batch())
+    kinds = {name: set(values) for name, values in found.items()}
+    assert kinds == {
+        "os": {"risk_score", "survival"},
+        "dfs": {"risk_score"},
+        "recurrence": {"risk_score", "probability"},
+        "grade": {"risk_score", "probability"},
+        "score": {"risk_score", "value"},
+    }
+    assert not any(value.requires_grad for values in found.values() for value in values.values())
+
+
+def test_late_prediction_is_the_mean_of_the_single_modalities(model):
+    model.eval()
+    batch = make_batch()
+    both = replace(batch, present=batch.present & torch.tensor([True, True, False, False]))
+    one, other = (
+        model(replace(batch, present=both.present & torch.tensor([i == 0, i == 1, False, False])))["os"] for i in (0, 1)
+    )
+    rows = both.present[:, :2].all(1)
+    assert torch.allclose(model(both)["os"][rows], ((one + other) / 2)[rows], atol=1e-6)
+
+
+def test_any_modality_name_is_allowed():
+    names = {"keys": SHAPES["table"], "rna.seq": SHAPES["wide"], "type": SHAPES["bag"]}
+    model = build_model(settings_for("concat"), shapes=names, heads={"a.b": HEADS_OF["os"]})
+    assert model.modalities == ("keys", "rna.seq", "type")
+    assert model.outcomes == ("a.b",)
+
+
+def test_model_refuses_another_batch(model):
+    with pytest.raises(ModelError, match="expected modalities table, wide, bag, stains, found table"):
+        model(make_batch(names=("table",)))
+    with pytest.raises(ModelError, match='no outcome "os"'):
+        model.loss(replace(make_batch(), targets={"ost": make_batch().targets["os"]}))
+    with pytest.raises(ModelError, match='did you mean "score"'):
+        model.head("scores")
+
+
+@pytest.mark.parametrize(
+    ("settings", "heads", "message"),
+    [
+        ({"encoders": {"wsi": {"name": "bag"}}}, HEADS_OF, '"wsi" is not a modality of this run'),
+        ({"encoders": {"bag": {"name": "bug"}}}, HEADS_OF, 'model.encoders.bag.name: .* did you mean "bag"'),
+        ({"fusion": {"name": "transfromer"}}, HEADS_OF, 'did you mean "transformer"'),
+        ({"fusion": {"depth": 2}}, HEADS_OF, "model.fusion.name: expected a known name"),
+        ({"fusion": {"name": "late", "width": 3}}, HEADS_OF, 'has no option "width"'),
+        ({"width": 0}, HEADS_OF, "model.width"),
+        ({}, {}, "at least one modality and one outcome"),
+        ({}, {"os": replace(HEADS_OF["os"], name="hazard")}, "model.head.os.name"),
+        ({}, {"os": replace(HEADS_OF["os"], options={"ties": "efron"})}, 'model.head.os: .* no option "ties"'),
+    ],
+)
+def test_build_model_refuses(settings, heads, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(ModelSettings(**settings), shapes=SHAPES, heads=heads)
+
+
+def test_an_encoder_without_its_argument_is_refused():
+    with pytest.raises(ConfigError, match=r'"pathway" cannot be built: .*pathways'):
+        build_model(settings_for("late", wide={"name": "pathway"}), shapes=SHAPES, heads=HEADS_OF)
+
+
+def test_options_without_a_name_go_to_the_default_encoder():
+    settings = settings_for("late", table={"column_dropout": 0.5})
+    model = build_model(settings, shapes={"table": SHAPES["table"]}, heads=HEADS_OF)
+    assert model.encoders[0].column_dropout == 0.5
+
+
+def test_same_seed_same_weights():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(build_model(ModelSettings(width=16), shapes=SHAPES, heads=HEADS_OF).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_one_patient_cohort_and_one_column():
+    shapes = {"one": ModalityShape(layout="columns", features=1)}
+    model = build_model(ModelSettings(width=8), shapes=shapes, heads={"os": HEADS_OF["os"]})
+    batch = make_batch(names=("table",)).select([1])
+    one = replace(
+        batch,
+        modalities=("one",),
+        tokens={"one": batch.tokens["table"][:, :1]},
+        token_mask={"one": batch.token_mask["table"][:, :1]},
+        position={"one": batch.position["table"][:, :1]},
+    )
+    model.loss(one).backward()
+    assert model.eval().predict(one)["os"]["survival"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+def test_bfloat16_autocast_stays_close(fusion):
+    torch.manual_seed(0)
+    model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()
+    batch = make_batch()
+    exact = model.loss(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.loss(batch)
+    rough.backward()
+    assert rough.dtype == torch.float32
+    assert float(rough.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_models_import_torch_and_numpy_only():
+    code = (
+        "import sys, medfuse.models; "
+        "print(sorted({'pandas', 'pydantic', 'sklearn', 'sksurv', 'mlflow', 'monai'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+def test_cuda_gives_the_same_loss_and_gradients(fusion):
+    torch.manual_seed(0)
+    model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()
+    batch = make_batch()
+    model.loss(batch).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    loss = model.loss(batch).item()
+    model.zero_grad()
+    model.cuda()
+    there = model.loss(batch.to("cuda"))
+    there.backward()
+    assert there.item() == pytest.approx(loss, rel=1e-4)
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(p.grad.cpu(), grad, atol=1e-4)
