@@ -1,0 +1,102 @@
+"""A cohort's modalities: from the card's files through the feature store, for the cohort's patients."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medfuse import loaders
+from medfuse.cohort import Cohort, resolve_source
+from medfuse.config import ModalityCard
+from medfuse.errors import DataError, StoreError, nearest
+from medfuse.files import sha256_file
+from medfuse.sample import ModalityData
+from medfuse.store import FeatureStore, entry_key
+
+
+def default_store_root() -> Path:
+    """MEDFUSE_STORE, or ``.medfuse/store`` in the working folder."""
+    return Path(os.environ.get("MEDFUSE_STORE", ".medfuse/store"))
+
+
+def _sources(card: ModalityCard) -> list[str]:
+    return [source for source in (card.file, *card.files.values(), card.gmt) if source]
+
+
+def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, str]) -> ModalityData:
+    card = cohort.card
+    spec = card.modalities[name]
+
+    def resolve(source: str) -> Path:
+        return resolve_source(card, source, cohort.data_root)
+
+    sources = {}
+    for source in _sources(spec):
+        path = resolve(source)
+        if path not in hashes:
+            hashes[path] = sha256_file(path)
+        sources[source] = hashes[path]
+    patients = (card.patients.id, card.patients.row_prefix)
+    settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients)}
+    key = entry_key(name=name, settings=settings, sources=sources, version=loaders.VERSION)
+    if key in store:
+        try:
+            return store.get(key)
+        except StoreError:
+            pass  # a damaged entry is rebuilt from its sources, whose hashes are part of the key
+    data = loaders.read(name, spec, resolve=resolve, patients=patients)
+    return store.put(data, key=key, sources=sources)
+
+
+def load_modalities(
+    cohort: Cohort, *, names: Sequence[str] | None = None, store_root: Path | None = None
+) -> dict[str, ModalityData]:
+    """Read the modalities of a cohort, reusing what the feature store holds.
+
+    Args:
+        cohort: whose patients are wanted; others in the files are left out.
+        names: modalities to read, in this order; default: all of the card.
+        store_root: folder of the feature store; default ``MEDFUSE_STORE`` or ``.medfuse/store``.
+
+    Raises:
+        DataError: an unknown modality, one that nobody in the cohort has, or what the loaders refuse.
+    """
+    store = FeatureStore(store_root or default_store_root())
+    hashes: dict[Path, str] = {}
+    loaded = {}
+    wanted = list(names) if names is not None else list(cohort.card.modalities)
+    ids = cohort.patient_ids
+    for name in wanted:
+        if name not in cohort.card.modalities:
+            msg = f"card {cohort.card.name}: no modality {name!r}; {nearest(name, cohort.card.modalities)}"
+            raise DataError(msg)
+        data = _load(cohort, name, store=store, hashes=hashes)
+        samples = {patient: data.samples[patient] for patient in ids if patient in data.samples}
+        if not samples:
+            msg = (
+                f"modality {name}: expected patients of cohort {cohort.card.name}, found none of {len(ids)} among "
+                f"{len(data.samples)} in the files; do the ids have the same form?"
+            )
+            raise DataError(msg)
+        loaded[name] = dataclasses.replace(data, samples=samples)
+    return loaded
+
+
+def manifest(data: Mapping[str, ModalityData], *, store_root: Path | None = None) -> dict[str, Any]:
+    """What a run records of its data: per modality key, sources with SHA-256, counts and warnings."""
+    from medfuse.files import verify
+
+    store = FeatureStore(store_root or default_store_root())
+    rows = {}
+    for name, modality in data.items():
+        sealed = verify(store.path(modality.key))
+        rows[name] = {
+            "key": modality.key,
+            "sources": sealed["sources"],
+            "patients": len(modality.samples),
+            "columns": len(modality.columns) or modality.features,
+            "identities": list(modality.identities),
+            "warnings": list(modality.warnings),
+        }
+    return rows

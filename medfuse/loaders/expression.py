@@ -1,0 +1,154 @@
+"""Genes by patients or patients by genes: expression, copy number or mutation per gene, unit and log base stated."""
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medfuse.config import ModalityCard
+from medfuse.errors import DataError
+from medfuse.loaders.tabular import check_index_time, merge_rows, to_samples
+from medfuse.sample import Column, ModalityData
+from medfuse.tables import column, patient_ids, read_table, to_numeric
+from medfuse.types import PatientId
+
+# What spreadsheets make of SEPT1, MARCH2, DEC1 and their kin: 1-Sep, Mar-02, 2001-09-01, 44805.
+_MANGLED = re.compile(
+    r"^(\d{1,2}-(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+    r"|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*-\d{1,2}"
+    r"|\d{4}-\d{2}-\d{2}( .*)?|[1-9]\d{4}|\d+(\.\d+)?e\+?\d+)$",
+    flags=re.IGNORECASE,
+)
+
+
+def mangled_names(names: Sequence[str]) -> list[str]:
+    """Gene names that a spreadsheet turned into a date or a number."""
+    return [name for name in names if _MANGLED.match(name)]
+
+
+def read_gmt(path: Path) -> dict[str, tuple[str, ...]]:
+    """Gene sets of a GMT file: set name -> gene symbols.
+
+    Raises:
+        DataError: a line with fewer than three tab-separated fields, or a set name that stands twice.
+    """
+    sets: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\n").split("\t")
+        genes = tuple(gene for gene in fields[2:] if gene)
+        if len(fields) < 3 or not genes or fields[0] in sets:
+            msg = f"{path.name}, line {number}: expected a new set name, a description and genes, separated by tabs"
+            raise DataError(msg)
+        sets[fields[0]] = genes
+    return sets
+
+
+def _select(names: Sequence[str], pattern: str | None, *, file: str) -> tuple[list[str], list[str]]:
+    """Columns that match the pattern, and their gene names: what the pattern's ``*`` stands for."""
+    if pattern is None:
+        return list(names), list(names)
+    chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not chosen:
+        msg = f"{file}: expected columns that match {pattern!r}, found none of {len(names)}; correct the card's columns"
+        raise DataError(msg)
+    before, _, after = pattern.partition("*")
+    return chosen, [name[len(before) : len(name) - len(after) if after else None] for name in chosen]
+
+
+def _merge_genes(
+    values: NDArray[np.float64], genes: list[str], card: ModalityCard, *, file: str
+) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    warnings: list[str] = []
+    mangled = mangled_names(genes)
+    if mangled and not card.accept_mangled:
+        msg = (
+            f"{file}: expected gene symbols, found {len(mangled)} that a spreadsheet turned into dates or numbers "
+            f"({', '.join(mangled[:5])}); restore them from the source, or state accept_mangled: true"
+        )
+        raise DataError(msg)
+    if mangled:
+        warnings.append(f"{len(mangled)} gene names look mangled by a spreadsheet and were accepted: {', '.join(mangled[:5])}")
+    doubled = [gene for gene, count in Counter(genes).items() if count > 1]
+    if doubled and card.duplicates == "refuse":
+        msg = (
+            f"{file}: expected distinct gene symbols, found {len(doubled)} that stand twice "
+            f"({', '.join(doubled[:5])}); state duplicates: mean to average them"
+        )
+        raise DataError(msg)
+    if doubled:
+        averaged = pd.DataFrame(values.T).groupby(np.asarray(genes), sort=False).mean()
+        warnings.append(f"{len(doubled)} duplicated gene symbols were averaged: {', '.join(doubled[:5])}")
+        return averaged.to_numpy(dtype=np.float64).T, list(averaged.index), warnings
+    return values, genes, warnings
+
+
+def _frame_values(frame: pd.DataFrame, labels: Sequence[str], *, file: str) -> NDArray[np.float64]:
+    return np.stack([to_numeric(frame[label], file=file) for label in labels], axis=1)
+
+
+def _patients_by_genes(
+    frame: pd.DataFrame, card: ModalityCard, patients: tuple[str | None, str], *, file: str
+) -> tuple[NDArray[np.float64], list[PatientId], list[str]]:
+    id_column = card.id or patients[0]
+    ids = patient_ids(frame, id_column, prefix=patients[1], file=file)
+    check_index_time(frame, card.days_from_index, ids, file=file)
+    pattern = card.columns if isinstance(card.columns, str) else None
+    skip = {id_column, card.days_from_index}
+    labels, genes = _select([str(c) for c in frame.columns if c not in skip], pattern, file=file)
+    values = _frame_values(frame, labels, file=file)
+    merged, unique = merge_rows(values, ids, rule=card.repeated_rows, file=file, names=labels)
+    return merged, unique, genes
+
+
+def read(
+    name: str, card: ModalityCard, *, resolve: Callable[[str], Path], patients: tuple[str | None, str]
+) -> ModalityData:
+    """Read a gene table; see :func:`medfuse.loaders.read`.
+
+    Returns:
+        Layout ``columns``, one numeric column per gene; its unit is the card's, with the log base.
+
+    Raises:
+        DataError: mangled or duplicated gene names, cells that are no numbers, patients whose rows disagree.
+    """
+    path = resolve(card.file or "")
+    frame = read_table(path)
+    if card.orientation == "patients_by_genes":
+        values, ids, genes = _patients_by_genes(frame, card, patients, file=path.name)
+    else:
+        label = card.id or str(frame.columns[0])
+        genes = [str(g) for g in column(frame, label, file=path.name)]
+        pattern = card.columns if isinstance(card.columns, str) else None
+        labels, names = _select([str(c) for c in frame.columns if c != label], pattern, file=path.name)
+        values, ids = _frame_values(frame, labels, file=path.name).T, [PatientId(n) for n in names]
+    values, genes, warnings = _merge_genes(values, genes, card, file=path.name)
+    unit = card.unit if card.log_base is None else f"log{card.log_base:g} {card.unit}"
+    samples = to_samples(values, ids)
+    empty = [i for i in ids if i not in samples]
+    if empty:
+        warnings.append(f"{len(empty)} patients have an empty row and count as absent, first {empty[0]}")
+    return ModalityData(
+        name=name,
+        layout="columns",
+        features=2,
+        columns=tuple(Column(name=gene, unit=unit) for gene in genes),
+        samples=samples,
+        warnings=tuple(warnings),
+    )
+
+
+def write_example(folder: Path) -> ModalityCard:
+    """Write a small valid gene table into ``folder`` and return the card that reads it."""
+    (folder / "genes.tsv").write_text(
+        "gene\t001\t002\t010\nTP53\t1.5\t-0.5\t0\nEGFR\t2\t\t0.25\nBRCA1\t0\t1\t2\n", encoding="utf-8"
+    )
+    return ModalityCard(
+        loader="expression", file="genes.tsv", id="gene", orientation="genes_by_patients", unit="tpm", log_base=2
+    )

@@ -1,0 +1,150 @@
+"""Feature vectors and bags of them, as other tools wrote them: NPZ, HDF5 (CLAM, TRIDENT), CSV, Parquet."""
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfuse.config import ModalityCard
+from medfuse.errors import DataError
+from medfuse.sample import ModalityData, ModalitySample
+from medfuse.tables import patient_ids, read_table, to_numeric
+from medfuse.types import PatientId
+
+Bag = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # features (T, F), coordinates (T, P)
+
+
+def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None, *, where: str) -> Bag:
+    array = np.asarray(features)
+    if array.ndim == 3 and array.shape[0] == 1:  # TRIDENT keeps a leading axis of one
+        array = array[0]
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2 or not len(array) or array.dtype.kind not in "fiu":
+        msg = f"{where}: expected a vector (F,) or a bag (T, F) of numbers, found {array.dtype} {array.shape}"
+        raise DataError(msg)
+    where_to = None if coordinates is None else np.asarray(coordinates)
+    if where_to is not None and where_to.ndim == 3 and where_to.shape[0] == 1:
+        where_to = where_to[0]
+    if where_to is not None and (where_to.ndim != 2 or len(where_to) != len(array)):
+        msg = f"{where}: expected coordinates of {len(array)} tokens, found {where_to.shape}"
+        raise DataError(msg)
+    return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
+
+
+def _read_npz(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if card.features in archive.files and card.id in archive.files:
+                ids = archive[str(card.id)].astype(str)
+                for patient, row in zip(ids, archive[card.features], strict=True):
+                    yield PatientId(str(patient)), _bag(row, None, where=f"{path.name}, patient {patient}")
+            else:
+                for patient in archive.files:
+                    yield PatientId(patient), _bag(archive[patient], None, where=f"{path.name}, patient {patient}")
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        msg = f"{path.name}: expected an NPZ file of plain arrays, found damage or pickled objects ({error})"
+        raise DataError(msg) from error
+
+
+def _read_hdf5(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if card.features in file and isinstance(file[card.features], h5py.Dataset):
+                yield PatientId(path.stem), _group(file, card, where=path.name)
+                return
+            for patient, node in file.items():
+                where = f"{path.name}, patient {patient}"
+                bag = _bag(node[()], None, where=where) if isinstance(node, h5py.Dataset) else _group(node, card, where=where)
+                yield PatientId(patient), bag
+    except (OSError, KeyError) as error:
+        msg = f"{path.name}: expected an HDF5 file with {card.features!r}, found damage or another layout ({error})"
+        raise DataError(msg) from error
+
+
+def _group(group: Mapping[str, NDArray[np.generic]], card: ModalityCard, *, where: str) -> Bag:
+    coordinates = group[card.coordinates][()] if card.coordinates in group else None
+    return _bag(group[card.features][()], coordinates, where=where)
+
+
+def _read_rows(path: Path, card: ModalityCard, patients: tuple[str | None, str]) -> Iterator[tuple[PatientId, Bag]]:
+    frame = read_table(path)
+    id_column = card.id or patients[0]
+    ids = patient_ids(frame, id_column, prefix=patients[1], file=path.name)
+    labels = [str(c) for c in frame.columns if c != id_column]
+    values = np.stack([to_numeric(frame[label], file=path.name) for label in labels], axis=1)
+    rows: dict[PatientId, list[int]] = {}
+    for row, patient in enumerate(ids):
+        rows.setdefault(patient, []).append(row)
+    for patient, chosen in rows.items():
+        yield patient, _bag(values[chosen], None, where=f"{path.name}, patient {patient}")
+
+
+def _read_one(path: Path, card: ModalityCard, patients: tuple[str | None, str]) -> Iterator[tuple[PatientId, Bag]]:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        yield from _read_npz(path, card)
+    elif suffix in {".h5", ".hdf5"}:
+        yield from _read_hdf5(path, card)
+    elif suffix in {".csv", ".tsv", ".parquet"}:
+        yield from _read_rows(path, card, patients)
+    else:
+        msg = f"{path.name}: expected .npz, .h5, .hdf5, .csv, .tsv or .parquet, found {suffix or 'no suffix'}"
+        raise DataError(msg)
+
+
+def read(
+    name: str, card: ModalityCard, *, resolve: Callable[[str], Path], patients: tuple[str | None, str]
+) -> ModalityData:
+    """Read vectors; see :func:`medfuse.loaders.read`.
+
+    ``files`` of the card are token identities (one stain each, say); with a single ``file`` the tokens are a free bag.
+    A token that is not finite is left out and listed.
+
+    Raises:
+        DataError: damage, pickled content, or feature counts that differ between files or patients.
+    """
+    sources = card.files or {"": card.file or ""}
+    tokens: dict[PatientId, list[NDArray[np.float32]]] = {}
+    position: dict[PatientId, list[NDArray[np.float32]]] = {}
+    width = 0
+    left_out: list[str] = []
+    for index, (label, source) in enumerate(sources.items()):
+        for patient, (features, coordinates) in _read_one(resolve(source), card, patients):
+            width = width or features.shape[1]
+            if features.shape[1] != width:
+                msg = f"modality {name}, patient {patient}: expected {width} features per token, found {features.shape[1]}"
+                raise DataError(msg)
+            finite = np.isfinite(features).all(axis=1)
+            if not finite.all():
+                left_out.append(f"{patient}{f' ({label})' if label else ''}")
+            if not finite.any():
+                continue
+            place = coordinates if coordinates is not None and not label else np.full((len(features), 1), index, np.float32)
+            tokens.setdefault(patient, []).append(features[finite])
+            position.setdefault(patient, []).append(place[finite])
+    samples = {
+        patient: ModalitySample(tokens=np.concatenate(parts), position=np.concatenate(position[patient]))
+        for patient, parts in tokens.items()
+    }
+    warnings = (f"{len(left_out)} patients had tokens that are not finite and were left out: {', '.join(left_out[:5])}",)
+    return ModalityData(
+        name=name,
+        layout="vectors",
+        features=width,
+        identities=tuple(card.files),
+        samples=samples,
+        warnings=warnings if left_out else (),
+    )
+
+
+def write_example(folder: Path) -> ModalityCard:
+    """Write two small NPZ files, one per token identity, into ``folder`` and return the card that reads them."""
+    rng = np.random.default_rng(0)
+    np.savez(folder / "he.npz", **{i: rng.normal(size=6).astype(np.float32) for i in ("001", "002")})
+    np.savez(folder / "cd8.npz", **{i: rng.normal(size=6).astype(np.float32) for i in ("002", "010")})
+    return ModalityCard(loader="vectors", files={"HE": "he.npz", "CD8": "cd8.npz"})

@@ -1,0 +1,302 @@
+"""Scaling, one-hot coding and dropping of constants: fitted on train patients only, used by networks and baselines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfuse.errors import DataError, ModelError
+from medfuse.sample import ModalityData, ModalitySample
+from medfuse.types import Layout, PatientId
+
+# Standardised values beyond this carry no more information than "extreme", and one outlier must not own a network.
+CLIP = 8.0
+_TINY = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What was fitted for one modality.
+
+    Attributes:
+        modality: its name.
+        layout: ``columns`` or ``vectors``.
+        feature_names: p names; one-hot features are called ``column=level``.
+        source: (p,) index of the stored column or vector feature that a feature reads.
+        level: (p,) level index that a one-hot feature marks, -1 for the others.
+        reference: (p,) level against which the one feature of a two-level column stands, -1 for the others.
+        column_of_feature: (p,) index of the kept column that a feature belongs to.
+        n_columns: number of kept columns.
+        mean, scale: (p,) of layout ``columns``; (I, p) of layout ``vectors``, one row per token identity (I >= 1).
+        missing: (p,) True where some train patient misses the feature.
+        identities: names of the token identities.
+        dropped: columns that were dropped, with the reason.
+    """
+
+    modality: str
+    layout: Layout
+    feature_names: tuple[str, ...]
+    source: NDArray[np.int64]
+    level: NDArray[np.int64]
+    reference: NDArray[np.int64]
+    column_of_feature: NDArray[np.int64]
+    n_columns: int
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    missing: NDArray[np.bool_]
+    identities: tuple[str, ...]
+    dropped: tuple[tuple[str, str], ...]
+
+
+def stack(data: ModalityData, ids: Sequence[PatientId]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Stored tokens of layout ``columns`` as one array.
+
+    Returns:
+        (n, C, 2) float32, zeros where the patient lacks the modality, and (n,) bool who has it.
+    """
+    out = np.zeros((len(ids), len(data.columns), 2), dtype=np.float32)
+    present = np.zeros(len(ids), dtype=bool)
+    for i, patient in enumerate(ids):
+        sample = data.samples.get(patient)
+        if sample is not None:
+            out[i] = sample.tokens
+            present[i] = True
+    return out, present
+
+
+def fit_preprocessing(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
+    """Fit on the patients ``ids``, and on nobody else.
+
+    Args:
+        data: the modality; patients outside ``ids`` are never read.
+        ids: train patients; those without the modality say nothing.
+
+    Raises:
+        DataError: nobody of ``ids`` has the modality, or every column is constant or empty.
+    """
+    if not any(patient in data.samples for patient in ids):
+        msg = f"modality {data.name}: expected train patients who have it, found none of {len(ids)}; drop it from the recipe"
+        raise DataError(msg)
+    fitted = _fit_columns(data, ids) if data.layout == "columns" else _fit_vectors(data, ids)
+    if not fitted.feature_names:
+        msg = f"modality {data.name}: expected a column that varies in train, found {len(fitted.dropped)} constant or empty"
+        raise DataError(msg)
+    return fitted
+
+
+def _fit_columns(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
+    tokens, present = stack(data, ids)
+    value, observed = tokens[present, :, 0].astype(np.float64), tokens[present, :, 1] > 0
+    count = observed.sum(axis=0)
+    safe = np.maximum(count, 1)
+    mean = np.where(observed, value, 0.0).sum(axis=0) / safe
+    spread = np.sqrt((np.where(observed, value - mean, 0.0) ** 2).sum(axis=0) / safe)
+    names: list[str] = []
+    rows: list[tuple[int, int, int, float, float, int]] = []
+    dropped: list[tuple[str, str]] = []
+    kept = 0
+    for c, column in enumerate(data.columns):
+        if count[c] == 0:
+            dropped.append((column.name, "never observed in train"))
+        elif column.kind == "categorical":
+            seen = np.unique(value[observed[:, c], c].astype(np.int64))
+            if len(seen) < 2:
+                dropped.append((column.name, "one level in train"))
+                continue
+            # Two levels are one contrast: the second against the first.
+            reference = int(seen[0]) if len(seen) == 2 else -1
+            for level in seen[1:] if len(seen) == 2 else seen:
+                share = float((value[observed[:, c], c] == level).mean())
+                names.append(f"{column.name}={column.levels[level]}")
+                rows.append((c, int(level), kept, share, float(np.sqrt(share * (1 - share))), reference))
+            kept += 1
+        elif spread[c] <= _TINY * max(1.0, abs(mean[c])):
+            dropped.append((column.name, "constant in train"))
+        else:
+            names.append(column.name)
+            rows.append((c, -1, kept, float(mean[c]), float(spread[c]), -1))
+            kept += 1
+    source = np.array([r[0] for r in rows], dtype=np.int64)
+    return Preprocessing(
+        modality=data.name,
+        layout="columns",
+        feature_names=tuple(names),
+        source=source,
+        level=np.array([r[1] for r in rows], dtype=np.int64),
+        reference=np.array([r[5] for r in rows], dtype=np.int64),
+        column_of_feature=np.array([r[2] for r in rows], dtype=np.int64),
+        n_columns=kept,
+        mean=np.array([r[3] for r in rows], dtype=np.float64),
+        scale=np.array([r[4] for r in rows], dtype=np.float64),
+        missing=(count < len(observed))[source] if len(source) else np.zeros(0, dtype=bool),
+        identities=(),
+        dropped=tuple(dropped),
+    )
+
+
+def _identity(data_identities: Sequence[str], sample: ModalitySample) -> NDArray[np.int64]:
+    if not data_identities:
+        return np.zeros(len(sample.tokens), dtype=np.int64)
+    return sample.position[:, 0].astype(np.int64)
+
+
+def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
+    groups = max(1, len(data.identities))
+    total = np.zeros((groups, data.features))
+    square = np.zeros((groups, data.features))
+    count = np.zeros(groups)
+    samples = [data.samples[i] for i in ids if i in data.samples]
+    for power in (1, 2):  # two passes: the variance about the mean, without cancellation
+        mean = total / np.maximum(count, 1)[:, None]
+        for sample in samples:
+            which = _identity(data.identities, sample)
+            tokens = sample.tokens.astype(np.float64)
+            if power == 1:
+                np.add.at(total, which, tokens)
+                np.add.at(count, which, 1.0)
+            else:
+                np.add.at(square, which, (tokens - mean[which]) ** 2)
+    spread = np.sqrt(square / np.maximum(count, 1)[:, None])
+    varies = (spread > _TINY).any(axis=0)
+    source = np.flatnonzero(varies).astype(np.int64)
+    scale = np.where(spread > _TINY, spread, 1.0)[:, source]
+    every = all(len(np.unique(_identity(data.identities, s))) == groups for s in samples)
+    return Preprocessing(
+        modality=data.name,
+        layout="vectors",
+        feature_names=tuple(f"{data.name}[{j}]" for j in source),
+        source=source,
+        level=np.full(len(source), -1, dtype=np.int64),
+        reference=np.full(len(source), -1, dtype=np.int64),
+        column_of_feature=np.arange(len(source), dtype=np.int64),
+        n_columns=len(source),
+        mean=mean[:, source],
+        scale=scale,
+        missing=np.full(len(source), not every),
+        identities=data.identities,
+        dropped=tuple((f"{data.name}[{j}]", "constant in train") for j in np.flatnonzero(~varies)),
+    )
+
+
+def _transform_columns(p: Preprocessing, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, C, 2) stored -> (n, p, 2) standardised value (0 where missing) and observed flag."""
+    value, observed = tokens[:, p.source, 0].astype(np.float64), tokens[:, p.source, 1] > 0
+    coded = p.level >= 0
+    marked = np.where(coded, value == p.level, value)
+    if coded.any():
+        # A level that train never saw tells nothing: it is the missing state.
+        observed = observed & (~coded | _known_level(p, value))
+    z = np.clip((marked - p.mean) / p.scale, -CLIP, CLIP)
+    return np.stack([np.where(observed, z, 0.0), observed], axis=-1).astype(np.float32)
+
+
+def _known_level(p: Preprocessing, value: NDArray[np.float64]) -> NDArray[np.bool_]:
+    known = np.zeros(value.shape, dtype=bool)
+    for c in np.unique(p.column_of_feature[p.level >= 0]):
+        features = np.flatnonzero(p.column_of_feature == c)
+        levels = [*p.level[features].tolist(), *p.reference[features].tolist()]
+        known[:, features] = np.isin(value[:, features[:1]], levels)
+    return known
+
+
+def transform(p: Preprocessing, sample: ModalitySample) -> ModalitySample:
+    """One patient's tokens as a model reads them.
+
+    Returns:
+        layout ``columns``: tokens (p, 2); layout ``vectors``: (T, p) standardised.
+    """
+    if p.layout == "columns":
+        tokens = _transform_columns(p, sample.tokens[None])[0]
+        position = np.arange(len(tokens), dtype=np.float32)[:, None]
+        return ModalitySample(tokens=tokens, position=position)
+    which = _identity(p.identities, sample)
+    tokens = (sample.tokens[:, p.source] - p.mean[which]) / p.scale[which]
+    return ModalitySample(tokens=np.clip(tokens, -CLIP, CLIP).astype(np.float32), position=sample.position)
+
+
+def transform_many(
+    p: Preprocessing, data: ModalityData, ids: Sequence[PatientId]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Layout ``columns`` for many patients at once: (n, p, 2) tokens and (n,) who has the modality."""
+    if p.layout != "columns":
+        msg = f"modality {p.modality}: transform_many is for layout columns; use transform per patient"
+        raise ModelError(msg)
+    tokens, present = stack(data, ids)
+    return _transform_columns(p, tokens) * present[:, None, None], present
+
+
+def dense_matrix(
+    p: Preprocessing, data: ModalityData, ids: Sequence[PatientId]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A design matrix for models that know no tokens.
+
+    Layout ``columns``: standardised values, 0 (the train mean) where missing, and one indicator per column that some
+    train patient misses. Layout ``vectors``: token identities side by side, 0 and an indicator where one is absent; a
+    free bag is the mean of its tokens. Absent patients are rows of zeros.
+
+    Returns:
+        (n, q) float64 and (n,) bool who has the modality.
+    """
+    present = np.array([patient in data.samples for patient in ids], dtype=bool)
+    if p.layout == "columns":
+        tokens, present = transform_many(p, data, ids)
+        first = np.unique(p.column_of_feature[p.missing], return_index=True)[1]
+        flagged = np.flatnonzero(p.missing)[first]
+        absent = (1.0 - tokens[:, flagged, 1]) * present[:, None]
+        return np.concatenate([tokens[:, :, 0].astype(np.float64), absent], axis=1), present
+    groups, width = max(1, len(p.identities)), len(p.source)
+    x = np.zeros((len(ids), groups, width + 1))
+    for i, patient in enumerate(ids):
+        if not present[i]:
+            continue
+        sample = transform(p, data.samples[patient])
+        which = _identity(p.identities, sample)
+        count = np.bincount(which, minlength=groups)
+        np.add.at(x[i, :, :width], which, sample.tokens)
+        x[i, :, :width] /= np.maximum(count, 1)[:, None]
+        x[i, :, width] = count == 0
+    indicators = x[:, :, width] if p.missing.any() and p.identities else x[:, :0, width]
+    return np.concatenate([x[:, :, :width].reshape(len(ids), -1), indicators], axis=1), present
+
+
+def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays for safetensors and the rest for JSON; :func:`from_arrays` is the exact inverse."""
+    arrays = {
+        "source": p.source,
+        "level": p.level,
+        "reference": p.reference,
+        "column_of_feature": p.column_of_feature,
+        "mean": p.mean,
+        "scale": p.scale,
+        "missing": p.missing.astype(np.uint8),
+    }
+    rest = {
+        "modality": p.modality,
+        "layout": p.layout,
+        "feature_names": list(p.feature_names),
+        "n_columns": p.n_columns,
+        "identities": list(p.identities),
+        "dropped": [list(row) for row in p.dropped],
+    }
+    return arrays, rest
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]], rest: Mapping[str, Any]) -> Preprocessing:
+    """The inverse of :func:`to_arrays`."""
+    return Preprocessing(
+        modality=rest["modality"],
+        layout=rest["layout"],
+        feature_names=tuple(rest["feature_names"]),
+        source=arrays["source"],
+        level=arrays["level"],
+        reference=arrays["reference"],
+        column_of_feature=arrays["column_of_feature"],
+        n_columns=int(rest["n_columns"]),
+        mean=arrays["mean"],
+        scale=arrays["scale"],
+        missing=arrays["missing"].astype(bool),
+        identities=tuple(rest["identities"]),
+        dropped=tuple((row[0], row[1]) for row in rest["dropped"]),
+    )
