@@ -1,1 +1,24 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
+
+from medfuse.training.fit import FittedMember, Progress, fit_member
+from medfuse.training.fold import FoldModel, load_fold, predict_fold, save_fold
+from medfuse.training.member import Member, load_member, save_member
+from medfuse.training.members import FoldSettings, Outcomes, fit_fold
+from medfuse.training.settings import TrainSettings
+
+__all__ = [
+    "FittedMember",
+    "FoldModel",
+    "FoldSettings",
+    "Member",
+    "Outcomes",
+    "Progress",
+    "TrainSettings",
+    "fit_fold",
+    "fit_member",
+    "load_fold",
+    "load_member",
+    "predict_fold",
+    "save_fold",
+    "save_member",
+]

@@ -1,0 +1,292 @@
+"""The members of one outer fold: seeds x inner folds, fitted, averaged, saved.
+
+Each member's preprocessing and weights come from its own inner training patients, and it stops on its inner fold. What
+the other members say of a patient they never saw is his out-of-fold prediction: the only kind of training prediction
+that later steps (baseline hazards, late weights, calibrators) may use.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medfuse.batch import Batch
+from medfuse.errors import CohortError
+from medfuse.files import json_bytes, remove_temporaries, sha256_bytes
+from medfuse.losses import discrete_hazard_prior
+from medfuse.models import HeadSettings, ModelSettings, build_model, default_head
+from medfuse.models.settings import Options
+from medfuse.sample import ModalityData
+from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
+from medfuse.training.checkpoint import batch_sha256
+from medfuse.training.fit import Progress, fit_member
+from medfuse.training.fold import FoldModel, Said, chunks, combine, speak
+from medfuse.training.member import (
+    Member,
+    fit_preprocessings,
+    load_member,
+    make_batch,
+    save_member,
+    shapes_of,
+    transform_patients,
+)
+from medfuse.training.settings import TrainSettings, make_fabric
+from medfuse.types import PatientId
+
+
+class InnerSplit(Protocol):
+    """What is needed of a split inside the outer training patients."""
+
+    @property
+    def train(self) -> tuple[PatientId, ...]:
+        """Patients to fit on."""
+
+    @property
+    def tuning(self) -> tuple[PatientId, ...]:
+        """Patients to stop on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Outcomes of patients, by name, aligned with their ids.
+
+    Raises:
+        CohortError: when lengths differ or an id appears twice.
+    """
+
+    patient_ids: tuple[PatientId, ...]
+    targets: Mapping[str, Target]
+
+    def __post_init__(self) -> None:
+        if len(set(self.patient_ids)) != len(self.patient_ids):
+            msg = "outcomes: expected every patient once, found an id twice; check the cohort"
+            raise CohortError(msg)
+        for name, target in self.targets.items():
+            if len(target) != len(self.patient_ids):
+                msg = f'outcome "{name}": expected {len(self.patient_ids)} patients, found {len(target)}'
+                raise CohortError(msg)
+
+    def take(self, ids: Sequence[PatientId]) -> dict[str, Target]:
+        """Outcomes of patients ``ids``, in that order.
+
+        Raises:
+            CohortError: naming the first unknown id.
+        """
+        row = {patient: i for i, patient in enumerate(self.patient_ids)}
+        unknown = next((patient for patient in ids if patient not in row), None)
+        if unknown is not None:
+            msg = f"outcomes: expected patients of the cohort, found {unknown}; check the split"
+            raise CohortError(msg)
+        index = np.array([row[patient] for patient in ids], dtype=np.intp)
+        return {name: target.take(index) for name, target in self.targets.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSettings:
+    """How the members of a fold are built and fitted.
+
+    Attributes:
+        model: encoders, fusion, width.
+        heads: per outcome ``{"name": ..., **options}``; others get the head of their kind.
+        train: of every member.
+        seeds: one member per seed and inner fold.
+        intervals: wanted number of time intervals of survival outcomes.
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    heads: Mapping[str, Options] = field(default_factory=dict)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    intervals: int = 20
+
+
+def head_settings(
+    targets: Mapping[str, Target], *, heads: Mapping[str, Options], time_grid: Mapping[str, NDArray[np.float64]]
+) -> dict[str, HeadSettings]:
+    """Heads with what they learn from the training targets: population hazards, class frequencies, mean and SD."""
+    found = {}
+    for outcome, target in targets.items():
+        seen = np.flatnonzero(target.observed)
+        chosen = dict(heads.get(outcome, {}))
+        if isinstance(target, Survival):
+            edges = time_grid[outcome]
+            event, time = torch.from_numpy(target.event[seen]), torch.from_numpy(target.time[seen])
+            prior = discrete_hazard_prior(event, time, torch.from_numpy(edges))
+            settings = HeadSettings(
+                kind="survival", name="", time_grid=tuple(edges.tolist()), prior=tuple(prior.tolist())
+            )
+        elif isinstance(target, Labels):
+            counts = np.bincount(target.label[seen], minlength=len(target.classes)) + 0.5
+            settings = HeadSettings(
+                kind="binary" if len(target.classes) == 2 else "multiclass",
+                name="",
+                n_classes=len(target.classes),
+                prior=tuple(np.log(counts / counts.sum()).tolist()),
+            )
+        else:
+            value = target.value[seen]
+            settings = HeadSettings(kind="continuous", name="", mean=float(value.mean()), scale=float(value.std()))
+        name = str(chosen.pop("name", default_head(settings.kind)))
+        found[outcome] = dataclasses.replace(settings, name=name, options=chosen)
+    return found
+
+
+def fit_fold(
+    data: Mapping[str, ModalityData],
+    outcomes: Outcomes,
+    *,
+    train_ids: Sequence[PatientId],
+    inner: Sequence[InnerSplit],
+    settings: FoldSettings,
+    folder: Path | None = None,
+    watch: Callable[[str, Progress], None] = lambda member, progress: None,
+) -> FoldModel:
+    """Fit all members of an outer fold on its training patients.
+
+    Args:
+        data: modalities, in the order the model sees them; rows of other patients are not read.
+        outcomes: of at least the training patients.
+        train_ids: the outer training side.
+        inner: splits inside it.
+        settings: see :class:`FoldSettings`.
+        folder: where finished members and checkpoints go: run again with the same folder, the fit goes on where it
+            was killed, and its result is the same. :func:`medfuse.training.save_fold` completes it.
+        watch: called with the member's name ("00-01" = seed, inner fold) and its progress.
+
+    Raises:
+        CohortError: nothing to learn from in a training side, with its inner fold and outcome in a note.
+        StoreError: ``folder`` holds members of other settings or data.
+    """
+    if not inner or not settings.seeds:
+        msg = f"fold: expected inner folds and seeds, found {len(inner)} and {len(settings.seeds)}"
+        raise CohortError(msg)
+    targets = outcomes.take(train_ids)
+    _require_fittable(targets, where="outer training side")
+    time_grid = {
+        name: event_time_grid(target, intervals=settings.intervals)
+        for name, target in targets.items()
+        if isinstance(target, Survival)
+    }
+    members: list[Member] = []
+    said: list[tuple[int, tuple[PatientId, ...], Said]] = []
+    device = make_fabric(settings.train).device
+    for number, split in enumerate(inner):
+        prepared = _prepare(data, outcomes, split=split, train_ids=train_ids, heads=settings.heads, time_grid=time_grid)
+        for seed in settings.seeds:
+            member = _member(prepared, settings=settings, seed=seed, inner=number, folder=folder, watch=watch)
+            if prepared.unseen:
+                said.append((len(members), prepared.unseen_ids, speak(member, prepared.unseen, device=device)))
+            members.append(member)
+    return combine(members, said, train_ids=tuple(train_ids), targets=targets, time_grid=time_grid, data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """One inner fold, ready for its members."""
+
+    member: Member  # without weights
+    train: Batch
+    tuning: Batch | None
+    unseen_ids: tuple[PatientId, ...]
+    unseen: list[Batch]
+
+
+def _prepare(
+    data: Mapping[str, ModalityData],
+    outcomes: Outcomes,
+    *,
+    split: InnerSplit,
+    train_ids: Sequence[PatientId],
+    heads: Mapping[str, Options],
+    time_grid: Mapping[str, NDArray[np.float64]],
+) -> _Prepared:
+    outer = set(train_ids)
+    outside = next((i for i in (*split.train, *split.tuning) if i not in outer), None)
+    if outside is not None:
+        msg = f"inner fold: expected patients of the outer training side, found {outside}; check the splits"
+        raise CohortError(msg)
+    targets = outcomes.take(split.train)
+    _require_fittable(targets, where="inner training side")
+    preprocessing = fit_preprocessings(data, split.train)
+    samples = transform_patients(data, preprocessing, train_ids)
+    shapes = shapes_of(preprocessing, data)
+    member = Member(
+        seed=0,
+        inner=0,
+        preprocessing=preprocessing,
+        shapes=shapes,
+        settings=ModelSettings(),
+        heads=head_settings(targets, heads=heads, time_grid=time_grid),
+        state={},
+    )
+    tuning = outcomes.take(split.tuning)
+    inside = set(split.train)
+    unseen = tuple(i for i in train_ids if i not in inside)
+    return _Prepared(
+        member=member,
+        train=make_batch(samples, split.train, shapes=shapes, targets=targets),
+        tuning=make_batch(samples, split.tuning, shapes=shapes, targets=tuning) if split.tuning else None,
+        unseen_ids=unseen,
+        unseen=chunks(member, samples, unseen),
+    )
+
+
+def _require_fittable(targets: Mapping[str, Target], *, where: str) -> None:
+    for outcome, target in targets.items():
+        try:
+            fittable(target)
+        except CohortError as error:
+            error.add_note(f'outcome "{outcome}", {where}, {len(target)} patients')
+            raise
+
+
+def _member(
+    prepared: _Prepared,
+    *,
+    settings: FoldSettings,
+    seed: int,
+    inner: int,
+    folder: Path | None,
+    watch: Callable[[str, Progress], None],
+) -> Member:
+    """Fit a member, or read it when an earlier process finished it."""
+    blank = dataclasses.replace(prepared.member, seed=seed, inner=inner, settings=settings.model)
+    fingerprint = ""
+    if folder is not None:
+        fingerprint = _fingerprint(prepared, blank, settings=settings.train)
+        remove_temporaries(folder / "members")
+        if (folder / "members" / blank.name).exists():
+            return load_member(folder / "members" / blank.name, fingerprint=fingerprint)
+    work = None if folder is None else folder / "work" / blank.name
+    fitted = fit_member(
+        prepared.train,
+        prepared.tuning,
+        build=lambda: build_model(settings.model, shapes=blank.shapes, heads=blank.heads),
+        settings=settings.train,
+        seed=1000 * seed + inner,  # every member starts elsewhere
+        workdir=work,
+        watch=lambda progress: watch(blank.name, progress),
+    )
+    member = dataclasses.replace(blank, state=fitted.state, history=fitted.history, best_epoch=fitted.best_epoch)
+    if folder is not None and work is not None:
+        save_member(member, folder / "members" / blank.name, fingerprint=fingerprint)
+        shutil.rmtree(work, ignore_errors=True)
+    return member
+
+
+def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings) -> str:
+    harmless = {"checkpoint_every": 0, "checkpoint_seconds": 0.0, "threads": 0}
+    parts = {
+        "train": dataclasses.asdict(dataclasses.replace(settings, **harmless)),  # type: ignore[arg-type]
+        "model": dataclasses.asdict(member.settings),
+        "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
+        "member": [member.seed, member.inner],
+        "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],
+    }
+    return sha256_bytes(json_bytes(parts))

@@ -1,0 +1,330 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import simulated
+import torch
+
+from medfuse.errors import CohortError, ConfigError, DataError, ModelError, StoreError
+from medfuse.files import json_bytes, sha256_bytes
+from medfuse.models import ModelSettings
+from medfuse.sample import ModalityData
+from medfuse.training import (
+    FoldSettings,
+    Outcomes,
+    TrainSettings,
+    fit_fold,
+    load_fold,
+    load_member,
+    predict_fold,
+    save_fold,
+    save_member,
+)
+from medfuse.training.checkpoint import weights_sha256
+from medfuse.training.fold import chunks, speak
+from medfuse.training.member import transform_patients
+from medfuse.training.score import harrell_c
+
+QUICK = TrainSettings(epochs=4, lr=3e-3, batch_size=64, device="cpu", patience=0, checkpoint_every=1)
+SMALL = ModelSettings(width=16)
+OUTCOMES = ("os", "recurrence", "size")
+
+
+def settings(**changes):
+    return FoldSettings(model=SMALL, train=QUICK, seeds=(0, 1), **changes)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return simulated.simulate(150)
+
+
+@pytest.fixture(scope="module", params=["discrete_hazard", "cox"])
+def fold(request, cohort):
+    ids = cohort.ids[:110]
+    heads = {"os": {"name": request.param}}
+    return fit_fold(
+        cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings(heads=heads)
+    )
+
+
+def equal(one, two, *, tolerance=0.0):
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(two, field.name)
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
+        else:
+            assert a == b
+    return True
+
+
+def test_members_are_seeds_times_inner_folds(fold, cohort):
+    assert [m.name for m in fold.members] == ["00-00", "01-00", "00-01", "01-01"]
+    assert len({weights_sha256(m.state) for m in fold.members}) == 4
+    assert fold.modalities == ("clinical", "expression", "stains")
+    assert set(fold.out_of_fold) == set(OUTCOMES)
+    assert fold.out_of_fold["os"].patient_ids == fold.train_ids == cohort.ids[:110]
+
+
+def test_predictions_are_valid_and_averaged_over_all_members(fold, cohort):
+    ids = cohort.ids[110:]
+    found = predict_fold(fold, cohort.data, ids)
+    assert found["os"].survival.shape == (40, len(fold.curves["os"].times))
+    assert (np.diff(found["os"].survival, axis=1) <= 0).all()
+    said = [
+        speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, ids), ids))["recurrence"]["probability"]
+        for m in fold.members
+    ]
+    np.testing.assert_allclose(found["recurrence"].probability, np.mean(said, axis=0), atol=1e-12)
+    np.testing.assert_allclose(found["recurrence"].risk_score, found["recurrence"].probability[:, 1], atol=1e-12)
+    np.testing.assert_allclose(found["recurrence"].probability.sum(1), 1)
+    np.testing.assert_array_equal(found["size"].value, found["size"].risk_score)
+    assert 20 < found["size"].value.mean() < 60  # in mm, not standardised
+    assert not found["os"].present[:, 2].all()
+
+
+def test_the_order_of_risks_is_that_of_the_curves(fold, cohort):
+    found = predict_fold(fold, cohort.data, cohort.ids[110:])["os"]
+    if fold.curves["os"].baseline is None:
+        np.testing.assert_allclose(found.risk_score, -found.survival.mean(1))
+    else:
+        middle = found.survival[:, len(found.times) // 2]
+        assert (np.diff(middle[np.argsort(found.risk_score)]) <= 1e-12).all()
+        assert np.abs(fold.out_of_fold["os"].risk_score.mean()) < 1e-6  # standardised out of fold
+
+
+def test_out_of_fold_comes_only_from_members_that_never_saw_the_patient(fold, cohort):
+    ids = cohort.ids[:110]
+    inner = cohort.inner(ids)
+    unseen = inner[0].tuning
+    said = [
+        speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, unseen), unseen))["size"]["value"]
+        for m in fold.members
+        if m.inner == 0
+    ]
+    row = [ids.index(i) for i in unseen]
+    np.testing.assert_allclose(fold.out_of_fold["size"].value[row], np.mean(said, axis=0), atol=1e-12)
+
+
+def test_batch_of_one_or_many_and_threads_agree(fold, cohort):
+    """T2: predictions within 1e-5 for batches of 1 and 64 and for 1 and 2 threads."""
+    ids = cohort.ids[86:]
+    assert len(ids) == 64
+    many = predict_fold(fold, cohort.data, ids)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 if threads == 1 else 1)
+    try:
+        other = predict_fold(fold, cohort.data, ids)
+    finally:
+        torch.set_num_threads(threads)
+    for outcome in OUTCOMES:
+        scale = 100 if outcome == "size" else 1  # mm, whose standard deviation is about 15
+        equal(many[outcome], other[outcome], tolerance=1e-5 * scale)
+        for row in (0, 17, 63):
+            one = predict_fold(fold, cohort.data, ids[row : row + 1])[outcome]
+            assert one.risk_score[0] == pytest.approx(many[outcome].risk_score[row], abs=1e-5 * scale)
+            if one.survival is not None:
+                np.testing.assert_allclose(one.survival[0], many[outcome].survival[row], atol=1e-5)
+
+
+def test_a_patient_without_any_modality_gets_one_population_estimate(fold, cohort):
+    found = predict_fold(fold, {}, ("nobody", "noone"))
+    assert not found["os"].present.any()
+    assert found["os"].risk_score[0] == found["os"].risk_score[1]
+    assert 0 < found["os"].survival[0, -1] < 1
+
+
+def test_a_fold_comes_back_from_disk_exactly(fold, cohort, tmp_path):
+    save_fold(fold, tmp_path / "0")
+    again = load_fold(tmp_path / "0")
+    ids = cohort.ids[110:]
+    one, two = predict_fold(fold, cohort.data, ids), predict_fold(again, cohort.data, ids)
+    assert all(equal(one[o], two[o]) for o in OUTCOMES)
+    assert all(equal(fold.out_of_fold[o], again.out_of_fold[o]) for o in OUTCOMES)
+    assert again.train_ids == fold.train_ids
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+    save_fold(fold, tmp_path / "0")  # again: the members are there already
+    other = dataclasses.replace(fold, members=tuple(reversed(fold.members)))
+    assert load_fold(tmp_path / "0").members[0].name == "00-00" != other.members[0].name
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "fold.json",
+        "fold.safetensors",
+        "members/00-01/weights.safetensors",
+        "members/01-00/member.json",
+        "manifest.json",
+    ],
+)
+def test_damage_anywhere_in_a_fold_names_the_part(fold, tmp_path, part):
+    save_fold(fold, tmp_path)
+    path = tmp_path / part
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=path.name.replace(".", r"\.")):
+        load_fold(tmp_path)
+
+
+def test_a_member_of_another_fold_in_the_folder_is_not_overwritten(fold, tmp_path):
+    save_member(dataclasses.replace(fold.members[1], seed=0), tmp_path / "members" / "00-00")
+    with pytest.raises(StoreError, match="found another"):
+        save_fold(fold, tmp_path)
+
+
+def test_hostile_members_are_refused(fold, tmp_path):
+    member = fold.members[0]
+    name = next(iter(member.state))
+    with pytest.raises(ModelError, match="finite weights"):
+        dataclasses.replace(member, state={**member.state, name: member.state[name] * torch.nan})
+    swapped = {**member.state, name: member.state[name][..., :-1]}
+    with pytest.raises(StoreError, match="weights of this model"):
+        dataclasses.replace(member, state=swapped).build()
+    save_member(member, tmp_path / "m")
+    described = json.loads((tmp_path / "m" / "member.json").read_text())
+    described["settings"]["surprise"] = 1
+    (tmp_path / "m" / "member.json").write_bytes(json_bytes(described))
+    with pytest.raises(StoreError, match="differs from its manifest"):
+        load_member(tmp_path / "m")
+    reseal(tmp_path / "m", "member.json")
+    with pytest.raises(StoreError, match="expected the parts of a member"):
+        load_member(tmp_path / "m")
+    reseal(tmp_path / "m", "member.json", format_version=99)
+    with pytest.raises(StoreError, match="format_version"):
+        load_member(tmp_path / "m")
+
+
+def reseal(folder, part, **changes):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("sha256")
+    content = (folder / part).read_bytes()
+    manifest["files"][part] = {"bytes": len(content), "sha256": sha256_bytes(content)}
+    manifest |= changes
+    (folder / "manifest.json").write_bytes(json_bytes({**manifest, "sha256": sha256_bytes(json_bytes(manifest))}))
+
+
+def test_same_seeds_same_fold_and_a_killed_fit_goes_on_to_the_same(cohort, tmp_path):
+    ids = cohort.ids[:110]
+
+    def fit(folder=None, watch=lambda member, progress: None):
+        return fit_fold(
+            cohort.data,
+            cohort.outcomes,
+            train_ids=ids,
+            inner=cohort.inner(ids),
+            settings=settings(),
+            folder=folder,
+            watch=watch,
+        )
+
+    class Killed(Exception):
+        pass
+
+    def kill(at):
+        def watch(member, progress):
+            if (member, progress.step) == at:
+                raise Killed
+
+        return watch
+
+    expected = [weights_sha256(m.state) for m in fit().members]
+    with pytest.raises(Killed):
+        fit(tmp_path, kill(("01-00", 3)))
+    assert [p.name for p in (tmp_path / "members").iterdir()] == ["00-00"]
+    with pytest.raises(Killed):
+        fit(tmp_path, kill(("00-01", 2)))
+    started = []
+    found = fit(tmp_path, lambda member, progress: started.append(member))
+    assert set(started) == {"00-01", "01-01"}  # the others were finished
+    assert [weights_sha256(m.state) for m in found.members] == expected
+    save_fold(found, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fold.json", "fold.safetensors", "manifest.json", "members"]
+
+    other = dataclasses.replace(settings(), train=dataclasses.replace(QUICK, lr=1e-3))
+    with pytest.raises(StoreError, match="another folder"):
+        fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=other, folder=tmp_path)
+
+
+def test_rows_outside_the_training_side_change_nothing(cohort):
+    """Isolation: nonsense in place of other patients' inputs and outcomes changes no fitted number, bit for bit."""
+    ids = cohort.ids[:110]
+    outside = set(cohort.ids[110:])
+    broken = {
+        name: dataclasses.replace(
+            data,
+            samples={
+                i: dataclasses.replace(s, tokens=s.tokens * -3 + 7) if i in outside else s
+                for i, s in data.samples.items()
+            },
+        )
+        for name, data in cohort.data.items()
+    }
+    target = cohort.outcomes.targets["os"]
+    flipped = dataclasses.replace(target, event=np.where(np.arange(150) >= 110, ~target.event, target.event))
+    outcomes = Outcomes(patient_ids=cohort.ids, targets={"os": flipped})
+    one = fit_fold(
+        cohort.data,
+        simulated.only(cohort, "os").outcomes,
+        train_ids=ids,
+        inner=cohort.inner(ids),
+        settings=settings(),
+    )
+    two = fit_fold(broken, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings())
+    assert [weights_sha256(m.state) for m in one.members] == [weights_sha256(m.state) for m in two.members]
+    assert equal(one.out_of_fold["os"], two.out_of_fold["os"])
+
+
+def test_a_planted_signal_is_nearly_reached():
+    cohort = simulated.only(simulated.simulate(1100, 3, complete=True), "os")
+    ids, held_out = cohort.ids[:800], cohort.ids[800:]
+    train = TrainSettings(epochs=30, lr=3e-3, device="cpu", modality_dropout=False)
+    fold = fit_fold(
+        cohort.data,
+        cohort.outcomes,
+        train_ids=ids,
+        inner=cohort.inner(ids, folds=3),
+        settings=FoldSettings(model=ModelSettings(width=32), train=train, seeds=(0,)),
+    )
+    found = predict_fold(fold, cohort.data, held_out)["os"]
+    truth = cohort.outcomes.take(held_out)["os"]
+    oracle = harrell_c(truth.event, truth.time, cohort.log_hazard[800:])
+    assert harrell_c(truth.event, truth.time, found.risk_score) > oracle - 0.05
+    assert oracle > 0.8
+
+
+def test_bad_input(cohort):
+    ids = cohort.ids[:110]
+
+    def fit(simulation=cohort, *, inner=None, data=None, **changes):
+        return fit_fold(
+            simulation.data if data is None else data,
+            simulation.outcomes,
+            train_ids=ids,
+            inner=cohort.inner(ids) if inner is None else inner,
+            settings=settings(**changes),
+        )
+
+    with pytest.raises(CohortError, match="all of them censored") as info:
+        fit(simulated.only(simulated.simulate(150, censored=True), "os"))
+    assert 'outcome "os", outer training side' in info.value.__notes__[0]
+    with pytest.raises(CohortError, match="inner folds"):
+        fit(inner=[])
+    with pytest.raises(CohortError, match=cohort.ids[120]):
+        fit(inner=[simulated.Inner(train=ids, tuning=cohort.ids[120:121])])
+    with pytest.raises(ConfigError, match="weibul"):
+        fit(heads={"os": {"name": "weibul"}})
+    with pytest.raises(CohortError, match="two or more inner folds"):
+        fit(inner=[simulated.Inner(train=ids, tuning=())], heads={"os": {"name": "cox"}})
+    nobody = ModalityData(name="scan", layout="vectors", features=3, samples={})
+    with pytest.raises(DataError) as info:
+        fit(data={**cohort.data, "scan": nobody})
+    assert 'modality "scan"' in info.value.__notes__[0]
+    with pytest.raises(CohortError, match="id twice"):
+        Outcomes(patient_ids=("a", "a"), targets={})
+    with pytest.raises(CohortError, match="expected 149 patients, found 150"):
+        Outcomes(patient_ids=cohort.ids[1:], targets=cohort.outcomes.targets)
+    with pytest.raises(CohortError, match="stranger"):
+        cohort.outcomes.take(["stranger"])
