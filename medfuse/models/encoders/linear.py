@@ -38,8 +38,8 @@ class LinearEncoder(Encoder):
         tokens: int = 1,
         hidden: int = 64,
         layers: int = 1,
-        dropout: float = 0.3,
-        input_dropout: float = 0.2,
+        dropout: float = 0.5,
+        input_dropout: float = 0.5,
         activation: str = "gelu",
         flags: bool = True,
     ) -> None:
@@ -66,8 +66,7 @@ class LinearEncoder(Encoder):
         value, flag = tokens[..., 0], tokens[..., 1]
         x = self.input_dropout(value * flag)
         if len(self.flagged):
-            there = token_mask.any(1, keepdim=True)
-            x = torch.cat([x, (1.0 - flag.index_select(1, self.flagged)) * there], dim=1)
+            x = torch.cat([x, 1.0 - flag.index_select(1, self.flagged)], dim=1)
         encoded: Tensor = self.body(x).unflatten(-1, (self.tokens, -1))
         return encoded, token_mask.any(1, keepdim=True).expand(-1, self.tokens)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from medfuse.models.attention import MultiHeadAttention
+from medfuse.models.attention import MultiHeadAttention, masked_mean
 from medfuse.models.fusion.base import Fused, Fusion
 from medfuse.models.settings import check_count, check_rate
 
@@ -53,6 +53,8 @@ class TransformerFusion(Fusion):
         ratio: width of the feed-forward layers in units of D.
         dropout: on residual branches and in the feed-forward layers.
         token_dropout: on the tokens as they enter.
+        residual: add to the patient token the mean over the present modalities of a linear map of each one's mean
+            token: a late fusion beside the attention, which small cohorts fit first.
 
     References:
         Vaswani et al. (2017), Attention is all you need; Xiong et al. (2020), On layer normalization in the
@@ -69,6 +71,7 @@ class TransformerFusion(Fusion):
         ratio: int = 2,
         dropout: float = 0.2,
         token_dropout: float = 0.1,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         check_count("depth", depth)
@@ -80,6 +83,7 @@ class TransformerFusion(Fusion):
         self.token_dropout = nn.Dropout(check_rate("token_dropout", token_dropout))
         self.blocks = nn.ModuleList([Block(width, heads=heads, ratio=ratio, dropout=dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
+        self.own = nn.ModuleList([nn.Linear(width, width) for _ in range(modalities if residual else 0)])
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient."""
@@ -92,4 +96,14 @@ class TransformerFusion(Fusion):
         for block in self.blocks[:-1]:
             x = block(x, mask)
         state = self.norm(self.blocks[-1](x, mask, queries=1))
+        if len(self.own):
+            state = state + self._late(tokens, masks, present)[:, None]
         return Fused(states=state, weights=torch.ones_like(state[..., 0]))
+
+    def _late(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Mean over the present modalities of a linear map of each one's mean token: (B, D), zeros without any."""
+        each = torch.stack(
+            [own(masked_mean(token, mask)) for own, token, mask in zip(self.own, tokens, masks, strict=True)], dim=1
+        )
+        total = torch.where(present[..., None], each, 0.0).sum(1)
+        return total / present.sum(1, keepdim=True).clamp(min=1)
