@@ -115,7 +115,7 @@ def interval_exposure(event: Tensor, time: Tensor, edges: Tensor) -> tuple[Tenso
     lived = ((time[:, None] - left) / (edges - left)).clamp(0.0, 1.0)
     interval = torch.searchsorted(edges, time.contiguous())  # first edge >= time
     inside = event & (interval <= last)
-    died = functional.one_hot(interval.clamp(max=last), last + 1).to(lived.dtype) * inside[:, None]
+    died = torch.zeros_like(lived).scatter_(1, interval.clamp(max=last)[:, None], inside[:, None].to(lived.dtype))
     return lived * (1.0 - died), died
 
 
@@ -151,8 +151,8 @@ def discrete_hazard_loss(logits: Tensor, event: Tensor, time: Tensor, edges: Ten
         return wide.sum()
     edges = edges.to(wide.dtype)
     survived, died = interval_exposure(event.bool(), time.to(wide.dtype), edges)
-    likelihood = survived * functional.logsigmoid(-wide) + died * functional.logsigmoid(wide)
-    return -likelihood.sum() / len(wide)
+    # -log(1 - h) = softplus(z), and -log h = softplus(z) - z
+    return ((survived + died) * functional.softplus(wide) - died * wide).sum() / len(wide)
 
 
 def discrete_hazard_prior(event: Tensor, time: Tensor, edges: Tensor) -> Tensor:

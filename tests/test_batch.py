@@ -192,6 +192,14 @@ def test_drop_modalities_never_adds_and_uses_its_own_generator():
     assert torch.equal(batch.present, present)
 
 
+def test_drop_modalities_draws_among_the_present():
+    present = torch.tensor([True, False, True, False]).expand(20_000, 4)
+    kept = drop_modalities(simple(present), generator=torch.Generator().manual_seed(0), keep_all=0.2).present
+    counts = torch.bincount(kept.sum(1), minlength=3) / 20_000
+    assert torch.allclose(counts, torch.tensor([0.4, 0.4, 0.2]), atol=0.015)
+    assert torch.allclose(kept[kept.sum(1) == 1].float().mean(0), torch.tensor([0.5, 0.0, 0.5, 0.0]), atol=0.02)
+
+
 @pytest.mark.parametrize(("keep_all", "expected"), [(1.0, 1.0), (0.0, 0.0)])
 def test_drop_modalities_at_the_ends(keep_all, expected):
     batch = simple(torch.ones(300, 3, dtype=torch.bool))

@@ -51,6 +51,16 @@ def test_concat_tells_absent_from_an_average_of_zero():
     assert (with_flag != without).any()
 
 
+def test_concat_gives_an_absent_modality_nothing_but_its_flag():
+    fusion = ConcatFusion(modalities=2, width=8).eval()
+    tokens, masks, present = parts()
+    base = fusion(tokens, masks, present).states
+    with torch.no_grad():
+        fusion.norms[1].bias += 1.0
+    moved = fusion(tokens, masks, present).states
+    assert (base != moved).any(-1)[:, 0].tolist() == present[:, 1].tolist()
+
+
 def test_transformer_state_does_not_depend_on_the_order_of_tokens():
     fusion = TransformerFusion(modalities=2, width=8, heads=2).eval()
     tokens, masks, present = parts()

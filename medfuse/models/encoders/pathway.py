@@ -17,7 +17,7 @@ from medfuse.types import Layout
 class PathwayEncoder(Encoder):
     """Pathway token = W2 act(W1 x[genes of the pathway] + b1) + b2, with weights of its own.
 
-    Pathways have different sizes: their genes are gathered with padding to the largest, and padded weights are masked.
+    Pathways have different sizes: their genes are gathered with padding to the largest, where padding enters as 0.
     A pathway of which no gene was measured is masked for that patient. Genes outside all pathways are not read.
 
     Args:
@@ -77,7 +77,7 @@ class PathwayEncoder(Encoder):
         """Tokens (B, p, 2) to (B, number of pathways or K, D)."""
         value, flag = tokens[..., 0], tokens[..., 1]
         genes = self.input_dropout(value * flag)[:, self.index] * self.real  # (B, N, L)
-        inner = torch.einsum("bnl,nlh->bnh", genes, self.inner * self.real[..., None]) + self.inner_bias
+        inner = torch.einsum("bnl,nlh->bnh", genes, self.inner) + self.inner_bias
         hidden = self.dropout(self.activation(inner))
         encoded = torch.einsum("bnh,nhd->bnd", hidden, self.outer) + self.outer_bias
         mask = ((flag[:, self.index] > 0) & self.real).any(-1) & token_mask.any(1, keepdim=True)

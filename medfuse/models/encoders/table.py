@@ -49,7 +49,7 @@ class TableEncoder(Encoder):
         observed = flag @ self.member.T > 0  # (B, C)
         if self.training and self.column_dropout:
             observed = observed & (torch.rand_like(value[:, :1].expand_as(observed)) >= self.column_dropout)
-        sums = torch.einsum("cp,bpd->bcd", self.member, (value * flag)[..., None] * self.weight)
+        sums = torch.einsum("cp,bpd->bcd", self.member, value[..., None] * self.weight)
         encoded = self.bias + torch.where(observed[..., None], sums, self.missing)
         there = token_mask.any(1, keepdim=True).expand(-1, len(self.member))
         return self.dropout(encoded), there
