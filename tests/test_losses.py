@@ -14,6 +14,7 @@ from medfuse.losses import (
     discrete_hazard_prior,
     interval_exposure,
     regression_loss,
+    risk_sets,
 )
 
 # R 4.2.2, survival 3.5-3, coxph(Surv(time, status) ~ age + sex, lung): ../shared/reliability.md 7.2
@@ -232,6 +233,26 @@ def test_cox_loss_refuses_shapes(arguments, message):
 def test_cox_loss_refuses_unknown_ties():
     with pytest.raises(ModelError, match='expected ties "efron" or "breslow", found "exact"'):
         cox_loss(torch.zeros(1), torch.ones(1) > 0, torch.ones(1), ties="exact")
+
+
+@pytest.mark.parametrize("ties", ["efron", "breslow"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_known_risk_sets_change_nothing(ties, tied):
+    eta, event, time = cohort(80)
+    time = time if tied else torch.randperm(80, generator=torch.Generator().manual_seed(0)).double()
+    sets = risk_sets(event, time, ties=ties)
+    assert bool(len(sets.share)) == (tied and ties == "efron")
+    expected = cox_loss(eta, event, time, ties=ties)
+    assert torch.equal(cox_loss(eta, event, time, ties=ties, sets=sets), expected)
+    assert float(expected) == pytest.approx(plain_cox(eta, event, time, ties), abs=1e-12)
+
+
+def test_risk_sets_refuse():
+    with pytest.raises(ModelError, match=r"expected event and time \(n >= 1,\)"):
+        risk_sets(torch.zeros(0) > 0, torch.zeros(0))
+    eta, event, time = cohort(9)
+    with pytest.raises(ModelError, match="expected risk sets of 8 patients, found 9"):
+        cox_loss(eta[1:], event[1:], time[1:], sets=risk_sets(event, time))
 
 
 EDGES = torch.tensor([10.0, 30.0, 60.0], dtype=torch.float64)
