@@ -14,7 +14,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "pathway": PathwayEncoder,
 }
 
-_MOST_COLUMN_TOKENS = 64
+_MOST_COLUMN_TOKENS = 8
 
 
 def default_encoder(shape: ModalityShape) -> str:

@@ -1,0 +1,214 @@
+"""Survival baselines of one fold: Kaplan-Meier to the weighted late average."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfuse.baselines.base import BaselineResult, FoldData, Matrix
+from medfuse.baselines.learners import Learner, random_survival_forest, ridge_cox, strong_learners
+from medfuse.cox import baseline_cumulative_hazard, fit_cox, survival_at
+from medfuse.errors import ModelError
+from medfuse.metrics.discrimination import harrell_c
+from medfuse.metrics.nonparametric import kaplan_meier
+from medfuse.prediction import Prediction
+from medfuse.targets import Survival, event_time_grid
+from medfuse.types import PatientId
+
+
+def _outcome(fold: FoldData, ids: Sequence[PatientId]) -> Survival:
+    return cast(Survival, fold.target(ids))
+
+
+def _predicted(fold: FoldData, risk: Matrix, curves: Matrix) -> Prediction:
+    ids = fold.split.held_out
+    return Prediction(
+        patient_ids=ids,
+        present=fold.present(ids),
+        modalities=tuple(fold.data),
+        risk_score=risk,
+        times=event_time_grid(_outcome(fold, fold.train_ids)),
+        survival=np.minimum.accumulate(np.clip(curves, 0.0, 1.0), axis=1),
+    )
+
+
+def _curves(fold: FoldData, ids: Sequence[PatientId], score: Matrix, others: Matrix) -> Matrix:
+    """Survival of ``others`` by a Cox model of one score, fitted on scores of train patients who were not fitted on."""
+    survival = _outcome(fold, ids)
+    times = event_time_grid(_outcome(fold, fold.train_ids))
+    if np.ptp(score) > 0:
+        fit = fit_cox(score[:, None], survival, penalty=1e-3)
+        # A score that orders patients the wrong way out of fold is worth nothing: everyone gets the same curve.
+        slope = max(0.0, float(fit.coefficients[0])) if fit.converged else 0.0
+    else:
+        slope = 0.0
+    base_times, base = baseline_cumulative_hazard(survival, slope * score)
+    return survival_at(slope * others, base_times, base, times=times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Modality:
+    """Scores of one modality by one learner.
+
+    Attributes:
+        chosen: the candidate.
+        inner_c: mean over inner folds of its C.
+        ids: train patients who have the modality, with standardised out-of-fold ``oof`` scores.
+        held_out: (n,) standardised scores of held-out patients, NaN where the modality is absent.
+    """
+
+    chosen: str
+    inner_c: float
+    ids: tuple[PatientId, ...]
+    oof: Matrix
+    held_out: Matrix
+
+
+def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
+    """Choose a candidate by its mean inner C, refit it on all of train, standardise by its out-of-fold mean and SD."""
+    ids = fold.has(modality, fold.train_ids)
+    row = {patient: k for k, patient in enumerate(ids)}
+    oof: dict[str, Matrix] = {}
+    inner_c: dict[str, list[float]] = {}
+    for fit_ids, tune_ids in fold.inner_ids:
+        fit_ids, tune_ids = fold.has(modality, fit_ids), fold.has(modality, tune_ids)
+        if not tune_ids:
+            continue
+        x, other = fold.design([modality], fit_ids, tune_ids)
+        rows = np.array([row[i] for i in tune_ids])
+        outcome = _outcome(fold, tune_ids)
+        for learner in learners.values():
+            for candidate, score in learner(x, _outcome(fold, fit_ids), other, fold.seed).items():
+                oof.setdefault(candidate, np.full(len(ids), np.nan))[rows] = score
+                inner_c.setdefault(candidate, []).append(harrell_c(outcome, score).value)
+    complete = {name: float(np.nanmean(c)) for name, c in inner_c.items() if not np.isnan(oof[name]).any()}
+    chosen = max(complete, key=lambda name: complete[name])
+    held = fold.has(modality, fold.split.held_out)
+    x, other = fold.design([modality], ids, held)
+    owner = next(learner for name, learner in learners.items() if chosen.startswith(name))
+    final = owner(x, _outcome(fold, ids), other, fold.seed)[chosen]
+    mean, spread = float(oof[chosen].mean()), float(oof[chosen].std()) or 1.0
+    scores = np.full(len(fold.split.held_out), np.nan)
+    place = {patient: k for k, patient in enumerate(fold.split.held_out)}
+    scores[[place[i] for i in held]] = (final - mean) / spread
+    return _Modality(
+        chosen=chosen, inner_c=complete[chosen], ids=ids, oof=(oof[chosen] - mean) / spread, held_out=scores
+    )
+
+
+def _result(
+    fold: FoldData, name: str, *, ids: Sequence[PatientId], oof: Matrix, held_out: Matrix, notes: tuple[str, ...]
+) -> BaselineResult:
+    value = harrell_c(_outcome(fold, ids), oof).value
+    curves = _curves(fold, ids, oof, held_out)
+    return BaselineResult(
+        name=name, prediction=_predicted(fold, held_out, curves), tuning_score=value, notes=notes
+    )
+
+
+def km_baseline(fold: FoldData) -> list[BaselineResult]:
+    """Everyone gets the Kaplan-Meier curve of train."""
+    survival = _outcome(fold, fold.train_ids)
+    curve = kaplan_meier(survival.time, survival.event)(event_time_grid(survival))
+    n = len(fold.split.held_out)
+    return [BaselineResult(name="kaplan_meier", prediction=_predicted(fold, np.zeros(n), np.tile(curve, (n, 1))))]
+
+
+def clinical_cox(fold: FoldData) -> list[BaselineResult]:
+    """Cox on the clinical variables, without a penalty where the columns allow it."""
+    survival = _outcome(fold, fold.train_ids)
+    x, held = fold.design([fold.clinical], fold.train_ids, fold.split.held_out)
+    notes: tuple[str, ...] = (f"modality {fold.clinical}, {x.shape[1]} columns",)
+    try:
+        fit = fit_cox(x, survival)
+        if not fit.converged:
+            raise ModelError("separation")
+    except ModelError:
+        fit = fit_cox(x, survival, penalty=1.0)
+        notes = (*notes, "collinear or separated columns: ridge penalty 1")
+    notes = (*notes, "log hazard ratios per SD (SE): " + ", ".join(f"{b:.2f} ({se:.2f})" for b, se in zip(fit.coefficients[:12], fit.standard_errors[:12], strict=True)))
+    curves = fit.survival(held, event_time_grid(survival))
+    return [BaselineResult(name="clinical_cox", prediction=_predicted(fold, fit.log_hazard(held), curves), notes=notes)]
+
+
+def ridge_per_modality(fold: FoldData) -> list[BaselineResult]:
+    """One ridge Cox per modality; patients without it get the mean score."""
+    results = []
+    for modality in fold.data:
+        m = _scored(fold, modality, {"ridge_cox": ridge_cox})
+        held = np.where(np.isnan(m.held_out), 0.0, m.held_out)
+        note = f"{m.chosen}, inner C {m.inner_c:.3f}"
+        results.append(_result(fold, f"ridge_cox:{modality}", ids=m.ids, oof=m.oof, held_out=held, notes=(note,)))
+    return results
+
+
+def forest(fold: FoldData) -> list[BaselineResult]:
+    """Random survival forest on everything side by side."""
+    if find_spec("sksurv") is None:
+        return []
+    names = list(fold.data)
+    x, held = fold.design(names, fold.train_ids, fold.split.held_out)
+    survival = _outcome(fold, fold.train_ids)
+    ids: list[PatientId] = []
+    oof: list[Matrix] = []
+    for fit_ids, tune_ids in fold.inner_ids:
+        if tune_ids:
+            a, b = fold.design(names, fit_ids, tune_ids)
+            oof.append(next(iter(random_survival_forest(a, _outcome(fold, fit_ids), b, fold.seed).values())))
+            ids += tune_ids
+    risk = next(iter(random_survival_forest(x, survival, held, fold.seed).values()))
+    name = "random_survival_forest"
+    return [_result(fold, name, ids=ids, oof=np.concatenate(oof), held_out=risk, notes=(f"{x.shape[1]} columns",))]
+
+
+def _late(fold: FoldData, name: str, parts: Mapping[str, _Modality], weights: Mapping[str, float]) -> BaselineResult:
+    """Mean over each patient's present modalities, weighted."""
+    ids = fold.train_ids
+    row = {patient: k for k, patient in enumerate(ids)}
+    train = np.full((len(parts), len(ids)), np.nan)
+    for k, m in enumerate(parts.values()):
+        train[k, [row[i] for i in m.ids]] = m.oof
+    held = np.stack([m.held_out for m in parts.values()])
+    w = np.array([weights[m] for m in parts])
+
+    def mean(scores: Matrix) -> Matrix:
+        weight = w[:, None] * ~np.isnan(scores)
+        total = weight.sum(axis=0)
+        return np.where(total > 0, np.nansum(w[:, None] * np.nan_to_num(scores), axis=0) / np.where(total > 0, total, 1), 0.0)
+
+    notes = tuple(f"{m}: weight {weights[m]:.3f}, {parts[m].chosen}, inner C {parts[m].inner_c:.3f}" for m in parts)
+    return _result(fold, name, ids=ids, oof=mean(train), held_out=mean(held), notes=notes)
+
+
+def late_average(fold: FoldData) -> list[BaselineResult]:
+    """Equal-weight mean over the present modalities of standardised ridge Cox log hazards."""
+    parts = {m: _scored(fold, m, {"ridge_cox": ridge_cox}) for m in fold.data}
+    return [_late(fold, "late_average", parts, dict.fromkeys(parts, 1.0))]
+
+
+def late_average_weighted(fold: FoldData) -> list[BaselineResult]:
+    """The strong bar: per modality the best learner by inner C, weighted by inner C minus a half (never below 0.001)."""
+    learners = strong_learners()
+    parts = {m: _scored(fold, m, learners) for m in fold.data}
+    weights = {m: max(part.inner_c - 0.5, 1e-3) for m, part in parts.items()}
+    return [_late(fold, "late_average_weighted", parts, weights)]
+
+
+SURVIVAL_BASELINES: dict[str, Callable[[FoldData], list[BaselineResult]]] = {
+    "kaplan_meier": km_baseline,
+    "clinical_cox": clinical_cox,
+    "ridge_cox": ridge_per_modality,
+    "random_survival_forest": forest,
+    "late_average": late_average,
+    "late_average_weighted": late_average_weighted,
+}
+
+
+def rank_average(predictions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Mean of ranks within the held-out patients, for comparison with papers only: it uses other test patients."""
+    from scipy import stats
+
+    return np.asarray(np.mean([stats.rankdata(p) / len(p) for p in predictions], axis=0), dtype=np.float64)
