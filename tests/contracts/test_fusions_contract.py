@@ -14,6 +14,7 @@ CASES = [
     ("late", {}),
     ("late", {"weighting": "learned"}),
     ("transformer", {}),
+    ("transformer", {"residual": True}),
     ("transformer", {"depth": 1, "heads": 2, "ratio": 1, "dropout": 0.0, "token_dropout": 0.0}),
 ]
 
