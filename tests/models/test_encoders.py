@@ -104,6 +104,7 @@ def test_bag_pools_anonymous_tokens():
 def test_pathway_token_reads_its_own_genes_only():
     torch.manual_seed(0)
     encoder = PathwayEncoder(shape=SHAPES["wide"], width=8, pathways=PATHWAYS, least_genes=2).eval()
+    torch.nn.init.normal_(encoder.inner)  # padded places, too, as an optimiser might leave them
     assert encoder.pathway_names == ("one", "two")
     values = torch.randn(1, 30)
     flags = torch.ones(1, 30)

@@ -61,6 +61,16 @@ def test_concat_gives_an_absent_modality_nothing_but_its_flag():
     assert (base != moved).any(-1)[:, 0].tolist() == present[:, 1].tolist()
 
 
+def test_the_late_residual_of_an_absent_modality_is_nothing():
+    fusion = TransformerFusion(modalities=2, width=8, heads=2, residual=True).eval()
+    tokens, masks, present = parts()
+    base = fusion(tokens, masks, present).states
+    with torch.no_grad():
+        fusion.own[1].bias += 1.0
+    moved = fusion(tokens, masks, present).states
+    assert (base != moved).any(-1)[:, 0].tolist() == present[:, 1].tolist()
+
+
 def test_transformer_state_does_not_depend_on_the_order_of_tokens():
     fusion = TransformerFusion(modalities=2, width=8, heads=2).eval()
     tokens, masks, present = parts()
