@@ -1,6 +1,6 @@
 import pytest
 import torch
-from model_cases import PATHWAYS, SHAPES, make_batch
+from model_cases import GENES, PATHWAYS, SHAPES, make_batch
 
 from medfuse.batch import ModalityShape
 from medfuse.errors import ConfigError
@@ -103,7 +103,8 @@ def test_bag_pools_anonymous_tokens():
 
 def test_pathway_token_reads_its_own_genes_only():
     torch.manual_seed(0)
-    encoder = PathwayEncoder(shape=SHAPES["wide"], width=8, pathways=PATHWAYS, least_genes=2).eval()
+    sets = {"one": GENES[1:4], "two": (*GENES[3:9], "not measured"), "tiny": ("g1",)}
+    encoder = PathwayEncoder(shape=SHAPES["wide"], width=8, pathways=sets, least_genes=2).eval()
     torch.nn.init.normal_(encoder.inner)  # padded places, too, as an optimiser might leave them
     assert encoder.pathway_names == ("one", "two")
     values = torch.randn(1, 30)
@@ -111,7 +112,7 @@ def test_pathway_token_reads_its_own_genes_only():
     position = torch.zeros(1, 30, 1)
     mask = torch.ones(1, 30, dtype=torch.bool)
     base, _ = encoder(torch.stack([values, flags], -1), mask, position)
-    for gene, reached in ((0, [True, False]), (2, [True, True]), (8, [False, True]), (20, [False, False])):
+    for gene, reached in ((0, [False, False]), (1, [True, False]), (3, [True, True]), (8, [False, True])):
         other = values.clone()
         other[0, gene] += 1
         tokens, _ = encoder(torch.stack([other, flags], -1), mask, position)
