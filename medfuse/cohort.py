@@ -1,20 +1,31 @@
 """A cohort: who is in it, what is known of their outcomes, and everyone who is not in it with the reason."""
 
-import importlib.util
-import os
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from medfuse.config import CohortCard, OutcomeCard
-from medfuse.errors import CohortError, ConfigError, DataError
-from medfuse.files import sha256_file
+from medfuse.card import COMPARISON, CohortCard, OutcomeCard, default_data_root, resolve_source
+from medfuse.errors import CohortError, DataError
 from medfuse.tables import column, patient_ids, read_table, same_code, to_numeric
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.types import DAYS_PER_UNIT, PatientId
+
+__all__ = [
+    "Attrition",
+    "Cohort",
+    "Excluded",
+    "PatientRecord",
+    "Problem",
+    "availability",
+    "default_data_root",
+    "read_cohort",
+    "resolve_source",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,83 +128,51 @@ def availability(cohort: Cohort, holders: Mapping[str, set[PatientId]]) -> pd.Da
     return pd.DataFrame({name: [i in have for i in ids] for name, have in holders.items()}, index=pd.Index(ids))
 
 
-def default_data_root() -> Path | None:
-    """MEDFUSE_DATA, or the folder ``../shared/data`` where it is there."""
-    named = os.environ.get("MEDFUSE_DATA")
-    if named:
-        return Path(named)
-    beside = Path.cwd().parent / "shared" / "data"
-    return beside if beside.is_dir() else None
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of a table that belong to some patients: ``frame.iloc[i]`` is of ``ids[i]``.
 
-
-def _jailed(source: str, base: Path) -> Path:
-    """``base/source``, refused when it leaves ``base`` (also through a link)."""
-    bad = "\0" in source or source.startswith(("\\\\", "//", "\\")) or (len(source) > 1 and source[1] == ":")
-    if bad or Path(source).is_absolute():
-        msg = f"{source!r}: expected a path below the data root, found an absolute, device or network path"
-        raise ConfigError(msg)
-    path = base / source
-    if not path.resolve().is_relative_to(base.resolve()):
-        msg = f"{source!r}: leaves the folder {base.name!r} below which the card's files must lie"
-        raise ConfigError(msg)
-    return path
-
-
-def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Path:
-    """Where a source of a card lies.
-
-    Args:
-        card: the card, whose ``root`` is a folder below the data root.
-        source: a path below it, or ``package:NAME/path`` inside an installed package, found without importing it.
-        data_root: folder laid out as the cards expect; None = the default.
-
-    Raises:
-        ConfigError: a path that leaves the data root, a package that is not installed, or no data root.
-        DataError: no such file.
+    Attributes:
+        number: (n,) data row in the file, counted from 1; 0 for a patient who is not in it.
     """
-    if source.startswith("package:"):
-        package, _, inside = source.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            msg = f"{card.name}: expected the package {package} to be installed, found none; pip install it"
-            raise ConfigError(msg)
-        path = _jailed(inside, Path(next(iter(spec.submodule_search_locations))))
-    else:
-        root = data_root or default_data_root()
-        if root is None:
-            msg = f"{card.name}: its files lie below a data root; pass --data-root or set MEDFUSE_DATA"
-            raise ConfigError(msg)
-        path = _jailed(source, _jailed(card.root, root) if card.root else root)
-    if not path.is_file():
-        msg = f"{card.name}: expected the file {source!r}, found none; check --data-root or MEDFUSE_DATA"
-        raise DataError(msg)
-    expected = card.governance.sha256.get(source)
-    if expected is not None:
-        found = sha256_file(path)
-        if found != expected:
-            msg = (
-                f"{card.name}: {source!r} has changed: the card states SHA-256 {expected[:12]}..., the file has "
-                f"{found[:12]}...; restore the file, or review the change and update the card"
-            )
-            raise DataError(msg)
-    return path
+
+    file: str
+    frame: pd.DataFrame
+    ids: Sequence[PatientId]
+    number: NDArray[np.int64]
+
+    def where(self, i: int) -> str:
+        """Row and patient, for a message."""
+        return f"data row {self.number[i]}, patient {self.ids[i]}"
+
+    def cells(self, name: str | None) -> "pd.Series[str]":
+        """A column that must be there."""
+        return column(self.frame, name or "", file=self.file)
+
+    def numbers(self, name: str | None) -> NDArray[np.float64]:
+        """A numeric column; NaN where a cell is missing."""
+        return to_numeric(self.cells(name), file=self.file, where=self.where)
 
 
-def _one_row_each(frame: pd.DataFrame, columns: Sequence[str], *, file: str) -> pd.DataFrame:
-    """Rows indexed by patient; repeated rows must agree in the columns that are used."""
-    used = frame[[c for c in dict.fromkeys(columns)]]
-    if frame.index.has_duplicates:
-        filled = used.fillna("\0")
-        varying = filled.groupby(level=0).nunique()
-        clash = np.argwhere((varying > 1).to_numpy())
+def _one_row_each(frame: pd.DataFrame, columns: Sequence[str], ids: Sequence[PatientId], *, file: str) -> _Rows:
+    """One row per patient; repeated rows must agree in the columns that are used."""
+    used = frame[list(dict.fromkeys(columns))]
+    first = ~frame.index.duplicated()
+    if not first.all():
+        start = pd.Series(np.flatnonzero(first), index=frame.index[first]).reindex(frame.index).to_numpy()
+        filled = used.fillna("\0").to_numpy()
+        clash = np.argwhere(filled != filled[start])
         if clash.size:
             row, col = clash[0]
             msg = (
-                f"{file}: patient {varying.index[row]} has several rows that disagree in column {varying.columns[col]!r}; "
-                "expected one value per patient; correct the table"
+                f"{file}, data rows {start[row] + 1} and {row + 1}: patient {frame.index[row]} has several rows that "
+                f"disagree in column {used.columns[col]!r}; expected one value per patient; correct the table"
             )
             raise CohortError(msg)
-    return used[~used.index.duplicated()]
+    number = pd.Series(np.flatnonzero(first) + 1, index=frame.index[first])
+    index = pd.Index(list(ids), dtype=object)
+    rows = number.reindex(index).fillna(0).to_numpy(dtype=np.int64)
+    return _Rows(file=file, frame=used[first].reindex(index), ids=ids, number=rows)
 
 
 def _coded(cell: str, groups: Mapping[bool, Sequence[str]]) -> bool | None:
@@ -203,43 +182,39 @@ def _coded(cell: str, groups: Mapping[bool, Sequence[str]]) -> bool | None:
     return None
 
 
-def _times(frame: pd.DataFrame, outcome: OutcomeCard, *, file: str) -> np.ndarray:
-    name = outcome.time or ""
-    if outcome.unit not in DAYS_PER_UNIT:
-        msg = f"{file}: expected a time unit of {', '.join(DAYS_PER_UNIT)}, found {outcome.unit!r}; correct the card"
-        raise ConfigError(msg)
-    time = to_numeric(column(frame, name, file=file), file=file) * DAYS_PER_UNIT[str(outcome.unit)]
+def _times(rows: _Rows, outcome: OutcomeCard) -> NDArray[np.float64]:
+    """(n,) days; NaN where missing, and where negative times count as unknown."""
+    time = rows.numbers(outcome.time) * DAYS_PER_UNIT[str(outcome.unit)]
     negative = np.flatnonzero(time < 0)
     if negative.size and outcome.negative_time == "unknown":
         time[negative] = np.nan
     elif negative.size:
         msg = (
-            f"{file}, column {name!r}: expected times >= 0, found {negative.size} negative, first of patient "
-            f"{frame.index[negative[0]]}; correct the source, or state negative_time: unknown"
+            f"{rows.file}, {rows.where(negative[0])}, column {outcome.time!r}: expected a time >= 0, found a negative "
+            f"one ({negative.size} such patients); correct the source, or state negative_time: unknown in the card"
         )
         raise CohortError(msg)
     return time
 
 
-def _survival(frame: pd.DataFrame, outcome: OutcomeCard, *, file: str) -> Survival:
-    cells = column(frame, outcome.event or "", file=file)
-    time = _times(frame, outcome, file=file)
+def _survival(rows: _Rows, outcome: OutcomeCard) -> Survival:
+    cells = rows.cells(outcome.event)
+    time = _times(rows, outcome)
     groups = {True: outcome.event_codes, False: outcome.censored_codes}
     codes = {cell: _coded(str(cell), groups) for cell in cells.dropna().unique()}
-    unknown = [cell for cell, value in codes.items() if value is None]
-    if unknown:
-        rows = np.flatnonzero(cells.isin(unknown).to_numpy())
+    unknown = np.flatnonzero(cells.isin([cell for cell, value in codes.items() if value is None]).to_numpy())
+    if unknown.size:
         msg = (
-            f"{file}, column {outcome.event!r}: expected the codes {outcome.event_codes} (event) or "
-            f"{outcome.censored_codes} (censored), found another code, first for patient {frame.index[rows[0]]} "
-            f"({len(rows)} patients); add it to the card's event_codes or censored_codes"
+            f"{rows.file}, {rows.where(unknown[0])}, column {outcome.event!r}: expected the codes "
+            f"{outcome.event_codes} (event) or {outcome.censored_codes} (censored), found another code "
+            f"({unknown.size} such patients); add it to the card's event_codes or censored_codes"
         )
         raise CohortError(msg)
-    half = np.flatnonzero(cells.notna().to_numpy() & frame[outcome.time or ""].isna().to_numpy())
+    half = np.flatnonzero(cells.notna().to_numpy() & rows.cells(outcome.time).isna().to_numpy())
     if half.size:
         msg = (
-            f"{file}, column {outcome.time!r}: expected a time wherever {outcome.event!r} is known, found none for "
-            f"patient {frame.index[half[0]]} ({half.size} patients); complete the source, or empty both cells"
+            f"{rows.file}, {rows.where(half[0])}, column {outcome.time!r}: expected a time wherever {outcome.event!r} "
+            f"is known, found none ({half.size} such patients); complete the source, or empty both cells"
         )
         raise CohortError(msg)
     observed = cells.notna().to_numpy() & ~np.isnan(time)
@@ -247,43 +222,56 @@ def _survival(frame: pd.DataFrame, outcome: OutcomeCard, *, file: str) -> Surviv
     return Survival(event=event & observed, time=np.where(observed, time, 0.0), observed=observed)
 
 
-def _labels(frame: pd.DataFrame, outcome: OutcomeCard, *, file: str) -> Labels:
-    cells = column(frame, outcome.column or "", file=file)
-    label = np.full(len(frame), -1, dtype=np.int64)
-    for i, cell in enumerate(cells):
+def _labels(rows: _Rows, outcome: OutcomeCard) -> Labels:
+    label = np.full(len(rows.ids), -1, dtype=np.int64)
+    for i, cell in enumerate(rows.cells(outcome.column)):
         if isinstance(cell, str):
             hits = [k for k, code in enumerate(outcome.classes) if same_code(cell, code)]
             if not hits:
                 msg = (
-                    f"{file}, column {outcome.column!r}: expected one of the classes {outcome.classes}, found another "
-                    f"code for patient {frame.index[i]}; add it to the card's classes"
+                    f"{rows.file}, {rows.where(i)}, column {outcome.column!r}: expected one of the classes "
+                    f"{outcome.classes}, found another code; add it to the card's classes"
                 )
                 raise CohortError(msg)
             label[i] = hits[0]
     observed = label >= 0
     if outcome.within_days is not None:
-        time = _times(frame, outcome, file=file)
-        event = (label == len(outcome.classes) - 1) & (time <= outcome.within_days)
-        followed = time >= outcome.within_days
-        observed &= event | followed
-        label = np.where(event, len(outcome.classes) - 1, 0)
+        time = _times(rows, outcome)
+        event = (label == 1) & (time <= outcome.within_days)
+        observed &= event | (time >= outcome.within_days)
+        label = event.astype(np.int64)
     return Labels(label=np.where(observed, label, 0), classes=tuple(outcome.classes), observed=observed)
 
 
-def _target(frame: pd.DataFrame, outcome: OutcomeCard, *, file: str) -> Target:
+_COMPARE = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
+
+
+def _excluded(rows: _Rows, outcome: OutcomeCard) -> NDArray[np.bool_]:
+    """(n,) True where a rule of the card makes the outcome unknown."""
+    out = np.zeros(len(rows.ids), dtype=bool)
+    for rule in outcome.exclude:
+        hit = np.ones(len(rows.ids), dtype=bool)
+        for name, wanted in rule.items():
+            match = COMPARISON.fullmatch(wanted) if isinstance(wanted, str) else None
+            if match is not None:
+                hit &= _COMPARE[match[1]](rows.numbers(name), float(match[2]))  # False for a missing cell
+            else:
+                cells = rows.cells(name)
+                hit &= np.array([isinstance(c, str) and any(same_code(c, code) for code in wanted) for c in cells])
+        out |= hit
+    return out
+
+
+def _target(rows: _Rows, outcome: OutcomeCard) -> Target:
     if outcome.kind == "survival":
-        target: Target = _survival(frame, outcome, file=file)
+        target: Target = _survival(rows, outcome)
     elif outcome.kind == "continuous":
-        value = to_numeric(column(frame, outcome.column or "", file=file), file=file)
+        value = rows.numbers(outcome.column)
         observed = ~np.isnan(value)
         target = Values(value=np.where(observed, value, 0.0), unit=str(outcome.unit), observed=observed)
     else:
-        target = _labels(frame, outcome, file=file)
-    if outcome.exclude is not None:
-        cells = column(frame, outcome.exclude.column, file=file)
-        out = np.array([isinstance(c, str) and any(same_code(c, x) for x in outcome.exclude.codes) for c in cells])
-        target.observed[out] = False
-    return target
+        target = _labels(rows, outcome)
+    return dataclasses.replace(target, observed=target.observed & ~_excluded(rows, outcome))
 
 
 class _Tables:
@@ -303,46 +291,74 @@ class _Tables:
         return self._frames[key]
 
 
-def _used_columns(outcome: OutcomeCard) -> list[str]:
-    names = [outcome.time, outcome.event, outcome.column, outcome.exclude.column if outcome.exclude else None]
-    return [name for name in names if name]
-
-
 def _outcome_target(tables: _Tables, card: CohortCard, name: str, ids: list[PatientId]) -> Target:
     outcome = card.outcomes[name]
     source = outcome.file or card.patients.file
     frame = tables.get(source, outcome.id or card.patients.id)
-    for used in _used_columns(outcome):
+    for used in outcome.used_columns():
         column(frame, used, file=source)
-    rows = _one_row_each(frame, _used_columns(outcome), file=source).reindex(ids)
-    return _target(rows, outcome, file=source)
+    return _target(_one_row_each(frame, outcome.used_columns(), ids, file=source), outcome)
 
 
-def _records(frame: pd.DataFrame, card: CohortCard) -> list[PatientRecord]:
+def _texts(tables: _Tables, card: CohortCard, source: str, name: str, ids: Sequence[PatientId]) -> list[str | None]:
+    """One column as text, for the patients in their order."""
+    frame = tables.get(source, card.patients.id)
+    column(frame, name, file=source)
+    cells = _one_row_each(frame, [name], ids, file=source).frame[name]
+    return [cell.strip() if isinstance(cell, str) else None for cell in cells]
+
+
+def _records(tables: _Tables, card: CohortCard) -> list[PatientRecord]:
+    source = card.patients.file
+    ids = [PatientId(i) for i in dict.fromkeys(tables.get(source, card.patients.id).index)]
+    nothing: list[str | None] = [None] * len(ids)
     groups = card.groups
-    wanted = [c for c in (groups.person, groups.site, groups.index_time, *card.subgroups) if c]
-    for name in wanted:
-        if name != card.patients.id:
-            column(frame, name, file=card.patients.file)
-    id_column = card.patients.id
-    rows = _one_row_each(frame, [c for c in wanted if c in frame.columns], file=card.patients.file)
-
-    def cell(patient: PatientId, name: str | None) -> str | None:
-        if name is None or name not in rows.columns:
-            return None
-        value = rows.at[patient, name]
-        return str(value) if isinstance(value, str) else None
-
+    person, site, index_time = (
+        _texts(tables, card, source, name, ids) if name else nothing
+        for name in (groups.person, groups.site, groups.index_time)
+    )
+    subgroups = {name: _texts(tables, card, file, name, ids) for file, name in card.subgroup_columns()}
     return [
         PatientRecord(
             patient_id=patient,
-            person=(cell(patient, groups.person) if groups.person != id_column else None) or patient,
-            site=cell(patient, groups.site),
-            index_time=cell(patient, groups.index_time),
-            subgroups={name: cell(patient, name) or "(missing)" for name in card.subgroups},
+            person=person[i] or patient,
+            site=site[i],
+            index_time=index_time[i],
+            subgroups={name: cells[i] or "(missing)" for name, cells in subgroups.items()},
         )
-        for patient in dict.fromkeys(PatientId(i) for i in frame.index)
+        for i, patient in enumerate(ids)
     ]
+
+
+def _problems(card: CohortCard, targets: Mapping[str, Target], ids: Sequence[PatientId]) -> tuple[Problem, ...]:
+    problems = []
+    for name, target in targets.items():
+        unknown = [patient for patient, known in zip(ids, target.observed, strict=True) if not known]
+        if unknown:
+            who = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
+            outcome = card.outcomes[name]
+            message = f"outcome {name} is unknown for {len(unknown)} modelled patients: {who}"
+            source = outcome.file or card.patients.file
+            problems.append(Problem(file=source, column=outcome.column or outcome.event, message=message))
+    return tuple(problems)
+
+
+def _exclusions(card: CohortCard, targets: Mapping[str, Target], *, n: int) -> tuple[list[str], dict[str, Target]]:
+    """Why each patient is not modelled (empty where they are), and the outcomes without excluded times of 0."""
+    known = np.zeros(n, dtype=bool)
+    at_zero = np.zeros(n, dtype=bool)
+    kept: dict[str, Target] = {}
+    for name, target in targets.items():
+        observed = target.observed
+        if isinstance(target, Survival) and card.time_zero == "exclude":
+            at_zero |= observed & (target.time == 0)
+            observed = observed & (target.time > 0)
+        kept[name] = dataclasses.replace(target, observed=observed)
+        known |= observed
+    reasons = [
+        "" if known[i] else "followed for no time (time 0)" if at_zero[i] else "no known outcome" for i in range(n)
+    ]
+    return reasons, kept
 
 
 def read_cohort(card: CohortCard, *, data_root: Path | None = None, need_outcomes: bool = True) -> Cohort:
@@ -351,7 +367,8 @@ def read_cohort(card: CohortCard, *, data_root: Path | None = None, need_outcome
     Args:
         card: the definition.
         data_root: folder of the cohorts' files; default MEDFUSE_DATA, else ``../shared/data``.
-        need_outcomes: False for new patients to predict: outcomes whose columns are not there are unknown.
+        need_outcomes: False for new patients to predict: outcomes whose columns are not there are unknown, and nobody
+            is left out.
 
     Returns:
         Everyone with at least one known outcome; the others are listed in the attrition with the reason.
@@ -360,11 +377,10 @@ def read_cohort(card: CohortCard, *, data_root: Path | None = None, need_outcome
         DataError, CohortError, ConfigError: what was expected, found, where and what to do.
     """
     tables = _Tables(card, data_root)
-    frame = tables.get(card.patients.file, card.patients.id)
-    records = _records(frame, card)
+    records = _records(tables, card)
     ids = [record.patient_id for record in records]
     if not ids:
-        msg = f"{card.name}: expected patients in {card.patients.file!r}, found none"
+        msg = f"{card.name}: expected patients in {card.patients.file!r}, found none; is the file cut short?"
         raise CohortError(msg)
     targets: dict[str, Target] = {}
     for name in card.outcomes:
@@ -373,40 +389,25 @@ def read_cohort(card: CohortCard, *, data_root: Path | None = None, need_outcome
         except DataError:
             if need_outcomes:
                 raise
-    reasons = _exclusions(card, targets, n=len(ids)) if need_outcomes else [""] * len(ids)
+    reasons = [""] * len(ids)
+    if need_outcomes:
+        reasons, targets = _exclusions(card, targets, n=len(ids))
     keep = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.intp)
     if not keep.size:
-        msg = f"{card.name}: expected patients with a known outcome, found none of {len(ids)}; check the outcome columns"
+        msg = (
+            f"{card.name}: expected patients with a known outcome, found none of {len(ids)}; check the outcome columns"
+        )
         raise CohortError(msg)
-    excluded = tuple(Excluded(patient_id=ids[i], reason=reason) for i, reason in enumerate(reasons) if reason)
-    problems = []
-    for name, target in targets.items():
-        unknown = [ids[i] for i in keep if not target.observed[i]]
-        if unknown:
-            who = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
-            message = f"outcome {name} is unknown for {len(unknown)} modelled patients: {who}"
-            problems.append(Problem(file=card.outcomes[name].file or card.patients.file, message=message))
+    targets = {name: target.take(keep) for name, target in targets.items()}
     return Cohort(
         card=card,
         records=tuple(records[i] for i in keep),
-        targets={name: target.take(keep) for name, target in targets.items()},
-        attrition=Attrition(total=len(ids), modelled=len(keep), excluded=excluded),
-        problems=tuple(problems),
+        targets=targets,
+        attrition=Attrition(
+            total=len(ids),
+            modelled=len(keep),
+            excluded=tuple(Excluded(patient_id=ids[i], reason=reason) for i, reason in enumerate(reasons) if reason),
+        ),
+        problems=_problems(card, targets, [ids[i] for i in keep]),
         data_root=data_root,
     )
-
-
-def _exclusions(card: CohortCard, targets: Mapping[str, Target], *, n: int) -> list[str]:
-    """Why each patient is not modelled; empty where they are."""
-    known = np.zeros(n, dtype=bool)
-    at_zero = np.zeros(n, dtype=bool)
-    for target in targets.values():
-        observed = target.observed.copy()
-        if isinstance(target, Survival) and card.time_zero == "exclude":
-            at_zero |= observed & (target.time == 0)
-            target.observed[target.time == 0] = False
-            observed = target.observed
-        known |= observed
-    return [
-        "" if known[i] else ("followed for no time (time 0)" if at_zero[i] else "no known outcome") for i in range(n)
-    ]

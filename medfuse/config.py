@@ -1,182 +1,52 @@
-"""Cards and recipes: what a person writes, checked key by key before anything runs.
+"""Reading what a person writes: recipes (a way of working) and the front matter of cards (a cohort).
 
-A card is the YAML front matter of ``data_cards/NAME.md`` and defines a cohort. A recipe is a YAML file of
-``pipelines/`` and defines a way of working. An unknown key is an error with the nearest spelling.
+Everything is checked before anything runs: an unknown key is an error with the nearest spelling.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
+from medfuse.card import (
+    CohortCard,
+    ColumnCard,
+    FoldsCard,
+    Governance,
+    GroupsCard,
+    ModalityCard,
+    OutcomeCard,
+    PatientsCard,
+    Strict,
+)
 from medfuse.errors import ConfigError, nearest
-from medfuse.types import ColumnKind, OutcomeKind, TimeUnit
+
+__all__ = [
+    "CohortCard",
+    "ColumnCard",
+    "EvaluationRecipe",
+    "FoldsCard",
+    "Governance",
+    "GroupsCard",
+    "ModalityCard",
+    "ModelRecipe",
+    "OutcomeCard",
+    "PatientsCard",
+    "Recipe",
+    "SplitsRecipe",
+    "TrackingRecipe",
+    "TrainRecipe",
+    "read_card",
+    "read_recipe",
+]
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# --- cards ------------------------------------------------------------------------------------------------------
-
-
-class Governance(_Strict):
-    """Under what terms the data may be used, and how they were made safe."""
-
-    licence: str
-    source: str
-    citation: str
-    consent: str
-    deidentification: str
-    sha256: dict[str, str] = Field(default_factory=dict, description="file as the card names it -> SHA-256")
-
-
-class PatientsCard(_Strict):
-    """The table that lists every patient; a patient may stand in several rows."""
-
-    file: str
-    id: str | None = Field(default=None, description="id column; none: the row number, with row_prefix")
-    row_prefix: str = "row-"
-
-
-class GroupsCard(_Strict):
-    """Columns of the patients table that say who is one person and which site treated them."""
-
-    person: str | None = None
-    site: str | None = None
-    index_time: str | None = None
-
-
-class ExcludeCard(_Strict):
-    """Patients whose outcome is set to unknown because a column holds one of the codes."""
-
-    column: str
-    codes: list[str]
-
-
-class OutcomeCard(_Strict):
-    """One outcome; which code means event, and in which unit time is, are always stated."""
-
-    kind: OutcomeKind
-    file: str | None = Field(default=None, description="default: the patients table")
-    id: str | None = None
-    time: str | None = None
-    unit: TimeUnit | str | None = None
-    event: str | None = None
-    event_codes: list[str] = Field(default_factory=list)
-    censored_codes: list[str] = Field(default_factory=list)
-    column: str | None = None
-    classes: list[str] = Field(default_factory=list, description="codes in order; binary: the event last")
-    exclude: ExcludeCard | None = None
-    within_days: float | None = Field(default=None, description="binary: event within, else unknown if followed less")
-    negative_time: Literal["refuse", "unknown"] = Field(default="refuse", description="unknown: listed, outcome dropped")
-    description: str = ""
-
-    @model_validator(mode="after")
-    def _complete(self) -> "OutcomeCard":
-        if self.kind == "survival":
-            needed = {"time": self.time, "event": self.event, "event_codes": self.event_codes, "unit": self.unit}
-            needed["censored_codes"] = self.censored_codes
-        elif self.kind == "continuous":
-            needed = {"column": self.column, "unit": self.unit}
-        else:
-            needed = {"column": self.column, "classes": self.classes}
-        missing = [name for name, value in needed.items() if not value]
-        if missing:
-            msg = f"a {self.kind} outcome also needs {', '.join(missing)}"
-            raise ValueError(msg)
-        if self.within_days is not None and self.time is None:
-            msg = "within_days needs time and unit, to know how long a patient without the event was followed"
-            raise ValueError(msg)
-        return self
-
-
-class ColumnCard(_Strict):
-    """One column of a table; missing codes become missing cells, levels fix the order of an ordinal."""
-
-    kind: ColumnKind = "numeric"
-    unit: str | None = None
-    levels: list[str] = Field(default_factory=list)
-    missing: list[str] = Field(default_factory=list)
-
-
-class ModalityCard(_Strict):
-    """One modality: which loader reads which files, and in what unit."""
-
-    loader: Literal["tabular", "expression", "vectors"]
-    file: str | None = None
-    files: dict[str, str] = Field(default_factory=dict, description="vectors: token identity -> file")
-    id: str | None = None
-    columns: dict[str, ColumnCard] | str | None = Field(default=None, description="tabular: columns; else a pattern")
-    orientation: Literal["patients_by_genes", "genes_by_patients"] = "patients_by_genes"
-    unit: str | None = None
-    log_base: float | None = None
-    zscored_on: str | None = Field(default=None, description="which rows published z-scores have seen")
-    gmt: str | None = None
-    duplicates: Literal["refuse", "mean"] = "refuse"
-    repeated_rows: Literal["agree", "mean", "first"] = "agree"
-    accept_mangled: bool = False
-    features: str = "features"
-    coordinates: str = "coords"
-    days_from_index: str | None = Field(default=None, description="column of days from index time; > 0 is refused")
-    description: str = ""
-
-    @model_validator(mode="after")
-    def _complete(self) -> "ModalityCard":
-        if bool(self.file) == bool(self.files):
-            msg = "a modality needs either file or files"
-            raise ValueError(msg)
-        if self.loader == "tabular" and not isinstance(self.columns, dict):
-            msg = "tabular needs columns: a mapping of column name to kind, unit, levels, missing"
-            raise ValueError(msg)
-        if self.loader == "expression" and self.unit is None:
-            msg = "expression needs a unit (zscore, tpm, fpkm, counts, intensity, copy_number, mutation) and, if logged, log_base"
-            raise ValueError(msg)
-        return self
-
-
-class FoldsCard(_Strict):
-    """Published folds: one CSV per fold with id columns, or named JSON lists of {patient_id, dataset}."""
-
-    pattern: str | None = Field(default=None, description="path with {k}")
-    k: int = 0
-    train: str = "train"
-    held_out: str = "val"
-    files: dict[str, str] = Field(default_factory=dict, description="split name -> JSON file")
-
-
-class CohortCard(_Strict):
-    """The definition of a cohort."""
-
-    name: str
-    title: str
-    root: str = ""
-    governance: Governance
-    patients: PatientsCard
-    groups: GroupsCard = GroupsCard()
-    subgroups: list[str] = Field(default_factory=list, description="columns of the patients table")
-    time_zero: Literal["keep", "exclude"] = Field(default="keep", description="what becomes of time 0 in survival")
-    outcomes: dict[str, OutcomeCard]
-    modalities: dict[str, ModalityCard]
-    folds: FoldsCard | None = None
-    prose: str = Field(default="", repr=False)
-    path: Path | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> "CohortCard":
-        if not self.outcomes or not 1 <= len(self.modalities) <= 8:
-            msg = f"a cohort needs an outcome and 1 to 8 modalities, found {len(self.outcomes)} and {len(self.modalities)}"
-            raise ValueError(msg)
-        return self
-
-
-# --- recipes ----------------------------------------------------------------------------------------------------
-
-
-class SplitsRecipe(_Strict):
+class SplitsRecipe(Strict):
     """Which patients are held out."""
 
     source: Literal["auto", "published", "generated", "temporal"] = "auto"
@@ -188,7 +58,7 @@ class SplitsRecipe(_Strict):
     seed: int = 0
 
 
-class ModelRecipe(_Strict):
+class ModelRecipe(Strict):
     """The three slots; a component's keyword arguments stand beside its name."""
 
     width: int = Field(default=64, ge=4)
@@ -197,7 +67,7 @@ class ModelRecipe(_Strict):
     heads: dict[str, dict[str, Any]] = Field(default_factory=dict, description="by outcome, or by outcome kind")
 
 
-class TrainRecipe(_Strict):
+class TrainRecipe(Strict):
     """Settings of one member's fit; see medfuse.training.settings.TrainSettings."""
 
     seeds: int = Field(default=3, ge=1)
@@ -217,7 +87,7 @@ class TrainRecipe(_Strict):
     threads: int = Field(default=0, ge=0)
 
 
-class EvaluationRecipe(_Strict):
+class EvaluationRecipe(Strict):
     """What is reported of held-out patients."""
 
     horizons: list[float] | None = Field(default=None, description="days; default: quartiles of train event times")
@@ -225,14 +95,14 @@ class EvaluationRecipe(_Strict):
     minimum_cell: int = Field(default=10, ge=1)
 
 
-class TrackingRecipe(_Strict):
+class TrackingRecipe(Strict):
     """MLflow; SQLite in the working folder unless MLFLOW_TRACKING_URI says otherwise."""
 
     mlflow: bool = True
     experiment: str = "medfuse"
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A way of working."""
 
     name: str = "default"
@@ -251,34 +121,90 @@ class Recipe(_Strict):
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML that refuses a key standing twice, of which the plain loader keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _yaml(text: str, *, where: str) -> Any:  # noqa: ANN401  # whatever YAML holds
+    loader = _UniqueKeys(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        msg = f"{where}{line}: expected YAML, found {getattr(error, 'problem', None) or 'damage'}; correct the line"
+        raise ConfigError(msg) from None
+    except RecursionError:
+        msg = f"{where}: expected YAML of a few levels, found endless nesting"
+        raise ConfigError(msg) from None
+    finally:
+        loader.dispose()
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    """Every model inside a field's annotation, such as ``dict[str, X] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
 def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> set[str]:
     """Field names of the section in which an unknown key stands, following a pydantic error location."""
-    current: Any = model
+    current = [model]
     for part in location[:-1]:
-        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
-            current = current.model_fields[str(part)].annotation
-        for inner in getattr(current, "__args__", ()):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                current = inner
-    return set(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else set()
+        found = [
+            m
+            for section in current
+            if part in section.model_fields
+            for m in _models(section.model_fields[str(part)].annotation)
+        ]
+        current = found or current
+    return {name for section in current for name in section.model_fields}
 
 
-def _checked(model: type[BaseModel], content: Any, *, where: str) -> Any:  # noqa: ANN401  # an instance of model
+# What pydantic puts into a location to say which member of a union it tried; no key of ours.
+_UNION_TAG = re.compile(r"(str|float|int|bool|(list|dict)\[.*\])")
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Every fault with its key path; no value is repeated, for cards stand beside patients' data."""
+    items = error.errors(include_input=False, include_url=False)
+    lines: dict[str, None] = {}
+    for item in items:
+        where = item["loc"]
+        tagged = bool(where) and _UNION_TAG.fullmatch(str(where[-1])) is not None
+        deeper = any(other["loc"][: len(where) - 1] == where[:-1] and len(other["loc"]) > len(where) for other in items)
+        if tagged and deeper:
+            continue  # the other member of the union says more
+        key = ".".join(str(part) for part in where if not _UNION_TAG.fullmatch(str(part))) or "(top)"
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            text = f"unknown key; {nearest(str(where[-1]), _known_keys(model, where))}"
+        elif item["type"] == "string_type":
+            text += " (put it in quotes: YAML reads 1, no and yes as numbers and booleans)"
+        lines[f"{key}: {text}"] = None
+    return "; ".join(lines)
+
+
+def _checked(model: type[Section], content: object, *, where: str) -> Section:
     if not isinstance(content, Mapping):
         msg = f"{where}: expected a mapping of keys, found {type(content).__name__}"
         raise ConfigError(msg)
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:
-        lines = []
-        for item in error.errors(include_input=False, include_url=False):
-            key = ".".join(str(part) for part in item["loc"]) or "(top)"
-            if item["type"] == "extra_forbidden":
-                known = _known_keys(model, item["loc"])
-                lines.append(f"{key}: unknown key; {nearest(str(item['loc'][-1]), known)}")
-            else:
-                lines.append(f"{key}: {item['msg']}")
-        msg = f"{where}: " + "; ".join(lines)
+        msg = f"{where}: {_explain(model, error)}"
         raise ConfigError(msg) from None
 
 
@@ -287,27 +213,24 @@ def _find(name: str, *, folder: str, suffix: str) -> Path:
     direct = Path(name)
     if direct.suffix == suffix or direct.is_file():
         if not direct.is_file():
-            msg = f"{name}: expected a file, found none"
+            msg = f"{name}: expected a file, found none; check the path, or give the name of one in {folder}"
             raise ConfigError(msg)
         return direct
     package = Path(__file__).parent
     places = [Path.cwd() / folder, package.parent / folder, package / "_data" / folder]
-    for place in places:
-        if (place / f"{name}{suffix}").is_file():
-            return place / f"{name}{suffix}"
-    known = {p.stem for place in places if place.is_dir() for p in place.glob(f"*{suffix}")}
-    msg = f"{name}: no such file and no {folder} entry of that name; {nearest(name, known)}"
-    raise ConfigError(msg)
+    known = {path.stem: path for place in reversed(places) for path in sorted(place.glob(f"*{suffix}"))}
+    if name not in known:
+        msg = f"{name}: no such file and no entry of that name in {folder}; {nearest(name, known)}"
+        raise ConfigError(msg)
+    return known[name]
 
 
-def _yaml(text: str, *, where: str) -> Any:  # noqa: ANN401  # whatever YAML holds
+def _text(path: Path) -> str:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        msg = f"{where}{line}: expected YAML, found {getattr(error, 'problem', 'damage')}"
-        raise ConfigError(msg) from None
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: expected readable text in UTF-8, found {type(error).__name__}; save it as UTF-8"
+        raise ConfigError(msg) from error
 
 
 def read_card(name: str | Path) -> CohortCard:
@@ -321,28 +244,29 @@ def read_card(name: str | Path) -> CohortCard:
             what its key expects.
     """
     path = _find(str(name), folder="data_cards", suffix=".md")
-    match = re.match(r"\A---\s*\n(.*?)\n---\s*\n(.*)\Z", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    match = re.match(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n(.*))?\Z", _text(path), flags=re.DOTALL)
     if match is None:
         msg = f"{path.name}: expected YAML front matter between two lines of ---, found none"
         raise ConfigError(msg)
-    content = _yaml(match.group(1), where=path.name)
-    card = _checked(CohortCard, content, where=path.name)
-    return card.model_copy(update={"prose": match.group(2), "path": path})  # type: ignore[no-any-return]
+    card = _checked(CohortCard, _yaml(match.group(1), where=path.name), where=path.name)
+    return card.model_copy(update={"prose": match.group(2) or "", "path": path})
 
 
 def _override(content: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
         msg = f"--set {text}: expected key.path=value, such as train.lr=1e-4"
         raise ConfigError(msg)
     node = content
-    *parents, last = key.split(".")
+    *parents, last = parts
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            msg = f"--set {text}: {parent} is a value, not a section"
+        if node.get(parent) is None:
+            node[parent] = {}
+        if not isinstance(node[parent], dict):
+            msg = f"--set {text}: expected {parent} to be a section, found a value; set {parent} itself"
             raise ConfigError(msg)
-        node = child
+        node = node[parent]
     parsed = _yaml(value, where=f"--set {text}")
     if isinstance(parsed, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", parsed):
         parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
@@ -360,8 +284,9 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: as for cards.
     """
     path = _find(str(name), folder="pipelines", suffix=".yaml")
-    content = _yaml(path.read_text(encoding="utf-8"), where=path.name) or {}
+    content = _yaml(_text(path), where=path.name)
+    content = {} if content is None else content
     if isinstance(content, dict):
         for text in overrides:
             _override(content, text)
-    return _checked(Recipe, content, where=path.name)  # type: ignore[no-any-return]
+    return _checked(Recipe, content, where=path.name)

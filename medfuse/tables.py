@@ -1,8 +1,12 @@
 """Tables as they lie on disk, read as text, so that an id "001" stays "001" and a missing cell stays missing."""
 
+import csv
+import gzip
 import io
 import re
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,108 +18,134 @@ from medfuse.types import PatientId
 
 # What the common exporters write for an empty cell.
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>", "."})
+TEXT_TABLES = (".csv", ".tsv", ".txt", ".arff")
+_ATTRIBUTE = re.compile(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s+\S", flags=re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"^[+-]?\d+,\d+$")
 MAX_EXPANSION = 200  # decompressed : compressed; more is a bomb, not a table
 
 
-def _text_frame(stream: io.BufferedIOBase | io.BytesIO, *, separator: str, where: str) -> pd.DataFrame:
+def _named(frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
+    """The frame, unless a column name stands twice."""
+    doubled = frame.columns[frame.columns.duplicated()]
+    if len(doubled):
+        msg = f"{where}: expected distinct column names, found {str(doubled[0])!r} more than once; rename one"
+        raise DataError(msg)
+    return frame
+
+
+def _text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
+    """A delimited text with a header row, every cell as text.
+
+    The header is read as a row: pandas would rename a repeated column, and take a surplus cell for an index.
+    """
     try:
-        frame = pd.read_csv(
-            stream, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", low_memory=False
+        rows = pd.read_csv(
+            io.BytesIO(content),
+            sep=separator,
+            dtype=str,
+            header=None,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            low_memory=False,
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, EOFError, zipfile.BadZipFile) as error:
-        msg = f"{where}: expected a table in UTF-8 with a header row, found damage ({error}); fetch the file again"
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        found = str(error).strip().splitlines()[-1]
+        msg = f"{where}: expected a table in UTF-8 with a header row, found damage ({found}); fetch the file again"
         raise DataError(msg) from error
-    return frame.mask(frame.isin(MISSING))
+    names = [str(name).strip() or f"Unnamed: {i}" for i, name in enumerate(rows.iloc[0])]
+    frame = rows.iloc[1:].reset_index(drop=True).set_axis(pd.Index(names), axis=1)
+    short = np.flatnonzero(frame.isna().to_numpy().any(axis=1))  # an empty cell is "", only an absent one is NaN
+    if short.size:
+        msg = (
+            f"{where}, data row {short[0] + 1}: expected {len(names)} cells as in the header, found fewer "
+            f"({short.size} such rows); the file is cut short or damaged, fetch it again"
+        )
+        raise DataError(msg)
+    return _named(frame.mask(frame.isin(MISSING)), where=where)
 
 
-def _zip_frame(path: Path) -> pd.DataFrame:
-    # The one member is read by content and never extracted by its name, which may point anywhere ("../x.csv").
+def _member(path: Path) -> tuple[str, bytes]:
+    """Name and content of the one member of a zip; never extracted by its name, which may point anywhere."""
+    with zipfile.ZipFile(path) as archive:
+        members = [m for m in archive.infolist() if not m.is_dir()]
+        if len(members) != 1:
+            msg = f"{path.name}: expected a zip of one table, found {len(members)} members; unpack it first"
+            raise DataError(msg)
+        member = members[0]
+        if member.file_size > MAX_EXPANSION * max(member.compress_size, 1):
+            msg = (
+                f"{path.name}: expected an ordinary zip, found a member of {member.file_size} bytes in "
+                f"{member.compress_size}; refused, unpack it yourself if it is what you want"
+            )
+            raise DataError(msg)
+        return member.filename, archive.read(member)
+
+
+def _gunzipped(path: Path) -> bytes:
+    limit = MAX_EXPANSION * max(path.stat().st_size, 1)
+    with gzip.open(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        msg = f"{path.name}: expected an ordinary gzip file, found one that grows {MAX_EXPANSION}-fold; refused"
+        raise DataError(msg)
+    return content
+
+
+def _unpacked(path: Path) -> tuple[str, bytes]:
+    """Name that tells the format, and content, of a text table that may be packed."""
+    suffix = path.suffix.lower()
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir()]
-            if len(members) != 1:
-                msg = f"{path.name}: expected a zip of one table, found {len(members)} members; unpack it first"
-                raise DataError(msg)
-            member = members[0]
-            if member.file_size > MAX_EXPANSION * max(member.compress_size, 1):
-                msg = f"{path.name}: expected an ordinary zip, found a {member.file_size} byte member of {member.compress_size} bytes; refused"
-                raise DataError(msg)
-            with archive.open(member) as stream:
-                return _text_frame(
-                    io.BytesIO(stream.read()),
-                    separator="\t" if member.filename.endswith((".tsv", ".txt")) else ",",
-                    where=path.name,
-                )
-    except zipfile.BadZipFile as error:
-        msg = f"{path.name}: expected a zip file, found damage ({error}); fetch the file again"
+        if suffix == ".zip":
+            return _member(path)
+        if suffix == ".gz":
+            return path.stem, _gunzipped(path)
+        return path.name, path.read_bytes()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        msg = f"{path.name}: expected a whole {suffix} file without a password, found damage ({error}); fetch it again"
         raise DataError(msg) from error
 
 
-def _arff_frame(path: Path) -> pd.DataFrame:
+def _arff_cells(line: str) -> list[str]:
+    quote = '"' if '"' in line else "'"
+    row = next(csv.reader([line], quotechar=quote, escapechar="\\", skipinitialspace=True))
+    return [cell.strip() for cell in row]
+
+
+def _arff_frame(content: bytes, *, where: str) -> pd.DataFrame:
+    """Dense ARFF with numeric, nominal, text and ``?`` cells."""
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        msg = f"{where}: expected an ARFF file in UTF-8, found other bytes; fetch the file again"
+        raise DataError(msg) from error
     names: list[str] = []
     rows: list[list[str]] = []
     in_data = False
-    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, raw in enumerate(lines, 1):
         line = raw.strip()
         if not line or line.startswith("%"):
             continue
         if in_data:
-            cells = [cell.strip().strip("'\"") for cell in line.split(",")]
-            if len(cells) != len(names):
-                msg = f"{path.name}, line {number}: expected {len(names)} cells, found {len(cells)}; fetch the file again"
+            cells = _arff_cells(line)
+            if len(cells) != len(names) or line.startswith("{"):
+                msg = f"{where}, line {number}: expected {len(names)} cells, found {len(cells)}; fetch the file again"
                 raise DataError(msg)
             rows.append(cells)
         elif line.lower().startswith("@attribute"):
-            match = re.match(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s+", line, flags=re.IGNORECASE)
+            match = _ATTRIBUTE.match(line)
             if match is None:
-                msg = f"{path.name}, line {number}: expected '@attribute NAME TYPE'; fetch the file again"
+                msg = (
+                    f"{where}, line {number}: expected '@attribute NAME TYPE', found another form; fetch the file again"
+                )
                 raise DataError(msg)
             names.append(match.group(1).strip("'\""))
         elif line.lower().startswith("@data"):
             in_data = True
-    if not in_data:
-        msg = f"{path.name}: expected an ARFF file with a @data section, found none; is the file cut short?"
+    if not in_data or not names:
+        msg = f"{where}: expected an ARFF file with attributes and a @data section, found none; is the file cut short?"
         raise DataError(msg)
-    frame = pd.DataFrame(rows, columns=pd.Index(names), dtype=str)
-    return frame.mask(frame.isin(MISSING | {"?"}))
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read CSV, TSV, ARFF, Parquet, or a zip of one CSV or TSV.
-
-    Args:
-        path: the file; its suffix says the format.
-
-    Returns:
-        A frame of str cells, missing ones NaN; row order as in the file.
-
-    Raises:
-        DataError: no such file, an unknown suffix, damage, or a column name that stands twice.
-    """
-    suffixes = [s.lower() for s in path.suffixes]
-    suffix = suffixes[-1] if suffixes else ""
-    if not path.is_file():
-        msg = f"{path}: expected a file, found none; check the card's paths and --data-root"
-        raise DataError(msg)
-    if suffix == ".zip":
-        frame = _zip_frame(path)
-    elif suffix in {".csv", ".tsv", ".txt"}:
-        with path.open("rb") as stream:
-            frame = _text_frame(stream, separator="," if suffix == ".csv" else "\t", where=path.name)
-    elif suffix == ".arff":
-        frame = _arff_frame(path)
-    elif suffix == ".parquet":
-        frame = _parquet_frame(path)
-    else:
-        msg = f"{path.name}: expected .csv, .tsv, .txt, .zip, .arff or .parquet, found {suffix or 'no suffix'}"
-        raise DataError(msg)
-    doubled = frame.columns[frame.columns.duplicated()]
-    # pandas renames a repeated header "x" to "x.1"; the original header decides.
-    if len(doubled):
-        msg = f"{path.name}: expected distinct column names, found {doubled[0]!r} more than once; rename one"
-        raise DataError(msg)
-    return frame
+    frame = pd.DataFrame(rows, columns=pd.Index(names), dtype=object)
+    return _named(frame.mask(frame.isin(MISSING | {"?"})), where=where)
 
 
 def _parquet_frame(path: Path) -> pd.DataFrame:
@@ -123,12 +153,55 @@ def _parquet_frame(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
-        frame = pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
-        msg = f"{path.name}: expected a Parquet file, found damage ({error}); fetch the file again"
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        msg = f"{path.name}: expected a whole Parquet file, found damage ({error}); fetch the file again"
         raise DataError(msg) from error
-    text = frame.astype(object).where(frame.notna(), None)
-    return pd.DataFrame({name: text[name].map(lambda v: None if v is None else str(v)) for name in frame.columns})
+    # Whole numbers stay whole beside missing cells, and what pandas kept as an index comes as a column.
+    _named(pd.DataFrame(columns=pd.Index(table.column_names)), where=path.name)
+    cells = {
+        name: [None if value is None or value != value else str(value) for value in table.column(name).to_pylist()]
+        for name in table.column_names
+    }
+    return pd.DataFrame(cells, dtype=object)
+
+
+def _text_suffix(name: str) -> str:
+    """Suffix of a text table: ".csv" for "../folder/x.csv.zip", the name that pandas gives a packed member."""
+    parts = re.split(r"[/\\\\]", name.lower())[-1].split(".")[1:]
+    known = [f".{part}" for part in parts if part not in {"zip", "gz"}]
+    return known[-1] if known and known[-1] in TEXT_TABLES else ""
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read CSV, TSV or ARFF, plain or in a zip or gzip of one file, or Parquet.
+
+    Args:
+        path: the file; its suffix says the format.
+
+    Returns:
+        A frame of str cells, missing ones NaN or None; row order as in the file.
+
+    Raises:
+        DataError: no such file, an unknown suffix, damage, a row of another length, or a column name that stands twice.
+    """
+    if not path.is_file():
+        msg = f"{path}: expected a file, found none; check the card's paths and --data-root"
+        raise DataError(msg)
+    if path.suffix.lower() == ".parquet":
+        return _parquet_frame(path)
+    if path.suffix.lower() in {*TEXT_TABLES, ".zip", ".gz"}:
+        name, content = _unpacked(path)
+        suffix = _text_suffix(name) or _text_suffix(path.name)
+        if suffix == ".arff":
+            return _arff_frame(content, where=path.name)
+        if suffix in TEXT_TABLES:
+            return _text_frame(content, separator="," if suffix == ".csv" else "\t", where=path.name)
+    msg = (
+        f"{path.name}: expected {', '.join(TEXT_TABLES)} (also in .zip or .gz) or .parquet, found "
+        f"{path.suffix or 'no suffix'}; convert the table"
+    )
+    raise DataError(msg)
 
 
 def column(frame: pd.DataFrame, name: str, *, file: str) -> "pd.Series[str]":
@@ -145,25 +218,35 @@ def column(frame: pd.DataFrame, name: str, *, file: str) -> "pd.Series[str]":
     return frame[name]
 
 
-def to_numeric(series: "pd.Series[str]", *, file: str) -> NDArray[np.float64]:
-    """Text cells as numbers; missing cells are NaN.
+def to_numeric(
+    series: "pd.Series[str]", *, file: str, where: Callable[[int], str] | None = None
+) -> NDArray[np.float64]:
+    """Text cells as numbers, to the last bit of what the text says; missing cells are NaN.
+
+    Args:
+        series: (n,) cells.
+        file: for messages.
+        where: names row i in messages; default: data row i + 1.
 
     Raises:
-        DataError: a cell that is no number or has a decimal comma; says which row and column, never the value.
+        DataError: a cell that is no finite number or has a decimal comma; says row and column, never the value.
     """
-    values = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(np.isnan(values) & series.notna().to_numpy())
-    infinite = np.flatnonzero(np.isinf(values))
-    if bad.size or infinite.size:
-        row = int(bad[0]) if bad.size else int(infinite[0])
-        comma = bool(bad.size) and _DECIMAL_COMMA.match(str(series.iloc[row]).strip()) is not None
-        found = "a decimal comma" if comma else ("text" if bad.size else "infinity")
+    given = series.notna().to_numpy()
+    parsed = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
+    finite = np.isfinite(parsed)
+    bad = np.flatnonzero(given & ~finite)
+    if bad.size:
+        row = int(bad[0])
+        comma = _DECIMAL_COMMA.match(str(series.iloc[row]).strip()) is not None
+        found = "a decimal comma" if comma else "infinity" if np.isinf(parsed[row]) else "text"
         todo = "export with decimal points" if comma else "correct the cell, or list the code as missing in the card"
         msg = (
-            f"{file}, data row {row + 1}, column {series.name!r}: expected a number, found {found} "
-            f"({bad.size + infinite.size} such cells); {todo}"
+            f"{file}, {where(row) if where else f'data row {row + 1}'}, column {series.name!r}: expected a number, "
+            f"found {found} ({bad.size} such cells); {todo}"
         )
         raise DataError(msg)
+    values = np.full(len(series), np.nan)
+    values[finite] = series.to_numpy(dtype=object)[finite].astype(np.float64)  # pandas' own parser rounds the last bits
     return values
 
 
