@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from medfuse.batch import ModalityShape
-from medfuse.models.encoders.base import Encoder, activation, require_layout
-from medfuse.models.settings import check_count, check_rate
+from medfuse.models.encoders.base import ACTIVATIONS, Encoder, activation, require_layout
+from medfuse.models.settings import check_choice, check_count, check_rate
 from medfuse.types import Layout
 
 
@@ -21,7 +21,8 @@ class LinearEncoder(Encoder):
         width: D.
         tokens: K.
         hidden: width of the hidden layers.
-        layers: number of hidden layers; 0 is one linear map.
+        layers: number of hidden layers; 0 is one linear map, the best for hundreds of patients
+            with thousands of columns.
         dropout: after each hidden layer.
         input_dropout: on the features; keeps a few of thousands of columns from carrying the fit.
         activation: ``gelu``, ``relu``, ``elu`` or ``tanh``.
@@ -37,7 +38,7 @@ class LinearEncoder(Encoder):
         width: int,
         tokens: int = 1,
         hidden: int = 64,
-        layers: int = 1,
+        layers: int = 0,
         dropout: float = 0.5,
         input_dropout: float = 0.5,
         activation: str = "gelu",
@@ -75,6 +76,7 @@ def perceptron(
     inputs: int, outputs: int, *, hidden: int, layers: int, dropout: float, nonlinearity: str
 ) -> nn.Sequential:
     """``layers`` hidden layers (linear, nonlinearity, dropout) and a linear output."""
+    check_choice("activation", nonlinearity, tuple(ACTIVATIONS))  # also where no layer uses it
     parts: list[nn.Module] = []
     for _ in range(layers):
         parts += [nn.Linear(inputs, hidden), activation(nonlinearity), nn.Dropout(dropout)]

@@ -1,0 +1,341 @@
+"""A run: a directory that answers "which data made this model", readable without a server."""
+
+import datetime
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medfuse.errors import StoreError
+from medfuse.files import read_json, seal, verify, write_bytes, write_json, write_text
+from medfuse.prediction import Prediction
+from medfuse.sample import Column, ModalityData, ModalitySample
+from medfuse.types import PatientId
+
+FORMAT_VERSION = 1
+_PACKAGES = ("medfuse", "torch", "numpy", "scipy", "pandas", "scikit-learn", "scikit-survival", "lifelines", "mlflow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run directory.
+
+    Parts: ``run.json`` (what, when, by which code), ``card.md``, ``recipe.yaml`` (resolved), ``splits.json``,
+    ``manifest.json`` (data, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
+    ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``curves.jsonl``, ``folds/K/`` (sealed members),
+    ``report.html``, and ``seal/manifest.json`` with the SHA-256 of all of it.
+    """
+
+    path: Path
+
+    def read(self, part: str) -> Any:  # noqa: ANN401  # a JSON part
+        """A JSON part.
+
+        Raises:
+            StoreError: it is missing, damaged or of a newer format.
+        """
+        content = read_json(self.path / f"{part}.json")
+        version = content.get("format_version", 0) if isinstance(content, dict) else 0
+        if version > FORMAT_VERSION:
+            msg = f"{self.path / part}.json: has format {version}, this medfuse reads up to {FORMAT_VERSION}; update medfuse"
+            raise StoreError(msg)
+        return content
+
+    def write(self, part: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON part atomically."""
+        write_json(self.path / f"{part}.json", {"format_version": FORMAT_VERSION, **content})
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text part atomically."""
+        write_text(self.path / name, text)
+
+    def append_curve(self, row: Mapping[str, Any]) -> None:
+        """Add one row to the training curves, flushed: the copy that outlives a crash and a tracking server."""
+        with (self.path / "curves.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def curves(self) -> list[dict[str, Any]]:
+        """Rows of the training curves; a last line cut short by a crash is left out."""
+        path = self.path / "curves.jsonl"
+        if not path.is_file():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def fold_folder(self, fold: str) -> Path:
+        """Folder of an outer fold's members."""
+        return self.path / "folds" / fold
+
+    def predictions(self) -> pd.DataFrame:
+        """The predictions table; see :func:`predictions_frame`."""
+        return pd.read_parquet(self.path / "predictions.parquet")
+
+    def write_predictions(self, frame: pd.DataFrame) -> None:
+        """Write the predictions table atomically."""
+        write_bytes(self.path / "predictions.parquet", frame.to_parquet(index=False))
+
+    def seal(self) -> None:
+        """Write the SHA-256 of every part."""
+        seal(self.path, {"format_version": FORMAT_VERSION, "kind": "run"})
+
+    def verify(self) -> None:
+        """Check every part against its SHA-256.
+
+        Raises:
+            StoreError: names the part that changed.
+        """
+        verify(self.path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a run."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the working folder and whether tracked files differ from it; empty outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.stdout.strip(), "dirty": bool(dirty.stdout.strip())}
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
+    """Make a run directory, or take up one of the same facts that was interrupted.
+
+    Args:
+        path: the directory.
+        facts: what defines the run (cohort, recipe, seed, data): the same facts resume, others are refused.
+
+    Raises:
+        StoreError: the directory holds something else, or a finished run.
+    """
+    run = Run(path=path)
+    if (path / "run.json").is_file():
+        old = run.read("run")
+        if old.get("facts") != json.loads(json.dumps(facts)):
+            msg = f"{path}: holds a run of another cohort, recipe, seed or data; choose another --out"
+            raise StoreError(msg)
+        if old.get("status") == "finished":
+            msg = f"{path}: holds a finished run; choose another --out, or delete it"
+            raise StoreError(msg)
+    elif path.exists() and any(path.iterdir()):
+        msg = f"{path}: expected a new or empty folder, found other files; choose another --out"
+        raise StoreError(msg)
+    path.mkdir(parents=True, exist_ok=True)
+    set_status(run, "running", facts=facts, started=now())
+    return run
+
+
+def set_status(run: Run, status: str, **more: Any) -> None:  # noqa: ANN401  # JSON values
+    """Record running, finished or failed, with further facts."""
+    old = run.read("run") if (run.path / "run.json").is_file() else {}
+    content = {
+        **old,
+        "status": status,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "versions": versions(),
+        "git": git_state(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **more,
+    }
+    content.pop("format_version", None)
+    run.write("run", content)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory.
+
+    Raises:
+        StoreError: no run there, or one of a newer format.
+    """
+    run = Run(path=Path(path))
+    if not (run.path / "run.json").is_file():
+        msg = f"{path}: expected a run directory (with run.json), found none; check the path"
+        raise StoreError(msg)
+    run.read("run")
+    return run
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold the run directory for one process.
+
+    Raises:
+        StoreError: another live process of this host holds it.
+    """
+    import fcntl
+
+    path.mkdir(parents=True, exist_ok=True)
+    lock = (path / ".lock").open("w")
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            msg = f"{path}: another process is writing this run; wait for it, or choose another --out"
+            raise StoreError(msg) from None
+        yield
+    finally:
+        lock.close()
+        (path / ".lock").unlink(missing_ok=True)
+
+
+def predictions_frame(rows: Sequence[tuple[str, str, str, str, Prediction]]) -> pd.DataFrame:
+    """Predictions as a table.
+
+    Args:
+        rows: (model, outcome, partition ``held_out`` or ``inner``, fold, prediction).
+
+    Returns:
+        Columns ``model outcome partition fold patient_id risk_score present`` and, as lists per row, ``times`` and
+        ``survival``, or ``probability``, or ``value``.
+    """
+    frames = []
+    for model, outcome, partition, fold, p in rows:
+        n = len(p)
+        present = [",".join(m for m, has in zip(p.modalities, row, strict=True) if has) for row in p.present]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "model": model,
+                    "outcome": outcome,
+                    "partition": partition,
+                    "fold": fold,
+                    "patient_id": list(p.patient_ids),
+                    "risk_score": p.risk_score,
+                    "present": present,
+                    "times": [p.times] * n,
+                    "survival": list(p.survival) if p.survival is not None else [None] * n,
+                    "probability": list(p.probability) if p.probability is not None else [None] * n,
+                    "value": p.value if p.value is not None else np.full(n, np.nan),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def modality_specs(data: Mapping[str, ModalityData]) -> dict[str, Any]:
+    """What a later prediction needs to know of the modalities: layout, columns, levels, identities."""
+    return {
+        name: {
+            "layout": m.layout,
+            "features": m.features,
+            "columns": [[c.name, c.kind, c.unit, list(c.levels)] for c in m.columns],
+            "identities": list(m.identities),
+        }
+        for name, m in data.items()
+    }
+
+
+def modalities_from_frame(frame: pd.DataFrame, specs: Mapping[str, Any]) -> dict[str, ModalityData]:
+    """Modalities of patients in a flat table, as the served model receives them.
+
+    Args:
+        frame: one row per patient, column ``patient_id`` and columns ``MODALITY.COLUMN``; layout ``vectors`` in one
+            column ``MODALITY`` (or ``MODALITY.IDENTITY`` each) of lists. A missing cell is missing; a modality without
+            any cell is absent.
+        specs: of :func:`modality_specs`.
+
+    Raises:
+        StoreError: no ``patient_id`` column, or a level that the card does not know.
+    """
+    if "patient_id" not in frame.columns:
+        msg = "predict: expected a column 'patient_id', found none; name it, one row per patient"
+        raise StoreError(msg)
+    ids = [PatientId(str(i)) for i in frame["patient_id"]]
+    out = {}
+    for name, spec in specs.items():
+        columns = tuple(Column(name=c[0], kind=c[1], unit=c[2], levels=tuple(c[3])) for c in spec["columns"])
+        samples = (
+            _column_samples(frame, ids, name, columns)
+            if spec["layout"] == "columns"
+            else _vector_samples(frame, ids, name, spec)
+        )
+        out[name] = ModalityData(
+            name=name,
+            layout=spec["layout"],
+            features=int(spec["features"]),
+            columns=columns,
+            identities=tuple(spec["identities"]),
+            samples=samples,
+        )
+    return out
+
+
+def _column_samples(
+    frame: pd.DataFrame, ids: list[PatientId], name: str, columns: Sequence[Column]
+) -> dict[PatientId, ModalitySample]:
+    values = np.full((len(ids), len(columns)), np.nan)
+    for c, column in enumerate(columns):
+        key = f"{name}.{column.name}"
+        if key not in frame.columns:
+            continue
+        if column.kind == "numeric":
+            values[:, c] = pd.to_numeric(frame[key]).to_numpy(dtype=np.float64)
+            continue
+        index = {level: float(k) for k, level in enumerate(column.levels)}
+        for row, cell in enumerate(frame[key]):
+            if isinstance(cell, str):
+                if cell not in index:
+                    msg = f"column {key}, patient {ids[row]}: expected one of {', '.join(column.levels)}, found another level"
+                    raise StoreError(msg)
+                values[row, c] = index[cell]
+    observed = ~np.isnan(values)
+    tokens = np.stack([np.where(observed, values, 0.0), observed], axis=-1).astype(np.float32)
+    position = np.arange(len(columns), dtype=np.float32)[:, None]
+    return {
+        patient: ModalitySample(tokens=tokens[i], position=position)
+        for i, patient in enumerate(ids)
+        if observed[i].any()
+    }
+
+
+def _vector_samples(
+    frame: pd.DataFrame, ids: list[PatientId], name: str, spec: Mapping[str, Any]
+) -> dict[PatientId, ModalitySample]:
+    keys = [f"{name}.{identity}" for identity in spec["identities"]] or [name]
+    samples = {}
+    for row, patient in enumerate(ids):
+        tokens, position = [], []
+        for k, key in enumerate(keys):
+            cell = frame[key].iloc[row] if key in frame.columns else None
+            if cell is None or np.isscalar(cell):
+                continue  # a missing list is NaN or None
+            array = np.atleast_2d(np.asarray(cell, dtype=np.float32))
+            tokens.append(array)
+            position.append(np.full((len(array), 1), k, dtype=np.float32))
+        if tokens:
+            samples[patient] = ModalitySample(tokens=np.concatenate(tokens), position=np.concatenate(position))
+    return samples
