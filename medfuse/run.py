@@ -33,7 +33,7 @@ class Run:
 
     Parts: ``run.json`` (what, when, by which code), ``card.md``, ``recipe.yaml`` (resolved), ``splits.json``,
     ``manifest.json`` (data, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
-    ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``curves.jsonl``, ``folds/K/`` (sealed members),
+    ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``outcomes.parquet``, ``curves.jsonl``, ``folds/K/`` (sealed members),
     ``report.html``, and ``seal/manifest.json`` with the SHA-256 of all of it.
     """
 
@@ -86,9 +86,9 @@ class Run:
         """The predictions table; see :func:`predictions_frame`."""
         return pd.read_parquet(self.path / "predictions.parquet")
 
-    def write_predictions(self, frame: pd.DataFrame) -> None:
-        """Write the predictions table atomically."""
-        write_bytes(self.path / "predictions.parquet", frame.to_parquet(index=False))
+    def write_table(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a Parquet part atomically."""
+        write_bytes(self.path / name, frame.to_parquet(index=False))
 
     def seal(self) -> None:
         """Write the SHA-256 of every part."""
@@ -150,7 +150,7 @@ def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
         if old.get("status") == "finished":
             msg = f"{path}: holds a finished run; choose another --out, or delete it"
             raise StoreError(msg)
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
         msg = f"{path}: expected a new or empty folder, found other files; choose another --out"
         raise StoreError(msg)
     path.mkdir(parents=True, exist_ok=True)

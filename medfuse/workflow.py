@@ -1,16 +1,543 @@
-"""The main jobs, end to end."""
+"""The main jobs, end to end: train on a cohort's folds, apply a run to new patients, validate it on another cohort.
 
-from medfuse.config import Recipe
+Everything here is orchestration; each step is a public function of the module that owns it.
+"""
+
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from medfuse.audit import AuditReport, audit, require_clean
+from medfuse.baselines import FoldData, fit_baselines
+from medfuse.card import CohortCard, OutcomeCard
+from medfuse.cohort import Cohort, read_cohort
+from medfuse.config import Recipe, read_card, read_recipe
+from medfuse.dataset import load_modalities, manifest
+from medfuse.errors import CohortError, ConfigError, MedfuseError, nearest
+from medfuse.evaluation import (
+    Evaluation,
+    EvaluationSettings,
+    FoldPrediction,
+    evaluate_outcome,
+    from_json,
+    summary_table,
+    survival_between,
+)
+from medfuse.files import json_bytes, sha256_bytes, write_json, write_text
 from medfuse.models import ModelSettings
-from medfuse.training import FoldSettings, TrainSettings
+from medfuse.prediction import Prediction
+from medfuse.report import write_report
+from medfuse.run import (
+    Run,
+    create_run,
+    modality_specs,
+    now,
+    only_writer,
+    open_run,
+    predictions_frame,
+    set_status,
+)
+from medfuse.sample import ModalityData
+from medfuse.splits import Split, inner_folds, make_splits
+from medfuse.tracking import Tracker, track
+from medfuse.training import (
+    FoldModel,
+    FoldSettings,
+    Outcomes,
+    Progress,
+    TrainSettings,
+    fit_fold,
+    load_fold,
+    predict_fold,
+    save_fold,
+)
+from medfuse.types import PatientId
+
+Say = Callable[[str], None]
+MODEL = "medfuse"  # name of the trained model beside the baselines
 
 
-def fold_settings(recipe: Recipe) -> FoldSettings:
-    """What a recipe says of members, as the plain settings that training takes."""
-    t = recipe.train
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = None) -> FoldSettings:
+    """What a recipe says of members, as the plain settings that training takes.
+
+    Args:
+        recipe: its heads are keyed by outcome or by kind of outcome.
+        outcomes: outcomes to predict, by name.
+    """
+    heads = {}
+    for name, outcome in (outcomes or {}).items():
+        chosen = recipe.model.heads.get(name, recipe.model.heads.get(outcome.kind))
+        if chosen is not None:
+            heads[name] = chosen
     return FoldSettings(
         model=ModelSettings(width=recipe.model.width, encoders=recipe.model.encoders, fusion=recipe.model.fusion),
-        heads=recipe.model.heads,
-        seeds=tuple(recipe.seed + k for k in range(t.seeds)),
-        train=TrainSettings(**t.model_dump(exclude={"seeds"})),
+        heads=heads,
+        seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
+        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds"})),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Everything that a training run knows before it fits."""
+
+    cohort: Cohort
+    recipe: Recipe
+    outcomes: tuple[str, ...]
+    data: dict[str, ModalityData]
+    splits: list[Split]
+    report: AuditReport
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether held-out patients stand in several splits, as in two official test sets."""
+        seen = [i for split in self.splits for i in split.held_out]
+        return len(set(seen)) < len(seen)
+
+
+def _prepare(
+    card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_root: Path | None, say: Say
+) -> _Job:
+    cohort = read_cohort(card, data_root=data_root)
+    wanted = recipe.outcomes or [next(iter(card.outcomes))]
+    for name in wanted:
+        if name not in card.outcomes:
+            msg = f"recipe outcomes: card {card.name} has no outcome {name!r}; {nearest(name, card.outcomes)}"
+            raise ConfigError(msg)
+    known = np.logical_or.reduce([cohort.targets[name].observed for name in wanted])
+    if not known.all():
+        cohort = cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
+    data = load_modalities(cohort, names=recipe.modalities, store_root=store_root)
+    splits = make_splits(cohort, recipe.splits, wanted[0])
+    say(f"{card.name}: {cohort.attrition.modelled} of {cohort.attrition.total} patients, {len(splits)} splits")
+    report = audit(cohort, data, splits, wanted[0])
+    for finding in report.findings:
+        say(f"audit {finding.severity}: {finding.message}")
+    require_clean(report, allow=recipe.allow_leaks)
+    return _Job(
+        cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report
+    )
+
+
+def _first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
+    tabular = [name for name in data if card.modalities[name].loader == "tabular"]
+    return (tabular or list(data))[0]
+
+
+@dataclass(kw_only=True)
+class _Results:
+    """Predictions as they come: outcome -> model -> folds."""
+
+    held_out: dict[str, dict[str, list[FoldPrediction]]]
+    inner: list[tuple[str, str, str, str, Prediction]]
+    notes: dict[str, dict[str, list[str]]]
+    tuning: dict[str, dict[str, list[float]]]
+
+    def add(self, outcome: str, model: str, fold: FoldPrediction, *, tuning: float, notes: Sequence[str]) -> None:
+        """Take in one model's fold."""
+        self.held_out[outcome].setdefault(model, []).append(fold)
+        self.tuning[outcome].setdefault(model, []).append(tuning)
+        self.notes[outcome].setdefault(model, []).extend(f"fold {fold.fold}: {note}" for note in notes)
+
+
+def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, tracker: Tracker) -> FoldModel:
+    folder = run.fold_folder(split.name)
+    if (folder / "manifest.json").is_file():
+        return load_fold(folder)  # finished by an earlier process
+    specs = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
+    targets = {name: job.cohort.targets[name] for name in job.outcomes}
+
+    def watch(member: str, progress: Progress) -> None:
+        if progress.record is not None:
+            row = {"fold": split.name, "member": member, "step": progress.step, **progress.record}
+            run.append_curve(row)
+            tracker.epoch(split.name, member, progress.step, progress.record)
+
+    fold = fit_fold(
+        job.data,
+        Outcomes(patient_ids=job.cohort.patient_ids, targets=targets),
+        train_ids=split.train,
+        inner=inner,
+        settings=fold_settings(job.recipe, specs),
+        folder=folder,
+        watch=watch,
+    )
+    save_fold(fold, folder)
+    return fold
+
+
+def _tuning_score(job: _Job, outcome: str, prediction: Prediction) -> float:
+    """Inner out-of-fold score of train patients, in the outcome's headline metric."""
+    fold = FoldPrediction(fold="inner", prediction=prediction, train_ids=prediction.patient_ids)
+    settings = EvaluationSettings(horizons=(), bootstrap=0)
+    found = evaluate_outcome({MODEL: [fold]}, job.cohort, outcome, carrying=MODEL, settings=settings)
+    return float(found.models[MODEL]["mean"].get(found.score, float("nan")))
+
+
+def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker) -> None:
+    recipe, cohort = job.recipe, job.cohort
+    inner = inner_folds(
+        split.train, cohort=cohort, outcome=job.outcomes[0], folds=recipe.splits.inner_folds, seed=recipe.seed
+    )
+    fold = _fit_network(job, run, split, inner, tracker=tracker)
+    predicted = predict_fold(fold, job.data, split.held_out)
+    for outcome in job.outcomes:
+        oof = fold.out_of_fold[outcome]
+        results.inner.append((MODEL, outcome, "inner", split.name, oof))
+        results.add(
+            outcome,
+            MODEL,
+            FoldPrediction(fold=split.name, prediction=predicted[outcome], train_ids=split.train),
+            tuning=_tuning_score(job, outcome, oof),
+            notes=(f"{len(fold.members)} members averaged",),
+        )
+        context = FoldData(
+            cohort=cohort,
+            outcome=outcome,
+            data=job.data,
+            split=split,
+            inner=inner,
+            clinical=_first_tabular(cohort.card, job.data),
+            seed=recipe.seed,
+        )
+        kind = cohort.card.outcomes[outcome].kind
+        for result in fit_baselines(context, kind=kind, names=recipe.baselines):
+            baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
+            results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
+
+
+def _default_out(card: CohortCard, recipe: Recipe) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{card.name}-{recipe.name}-{stamp}"
+
+
+def _write_inputs(run: Run, job: _Job, *, store_root: Path | None) -> None:
+    card, cohort = job.cohort.card, job.cohort
+    if card.path is not None:
+        run.write_text("card.md", card.path.read_text(encoding="utf-8"))
+    run.write_text("recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
+    sides = ("name", "train", "tuning", "held_out", "external", "unmatched")
+    run.write("splits", {"splits": [{s: getattr(split, s) for s in sides} for split in job.splits]})
+    run.write("manifest", {"modalities": manifest(job.data, store_root=store_root), "sources": card.governance.sha256})
+    run.write("modalities", {"modalities": modality_specs(job.data)})
+    excluded = [{"patient_id": e.patient_id, "reason": e.reason} for e in cohort.attrition.excluded]
+    problems = [{"file": p.file, "row": p.row, "column": p.column, "message": p.message} for p in cohort.problems]
+    patterns: dict[str, int] = {}
+    for i in cohort.patient_ids:
+        key = " + ".join(name for name, m in job.data.items() if i in m.samples) or "none"
+        patterns[key] = patterns.get(key, 0) + 1
+    run.write(
+        "attrition",
+        {
+            "total": cohort.attrition.total,
+            "modelled": cohort.attrition.modelled,
+            "excluded": excluded,
+            "problems": problems,
+            "availability": dict(sorted(patterns.items(), key=lambda kv: -kv[1])),
+        },
+    )
+    run.write("audit", {**job.report.to_dict(), "allowed": job.recipe.allow_leaks})
+
+
+def train(
+    cohort: str | Path,
+    *,
+    recipe: str | Path = "default",
+    overrides: Sequence[str] = (),
+    data_root: Path | None = None,
+    store_root: Path | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+    say: Say = _silent,
+) -> Run:
+    """Train and evaluate on the folds of a cohort.
+
+    The model that carries the claim is the recipe's, fixed before any held-out row is read; its inner (tuning) score
+    stands in the run beside those of the baselines. An interrupted run goes on when it is started again with the same
+    ``out``.
+
+    Args:
+        cohort: name of a data card, or a path to one.
+        recipe: name of a recipe, or a path to one.
+        overrides: ``section.key=value`` texts.
+        data_root: folder of the cohorts' files; default ``MEDFUSE_DATA``.
+        store_root: folder of the feature store; default ``MEDFUSE_STORE`` or ``.medfuse/store``.
+        out: run directory; default ``runs/COHORT-RECIPE-TIME``.
+        seed: of everything random; default the recipe's.
+        say: called with each line of progress.
+
+    Returns:
+        The run, complete with ``metrics.json``, ``predictions.parquet`` and ``report.html``.
+
+    Raises:
+        MedfuseError: what was expected, found, where and what to do.
+    """
+    card = read_card(cohort)
+    settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
+    job = _prepare(card, settings, data_root=data_root, store_root=store_root, say=say)
+    path = out or _default_out(card, settings)
+    data_keys = {name: m.key for name, m in job.data.items()}
+    facts = {
+        "cohort": card.name,
+        "recipe": sha256_bytes(json_bytes(settings.model_dump(mode="json"))),
+        "seed": settings.seed,
+        "outcomes": list(job.outcomes),
+        "data": data_keys,
+    }
+    with only_writer(path):
+        run = create_run(path, facts=facts)
+        try:
+            _write_inputs(run, job, store_root=store_root)
+            with track(run, settings, card=card, folds=[s.name for s in job.splits], say=say) as tracker:
+                _fit_and_evaluate(job, run, tracker=tracker, say=say)
+        except MedfuseError as error:
+            set_status(run, "failed", finished=now(), error=str(error))
+            raise
+    return run
+
+
+def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say) -> None:
+    results = _Results(
+        held_out={o: {} for o in job.outcomes},
+        inner=[],
+        notes={o: {} for o in job.outcomes},
+        tuning={o: {} for o in job.outcomes},
+    )
+    started = time.perf_counter()
+    for number, split in enumerate(job.splits, 1):
+        _run_fold(job, run, split, results=results, tracker=tracker)
+        spent = time.perf_counter() - started
+        left = spent / number * (len(job.splits) - number)
+        say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, about {left:.0f} s left")
+    settings = EvaluationSettings(
+        horizons=None if job.recipe.evaluation.horizons is None else tuple(job.recipe.evaluation.horizons),
+        bootstrap=job.recipe.evaluation.bootstrap,
+        minimum_cell=job.recipe.evaluation.minimum_cell,
+        seed=job.recipe.seed,
+    )
+    metrics, rows = {}, list(results.inner)
+    for outcome in job.outcomes:
+        evaluation = evaluate_outcome(
+            results.held_out[outcome],
+            job.cohort,
+            outcome,
+            carrying=MODEL,
+            settings=settings,
+            notes=results.notes[outcome],
+            overlapping=job.overlapping,
+        )
+        tuning = {name: [None if np.isnan(v) else v for v in values] for name, values in results.tuning[outcome].items()}
+        metrics[outcome] = {**evaluation.to_json(), "tuning": tuning}
+        rows += [
+            (model, outcome, "held_out", f.fold, f.prediction)
+            for model, folds in results.held_out[outcome].items()
+            for f in folds
+        ]
+        for line in summary_lines(evaluation):
+            say(line)
+    run.write("metrics", {"outcomes": metrics})
+    run.write_table("predictions.parquet", predictions_frame(rows))
+    run.write_table("outcomes.parquet", _outcomes_frame(job))
+    set_status(run, "finished", finished=now(), carrying=MODEL, seconds=round(time.perf_counter() - started, 1))
+    write_report(run)
+    run.seal()
+    tracker.finish(run)
+
+
+def _outcomes_frame(job: _Job) -> pd.DataFrame:
+    """Outcomes of the modelled patients, so that the report and later readers need no source file."""
+    tables = []
+    for name in job.outcomes:
+        target = job.cohort.targets[name]
+        columns = {k: v for k in ("event", "time", "label", "value") if (v := getattr(target, k, None)) is not None}
+        ids = list(job.cohort.patient_ids)
+        tables.append(pd.DataFrame({"outcome": name, "patient_id": ids, "observed": target.observed, **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def read_evaluations(run: Run) -> dict[str, Evaluation]:
+    """Evaluations of a finished run, by outcome."""
+    content = run.read("metrics")["outcomes"]
+    return {name: from_json({k: v for k, v in one.items() if k != "tuning"}) for name, one in content.items()}
+
+
+def _number(value: float | None) -> str:
+    return "  -  " if value is None else f"{value:.3f}"
+
+
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """The results as lines of text: the carrying model first, marked with a star."""
+    lines = [
+        f"{evaluation.outcome} ({evaluation.score})",
+        f"  {'model':<28} {'folds':>13}  {'pooled [95 % interval]':>23}  {'difference [simultaneous]':>26}",
+    ]
+    for row in summary_table(evaluation):
+        mark = "*" if row["carrying"] else " "
+        folds = f"{_number(row['mean'])} ({_number(row['sd'])})"
+        pooled = f"{_number(row['pooled'])} [{_number(row['low'])}, {_number(row['high'])}]"
+        gap = f"{_number(row['difference'])} [{_number(row['difference_low'])}, {_number(row['difference_high'])}]"
+        lines.append(f"{mark} {row['model']:<28} {folds:>13}  {pooled:>23}  {gap if not row['carrying'] else '':>26}")
+    return lines
+
+
+def _applied(run: Run, card: CohortCard, *, data_root: Path | None, store_root: Path | None, need_outcomes: bool) -> tuple[Cohort, dict[str, ModalityData], list[FoldModel]]:
+    specs = run.read("modalities")["modalities"]
+    cohort = read_cohort(card, data_root=data_root, need_outcomes=need_outcomes)
+    shared = [name for name in specs if name in card.modalities]
+    if not shared:
+        msg = f"card {card.name}: expected one of the run's modalities ({', '.join(specs)}), found none of them"
+        raise CohortError(msg)
+    data = load_modalities(cohort, names=shared, store_root=store_root)
+    for name, modality in data.items():
+        names = [c[0] for c in specs[name]["columns"]]
+        if [c.name for c in modality.columns] != names or modality.features != specs[name]["features"]:
+            msg = (
+                f"modality {name}: expected the run's {len(names) or specs[name]['features']} columns in their order, "
+                f"found others in card {card.name}; use the same columns and units"
+            )
+            raise CohortError(msg)
+    folds = [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
+    return cohort, data, folds
+
+
+def average_predictions(parts: Sequence[Prediction]) -> Prediction:
+    """Mean over the folds' models; curves are averaged on the first fold's time grid, risk scores within SD units."""
+    first = parts[0]
+    risk = np.mean([p.risk_score for p in parts], axis=0)
+    survival = None
+    if first.survival is not None and first.times is not None:
+        end = min(float(p.times[-1]) for p in parts if p.times is not None)
+        times = first.times[first.times <= end]
+        survival = np.mean([survival_between(p, times) for p in parts], axis=0)
+        first = Prediction(
+            patient_ids=first.patient_ids, present=first.present, modalities=first.modalities, risk_score=risk, times=times, survival=np.minimum.accumulate(survival, axis=1)
+        )
+        return first
+    return Prediction(
+        patient_ids=first.patient_ids,
+        present=first.present,
+        modalities=first.modalities,
+        risk_score=risk,
+        probability=None if first.probability is None else np.mean([p.probability for p in parts], axis=0),
+        value=None if first.value is None else np.mean([p.value for p in parts], axis=0),
+    )
+
+
+def apply_run(
+    folds: Sequence[FoldModel], data: Mapping[str, ModalityData], ids: Sequence[PatientId]
+) -> dict[str, Prediction]:
+    """Predictions of patients by all of a run's folds, averaged."""
+    each = [predict_fold(fold, data, ids) for fold in folds]
+    return {outcome: average_predictions([one[outcome] for one in each]) for outcome in each[0]}
+
+
+def prediction_table(predictions: Mapping[str, Prediction], folds: Sequence[FoldModel]) -> pd.DataFrame:
+    """One row per patient and outcome, with curves as columns ``survival@DAY`` and a flag for ids seen in training."""
+    seen = {i for fold in folds for i in fold.train_ids}
+    tables = []
+    for outcome, p in predictions.items():
+        table = pd.DataFrame({"patient_id": list(p.patient_ids), "outcome": outcome, "risk_score": p.risk_score})
+        table["modalities"] = [
+            "+".join(m for m, has in zip(p.modalities, row, strict=True) if has) or "none: population estimate"
+            for row in p.present
+        ]
+        table["seen_in_training"] = [i in seen for i in p.patient_ids]
+        if p.survival is not None and p.times is not None:
+            curves = pd.DataFrame(p.survival, columns=[f"survival@{t:g}" for t in p.times])
+            table = pd.concat([table, curves], axis=1)
+        if p.probability is not None:
+            table = pd.concat([table, pd.DataFrame(p.probability).add_prefix("probability@")], axis=1)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def predict(
+    run: str | Path | Run,
+    cohort: str | Path,
+    *,
+    data_root: Path | None = None,
+    store_root: Path | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Apply a run to the patients of a card; outcomes are not needed, and patients may miss modalities.
+
+    Args:
+        run: run directory.
+        cohort: card of the patients; its modalities have the run's columns.
+        data_root: folder of the cohorts' files.
+        store_root: folder of the feature store.
+        out: CSV file; default ``predictions_COHORT.csv``.
+
+    Returns:
+        The file written: all folds' members averaged, ids that were seen in training flagged.
+
+    Raises:
+        MedfuseError: the run or the card cannot be read, or they do not fit each other.
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    card = read_card(cohort)
+    people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
+    table = prediction_table(apply_run(folds, data, people.patient_ids), folds)
+    # A cell that a spreadsheet would run as a formula is made text.
+    for name in ("patient_id", "modalities"):
+        table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
+    path = out or Path(f"predictions_{card.name}.csv")
+    write_text(path, table.to_csv(index=False))
+    return path
+
+
+def evaluate(
+    run: str | Path | Run,
+    cohort: str | Path,
+    *,
+    data_root: Path | None = None,
+    store_root: Path | None = None,
+    out: Path | None = None,
+) -> tuple[Evaluation, Path]:
+    """External validation: apply a run to another cohort with the same modalities and outcome.
+
+    Args:
+        run: run directory.
+        cohort: card of the other cohort.
+        data_root: folder of the cohorts' files.
+        store_root: folder of the feature store.
+        out: JSON file; default ``external_COHORT.json`` in the working folder.
+
+    Returns:
+        The evaluation, and the file written.
+
+    Raises:
+        CohortError: the outcome is another, or patients of the cohort were trained on.
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    card = read_card(cohort)
+    people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
+    outcome = next(iter(folds[0].curves))
+    if outcome not in card.outcomes:
+        msg = f"card {card.name}: expected the run's outcome {outcome!r}, found none; {nearest(outcome, card.outcomes)}"
+        raise CohortError(msg)
+    seen = [i for i in people.patient_ids if any(i in fold.train_ids for fold in folds)]
+    if seen:
+        msg = (
+            f"card {card.name}: patient {seen[0]} was trained on ({len(seen)} such ids); an external cohort shares no "
+            "patient with the run; the run's own held-out results are in its report"
+        )
+        raise CohortError(msg)
+    prediction = apply_run(folds, data, people.patient_ids)[outcome]
+    # The censoring distribution is the external cohort's own: the run's patients are not at hand here.
+    fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
+    evaluation = evaluate_outcome({MODEL: [fold]}, people, outcome, carrying=MODEL, settings=EvaluationSettings())
+    path = out or Path(f"external_{card.name}.json")
+    write_json(path, evaluation.to_json())
+    return evaluation, path
+

@@ -1,0 +1,38 @@
+"""The served model: a run directory behind MLflow's pyfunc interface, logged as code, with safetensors inside."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class MedfuseModel(PythonModel):
+    """Predicts patients with all members of all folds, averaged, as ``medfuse predict`` does.
+
+    Input: one row per patient, a column ``patient_id`` and columns ``MODALITY.COLUMN``; a missing cell is missing, and a
+    modality without any cell is absent.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the run; every file is checked against its SHA-256."""
+        from medfuse.run import open_run
+        from medfuse.training import load_fold
+
+        self._run = open_run(context.artifacts["run"])
+        self._folds = [load_fold(self._run.fold_folder(s["name"])) for s in self._run.read("splits")["splits"]]
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Predictions as in the file that ``medfuse predict`` writes."""
+        from medfuse.run import modalities_from_frame
+        from medfuse.workflow import apply_run, prediction_table
+
+        data = modalities_from_frame(model_input, self._run.read("modalities")["modalities"])
+        ids = [str(i) for i in model_input["patient_id"]]
+        return prediction_table(apply_run(self._folds, data, ids), self._folds)
+
+
+mlflow.models.set_model(MedfuseModel())

@@ -1,0 +1,122 @@
+"""Figures of the report, as SVG text: colour-blind safe, readable in print."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfuse.metrics.nonparametric import kaplan_meier
+from medfuse.targets import Survival
+
+# Okabe and Ito's palette: told apart with every common colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+
+
+def _svg(draw: Callable[[Any, Any], None], *, width: float, height: float, rows: int = 1) -> str:
+    """Draw on a fresh figure, without pyplot's global state, and return its SVG element."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "medfuse", "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, 1, height_ratios=[4, 1][:rows]) if rows > 1 else figure.subplots()
+        for one in np.ravel(axes):
+            one.spines[["top", "right"]].set_visible(False)
+        draw(figure, axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequence[str]) -> str:
+    """Kaplan-Meier curves with log-log 95 % limits per group, and the table of patients at risk."""
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401  # matplotlib objects
+        top, table = axes
+        end = float(np.quantile(survival.time, 0.95))
+        ticks = np.linspace(0, end, 6)
+        for k, label in enumerate(labels):
+            rows = np.flatnonzero(group == k)
+            if not rows.size:
+                continue
+            curve = kaplan_meier(survival.time[rows], survival.event[rows])
+            low, high = curve.limits()
+            x = np.concatenate([[0.0], curve.times])
+            colour = COLOURS[k % len(COLOURS)]
+            top.step(x, np.concatenate([[1.0], curve.survival]), where="post", color=colour, label=label)
+            top.fill_between(
+                x, np.concatenate([[1.0], low]), np.concatenate([[1.0], high]), step="post", color=colour, alpha=0.15, lw=0
+            )
+            for t in ticks:
+                at_risk = int((survival.time[rows] >= t).sum())
+                table.text(t, -k, str(at_risk), ha="center", va="center", color=colour)
+        top.set(xlim=(0, end), ylim=(0, 1.02), ylabel="event-free", xlabel="days")
+        top.set_xticks(ticks)
+        top.legend(frameon=False, loc="lower left")
+        table.set(xlim=(0, end), ylim=(-len(labels) + 0.4, 0.6), yticks=[], title="patients at risk")
+        table.title.set_size(8)
+        table.axis("off")
+
+    return _svg(draw, width=6.2, height=4.4, rows=2)
+
+
+def calibration(content: Mapping[str, Mapping[str, Any]]) -> str:
+    """Observed against predicted probability of an event, per horizon, with 95 % limits."""
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+        for k, (horizon, c) in enumerate(content.items()):
+            points = [
+                row
+                for row in zip(c["predicted"], c["observed"], c["low"], c["high"], strict=True)
+                if None not in row
+            ]
+            if points:
+                x, y, low, high = np.array(points, dtype=np.float64).T
+                error = np.clip(np.stack([y - low, high - y]), 0, None)
+                axes.errorbar(x, y, yerr=error, fmt="o-", ms=4, lw=1, capsize=2, color=COLOURS[k % 6], label=f"{horizon} days")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability of an event", ylabel="observed (Kaplan-Meier)")
+        axes.set_aspect("equal")
+        axes.legend(frameon=False, loc="upper left")
+
+    return _svg(draw, width=4.4, height=4.2)
+
+
+def decision(content: Mapping[str, Any], *, horizon: str) -> str:
+    """Net benefit of the model, of treating everyone and of treating no one."""
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        x = content["thresholds"]
+
+        def line(values: Sequence[float | None]) -> list[float]:
+            return [float("nan") if v is None else v for v in values]
+
+        model, everyone = line(content["model"]), line(content["everyone"])
+        axes.plot(x, model, color=COLOURS[0], label="model")
+        axes.plot(x, everyone, color=COLOURS[1], ls="--", label="treat everyone")
+        axes.axhline(0, color="0.4", lw=1, label="treat no one")
+        top = max([v for v in [*model, *everyone] if v == v], default=0.1)
+        axes.set(ylim=(-0.05, max(0.05, 1.1 * top)), xlabel="threshold probability", ylabel=f"net benefit at {horizon} days")
+        axes.legend(frameon=False)
+
+    return _svg(draw, width=4.4, height=3.6)
+
+
+def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
+    """Each model's pooled score with its interval."""
+    known = [row for row in rows if row["pooled"] is not None]
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        for k, row in enumerate(known):
+            colour = COLOURS[0] if row["carrying"] else "0.35"
+            if row["low"] is not None:
+                axes.plot([row["low"], row["high"]], [-k, -k], color=colour, lw=2)
+            axes.plot(row["pooled"], -k, "o", color=colour, ms=6)
+        axes.set_yticks([-k for k in range(len(known))], [row["model"] for row in known])
+        axes.axvline(0.5, color="0.7", lw=1, ls="--")
+        axes.set(xlabel=f"{score}, pairs within the same fold, 95 % interval", ylim=(-len(known) + 0.4, 0.6))
+
+    return _svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
