@@ -19,7 +19,8 @@ from medfuse.types import PatientId
 
 _PROXY = 0.95  # a single column that orders outcomes better than this knows them
 _TWIN = 0.999  # two profiles that correlate more than this are one sample
-_INFORMATIVE = 10  # columns below which equal rows are coincidence
+_INFORMATIVE = 10  # distinct measured values below which equal rows are coincidence
+_WIDE = 50  # columns from which one equal modality suffices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,26 +76,45 @@ def _persons(cohort: Cohort, split: Split) -> Iterator[Finding]:
         )
 
 
+def _digests(modality: ModalityData) -> dict[PatientId, str]:
+    """Content of each patient with enough measured values that equality is no coincidence; coded columns do not count."""
+    numeric = np.array([c.kind == "numeric" for c in modality.columns], dtype=bool)
+    found = {}
+    for patient, sample in modality.samples.items():
+        tokens = np.asarray(sample.tokens)
+        value = tokens[numeric & (tokens[:, 1] > 0), 0] if modality.layout == "columns" else tokens.ravel()
+        if len(np.unique(value)) >= _INFORMATIVE:
+            found[patient] = sha256_bytes(np.ascontiguousarray(tokens).tobytes())
+    return found
+
+
 def _content(data: Mapping[str, ModalityData], sides: Mapping[PatientId, set[str]]) -> Iterator[Finding]:
-    """Equal content under two ids that some split keeps apart."""
-    for name, modality in data.items():
-        seen: dict[str, PatientId] = {}
-        twins = []
-        for patient, sample in modality.samples.items():
-            informative = sample.tokens[:, 1].sum() if modality.layout == "columns" else sample.tokens.size
-            if informative < _INFORMATIVE or len(np.unique(sample.tokens[:, 0])) < _INFORMATIVE // 2:
+    """Equal content under two ids that some split keeps apart.
+
+    An error when the content is wide, or when nothing tells the two patients apart; a narrow panel that agrees while
+    other modalities differ (a default row, say) is a warning.
+    """
+    digests = {name: _digests(modality) for name, modality in data.items()}
+    for name, found in digests.items():
+        first_of: dict[str, PatientId] = {}
+        grave, slight = [], []
+        for patient, digest in found.items():
+            first = first_of.setdefault(digest, patient)
+            if first == patient or sides.get(first) == sides.get(patient):
                 continue
-            digest = sha256_bytes(np.ascontiguousarray(sample.tokens).tobytes())
-            first = seen.setdefault(digest, patient)
-            if first != patient and sides.get(first) != sides.get(patient):
-                twins.append(f"{first} = {patient}")
-        if twins:
-            yield Finding(
-                kind="duplicate content",
-                severity="error",
-                message=f"modality {name}: {len(twins)} pairs of patients on two sides have identical content",
-                evidence=tuple(twins[:10]),
+            wide = data[name].samples[patient].tokens.shape[0] >= _WIDE or data[name].layout == "vectors"
+            differs = any(
+                other[first] != other[patient] for other in digests.values() if first in other and patient in other
             )
+            (grave if wide or not differs else slight).append(f"{first} = {patient}")
+        for severity, pairs in (("error", grave), ("warning", slight)):
+            if pairs:
+                yield Finding(
+                    kind="duplicate content",
+                    severity=severity,  # type: ignore[arg-type]  # one of the two literals above
+                    message=f"modality {name}: {len(pairs)} pairs of patients on two sides have identical content",
+                    evidence=tuple(pairs[:10]),
+                )
 
 
 def _profiles(data: Mapping[str, ModalityData], sides: Mapping[PatientId, set[str]]) -> Iterator[Finding]:
@@ -107,9 +127,14 @@ def _profiles(data: Mapping[str, ModalityData], sides: Mapping[PatientId, set[st
         value = tokens[:, :, 0].astype(np.float64)
         if len(np.unique(value[:50])) < 20:
             continue  # yes/no columns: near-equality is ordinary there
-        value -= value.mean(axis=0)  # about the mean profile: all tissues resemble each other in the raw values
-        norm = np.linalg.norm(value - value.mean(axis=1, keepdims=True), axis=1, keepdims=True)
-        unit = (value - value.mean(axis=1, keepdims=True)) / np.where(norm > 0, norm, 1)
+        # About the median profile, because all tissues resemble each other in the raw values; clipped, because one
+        # extreme gene makes any two profiles that share it correlate.
+        value -= np.median(value, axis=0)
+        spread = np.median(np.abs(value), axis=0)
+        value = np.clip(value / np.where(spread > 0, spread, 1.0), -5, 5)
+        value -= value.mean(axis=1, keepdims=True)
+        norm = np.linalg.norm(value, axis=1, keepdims=True)
+        unit = value / np.where(norm > 0, norm, 1)
         close = np.argwhere(np.triu(unit @ unit.T, k=1) > _TWIN)
         pairs = [f"{ids[a]} ~ {ids[b]}" for a, b in close if sides.get(ids[a]) != sides.get(ids[b])]
         if pairs:

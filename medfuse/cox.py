@@ -11,6 +11,7 @@ from medfuse.targets import Survival, fittable
 
 Ties = Literal["efron", "breslow"]
 _STEP = 1e-10
+_FARTHEST = 200.0  # log hazards beyond this overflow sums, and mean nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def baseline_cumulative_hazard(
         Breslow (1974); Efron (1977), equation 4.3 for ties.
     """
     s = _sort(np.asarray(log_hazard, dtype=np.float64)[:, None], survival)
-    r = np.exp(s.x[:, 0])
+    r = np.exp(np.clip(s.x[:, 0], -_FARTHEST, _FARTHEST))
     group, rows, share = _terms(s, ties=ties)
     tied = np.bincount(group, weights=r[rows], minlength=len(s.last))
     denominator = np.cumsum(r)[s.last][group] - share * tied[group]
@@ -190,6 +191,9 @@ def fit_cox(
         scale = 1.0
         for _ in range(30):
             candidate = beta + scale * step
+            if np.abs(s.x @ candidate).max(initial=0.0) > _FARTHEST:
+                scale /= 2
+                continue
             new_value, new_gradient, new_information = _evaluate(s, candidate, ties=ties)
             new_objective = new_value - 0.5 * float(ridge @ candidate**2)
             if np.isfinite(new_objective) and new_objective >= objective - 1e-9 * abs(objective):
@@ -200,8 +204,8 @@ def fit_cox(
         if np.abs(scale * step).max(initial=0.0) < _STEP * max(1.0, np.abs(beta).max(initial=0.0)):
             converged = True
             break
-        if np.abs(s.x * beta).max(initial=0.0) > 300:
-            break
+        if np.abs(s.x @ beta).max(initial=0.0) > _FARTHEST / 4:
+            break  # nobody's hazard differs that much: the likelihood is monotone
     covariance = np.linalg.pinv(information + np.diag(ridge))
     errors = np.sqrt(np.clip(np.diag(covariance @ information @ covariance) if ridge.any() else np.diag(covariance), 0, None))
     times, hazard = baseline_cumulative_hazard(survival.take(known), (x - mean) @ beta, ties=ties)

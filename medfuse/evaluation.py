@@ -258,6 +258,12 @@ def _summary(rows: Sequence[Row]) -> tuple[Row, Row]:
     return mean, sd
 
 
+def headline_score(fold: FoldPrediction, cohort: Cohort, outcome: str) -> float:
+    """C, AUROC or R2 of one fold; NaN when undefined."""
+    score, make_row = _ROWS[type(cohort.targets[outcome])]
+    return float(make_row(fold, cohort, outcome, np.zeros(0))[score])
+
+
 def evaluate_outcome(
     models: Mapping[str, Sequence[FoldPrediction]],
     cohort: Cohort,
@@ -341,7 +347,7 @@ def _groups(
 ) -> dict[str, list[Row]]:
     records = {record.patient_id: record for record in cohort.records}
     labels: dict[str, list[str]] = {
-        name: [records[i].subgroups[name] for i in pooled.ids] for name in cohort.card.subgroups
+        name: [records[i].subgroups[name] for i in pooled.ids] for name in (cohort.records[0].subgroups if cohort.records else ())
     }
     if any(records[i].site for i in pooled.ids):
         labels["site"] = [records[i].site or "(missing)" for i in pooled.ids]

@@ -26,6 +26,7 @@ from medfuse.evaluation import (
     FoldPrediction,
     evaluate_outcome,
     from_json,
+    headline_score,
     summary_table,
     survival_between,
 )
@@ -176,14 +177,6 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
     return fold
 
 
-def _tuning_score(job: _Job, outcome: str, prediction: Prediction) -> float:
-    """Inner out-of-fold score of train patients, in the outcome's headline metric."""
-    fold = FoldPrediction(fold="inner", prediction=prediction, train_ids=prediction.patient_ids)
-    settings = EvaluationSettings(horizons=(), bootstrap=0)
-    found = evaluate_outcome({MODEL: [fold]}, job.cohort, outcome, carrying=MODEL, settings=settings)
-    return float(found.models[MODEL]["mean"].get(found.score, float("nan")))
-
-
 def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker) -> None:
     recipe, cohort = job.recipe, job.cohort
     inner = inner_folds(
@@ -198,7 +191,9 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
             outcome,
             MODEL,
             FoldPrediction(fold=split.name, prediction=predicted[outcome], train_ids=split.train),
-            tuning=_tuning_score(job, outcome, oof),
+            tuning=headline_score(
+                FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), cohort, outcome
+            ),
             notes=(f"{len(fold.members)} members averaged",),
         )
         context = FoldData(
