@@ -1,6 +1,7 @@
-"""Five TCGA cohorts, published folds, one recipe: per-fold Harrell C of the model. No row or per-patient output is written.
+"""Five TCGA cohorts, published folds, one recipe: per-fold Harrell C of the model. No row or per-patient output is
+written.
 
-    python benchmarks/tcga.py [--recipe default] [--cohorts tcga_blca ...] [--set key=value ...] [--out FILE]
+python benchmarks/tcga.py [--recipe default] [--cohorts tcga_blca ...] [--set key=value ...] [--out FILE]
 """
 
 import argparse
@@ -28,7 +29,9 @@ def run(name: str, recipe, outcome: str = "overall_survival") -> dict:
     outcomes = Outcomes(patient_ids=cohort.patient_ids, targets={outcome: cohort.targets[outcome]})
     values, tuning, epochs, start = [], [], [], time.perf_counter()
     for split in make_splits(cohort, recipe.splits, outcome):
-        inner = inner_folds(split.train, cohort=cohort, outcome=outcome, folds=recipe.splits.inner_folds, seed=recipe.seed)
+        inner = inner_folds(
+            split.train, cohort=cohort, outcome=outcome, folds=recipe.splits.inner_folds, seed=recipe.seed
+        )
         fold = fit_fold(data, outcomes, train_ids=split.train, inner=inner, settings=fold_settings(recipe))
         prediction = predict_fold(fold, data, split.held_out)[outcome]
         values.append(harrell_c(cohort.target(outcome, split.held_out), prediction.risk_score).value)
@@ -56,7 +59,16 @@ def main() -> None:
     result = {"recipe": recipe.model_dump(mode="json"), "cohorts": rows}
     result["mean_c"] = float(np.mean([row["mean_c"] for row in rows.values()]))
     result["mean_tuning_c"] = float(np.mean([row["tuning_c"] for row in rows.values()]))
-    print(arguments.set, round(result["mean_c"], 4), round(result["mean_tuning_c"], 4), {n: (round(r["mean_c"], 4), round(r["tuning_c"], 4), round(r["mean_best_epoch"]), r["seconds"]) for n, r in rows.items()}, flush=True)
+    print(
+        arguments.set,
+        round(result["mean_c"], 4),
+        round(result["mean_tuning_c"], 4),
+        {
+            n: (round(r["mean_c"], 4), round(r["tuning_c"], 4), round(r["mean_best_epoch"]), r["seconds"])
+            for n, r in rows.items()
+        },
+        flush=True,
+    )
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

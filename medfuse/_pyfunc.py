@@ -4,10 +4,11 @@ import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class MedfuseModel(PythonModel):
+class MedfuseModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
     """Predicts patients with all members of all folds, averaged, as ``medfuse predict`` does.
 
-    Input: one row per patient, a column ``patient_id`` and columns ``MODALITY.COLUMN``; a missing cell is missing, and a
+    Input: one row per patient, a column ``patient_id`` and columns ``MODALITY.COLUMN``; a missing cell is missing,
+    and a
     modality without any cell is absent.
     """
 
@@ -19,16 +20,17 @@ class MedfuseModel(PythonModel):
         self._run = open_run(context.artifacts["run"])
         self._folds = [load_fold(self._run.fold_folder(s["name"])) for s in self._run.read("splits")["splits"]]
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         """Predictions as in the file that ``medfuse predict`` writes.
 
         Without type hints: MLflow would infer a signature from them, and which columns come is the patient's business.
         """
         from medfuse.run import modalities_from_frame
+        from medfuse.types import PatientId
         from medfuse.workflow import apply_run, prediction_table
 
         data = modalities_from_frame(model_input, self._run.read("modalities")["modalities"])
-        ids = [str(i) for i in model_input["patient_id"]]
+        ids = [PatientId(str(i)) for i in model_input["patient_id"]]
         return prediction_table(apply_run(self._folds, data, ids), self._folds)
 
 

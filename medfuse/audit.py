@@ -77,7 +77,7 @@ def _persons(cohort: Cohort, split: Split) -> Iterator[Finding]:
 
 
 def _digests(modality: ModalityData) -> dict[PatientId, str]:
-    """Content of each patient with enough measured values that equality is no coincidence; coded columns do not count."""
+    """Content of each patient with enough measured values that equality is no coincidence; codes do not count."""
     numeric = np.array([c.kind == "numeric" for c in modality.columns], dtype=bool)
     found = {}
     for patient, sample in modality.samples.items():
@@ -97,7 +97,8 @@ def _content(data: Mapping[str, ModalityData], sides: Mapping[PatientId, set[str
     digests = {name: _digests(modality) for name, modality in data.items()}
     for name, found in digests.items():
         first_of: dict[str, PatientId] = {}
-        grave, slight = [], []
+        grave: list[str] = []
+        slight: list[str] = []
         for patient, digest in found.items():
             first = first_of.setdefault(digest, patient)
             if first == patient or sides.get(first) == sides.get(patient):
@@ -167,8 +168,7 @@ def _equals(target: Target, value: NDArray[np.float64]) -> bool:
     elif isinstance(target, Values):
         truths = [target.value]
     return any(
-        truth.std() > 0 and value.std() > 0 and abs(float(np.corrcoef(value, truth)[0, 1])) > 0.9999
-        for truth in truths
+        truth.std() > 0 and value.std() > 0 and abs(float(np.corrcoef(value, truth)[0, 1])) > 0.9999 for truth in truths
     )
 
 

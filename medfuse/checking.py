@@ -1,6 +1,6 @@
 """``medfuse check CARD``: what stands in a cohort's files, before anything is fitted."""
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from medfuse.cohort import Cohort, availability, read_cohort
 from medfuse.config import SplitsRecipe, read_card
 from medfuse.dataset import load_modalities
 from medfuse.errors import MedfuseError
+from medfuse.sample import ModalityData
 from medfuse.splits import Split, make_splits
 from medfuse.targets import Labels, Survival
 
@@ -99,7 +100,7 @@ def check(card: str | Path, *, data_root: Path | None = None, store_root: Path |
     except MedfuseError as error:
         return _failed(definition.name, error)
     problems: list[Row] = [{**asdict(p), "severity": "note"} for p in cohort.problems]
-    data = {}
+    data: dict[str, ModalityData] = {}
     for name in definition.modalities:
         try:
             data |= load_modalities(cohort, names=[name], store_root=store_root)
@@ -111,16 +112,15 @@ def check(card: str | Path, *, data_root: Path | None = None, store_root: Path |
         splits = make_splits(cohort, SplitsRecipe(), first)
         for finding in audit(cohort, data, splits, first).findings:
             text = f"{finding.message} [{', '.join(finding.evidence[:5])}]"
-            problems.append({"file": "audit", "row": None, "column": None, "message": text, "severity": finding.severity})
+            problems.append(
+                {"file": "audit", "row": None, "column": None, "message": text, "severity": finding.severity}
+            )
     except MedfuseError as error:
         problems.append({"file": "folds", "row": None, "column": None, "message": str(error), "severity": "error"})
     holders = {name: set(modality.samples) for name, modality in data.items()}
     table = availability(cohort, holders)
-    patterns: Mapping[str, int] = (
-        table.apply(lambda row: " + ".join(n for n in table.columns if row[n]) or "none", axis=1).value_counts().to_dict()
-        if holders
-        else {}
-    )
+    available = [" + ".join(n for n in table.columns if row[n]) or "none" for _, row in table.iterrows()]
+    patterns = Counter(available).most_common()
     a = cohort.attrition
     return CheckReport(
         card=definition.name,
@@ -139,7 +139,7 @@ def check(card: str | Path, *, data_root: Path | None = None, store_root: Path |
             }
             for name, m in data.items()
         ],
-        patterns=[{"available": key, "patients": int(count)} for key, count in patterns.items()],
+        patterns=[{"available": key, "patients": int(count)} for key, count in patterns],
         folds=_fold_rows(cohort, splits),
         problems=problems,
         ok=not any(p["severity"] == "error" for p in problems),

@@ -28,7 +28,9 @@ app = typer.Typer(
 
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the cohorts' files; default: MEDFUSE_DATA.")]
 Cohort = Annotated[str, typer.Option(help="Name of a data card, or a path to one.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override one recipe key, such as train.lr=1e-4; repeatable.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one recipe key, such as train.lr=1e-4; repeatable.")
+]
 
 
 def _say(text: str) -> None:

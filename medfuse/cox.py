@@ -59,7 +59,7 @@ def survival_at(
 ) -> NDArray[np.float64]:
     """(n, t) survival from log hazards and a cumulative baseline hazard (a step function)."""
     at = np.concatenate([[0.0], baseline_hazard])[np.searchsorted(baseline_times, times, side="right")]
-    return np.exp(-np.exp(np.clip(log_hazard, -50, 50))[:, None] * at[None, :])
+    return np.asarray(np.exp(-np.exp(np.clip(log_hazard, -50, 50))[:, None] * at[None, :]), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,9 @@ def fit_cox(
         if np.abs(s.x @ beta).max(initial=0.0) > _FARTHEST / 4:
             break  # nobody's hazard differs that much: the likelihood is monotone
     covariance = np.linalg.pinv(information + np.diag(ridge))
-    errors = np.sqrt(np.clip(np.diag(covariance @ information @ covariance) if ridge.any() else np.diag(covariance), 0, None))
+    errors = np.sqrt(
+        np.clip(np.diag(covariance @ information @ covariance) if ridge.any() else np.diag(covariance), 0, None)
+    )
     times, hazard = baseline_cumulative_hazard(survival.take(known), (x - mean) @ beta, ties=ties)
     return CoxFit(
         coefficients=beta,

@@ -300,10 +300,14 @@ def evaluate_outcome(
         rows = [make_row(fold, cohort, outcome, np.array(horizons)) for fold in predicted]
         mean, sd = _summary(rows)
         interval = None if overlapping else asdict(_pooled_interval(pooled, _risks(predicted), everyone, settings))
-        per_fold = [
-            asdict(_pooled_interval(pooled, _risks(predicted), everyone[pooled.strata == k], settings))
-            for k in range(len(predicted))
-        ] if overlapping else []
+        per_fold = (
+            [
+                asdict(_pooled_interval(pooled, _risks(predicted), everyone[pooled.strata == k], settings))
+                for k in range(len(predicted))
+            ]
+            if overlapping
+            else []
+        )
         results[name] = {
             "folds": rows,
             "mean": mean,
@@ -347,7 +351,8 @@ def _groups(
 ) -> dict[str, list[Row]]:
     records = {record.patient_id: record for record in cohort.records}
     labels: dict[str, list[str]] = {
-        name: [records[i].subgroups[name] for i in pooled.ids] for name in (cohort.records[0].subgroups if cohort.records else ())
+        name: [records[i].subgroups[name] for i in pooled.ids]
+        for name in (cohort.records[0].subgroups if cohort.records else ())
     }
     if any(records[i].site for i in pooled.ids):
         labels["site"] = [records[i].site or "(missing)" for i in pooled.ids]
@@ -376,7 +381,17 @@ def _groups(
             interval = asdict(_pooled_interval(pooled, risk, index, few))
             rows.append({"level": level, "patients": len(index), "events": events, **interval})
         if suppressed:
-            rows.append({"level": f"{suppressed} groups of fewer than {settings.minimum_cell} patients", "patients": None, "events": None, "estimate": None, "low": None, "high": None, "reason": "suppressed"})
+            rows.append(
+                {
+                    "level": f"{suppressed} groups of fewer than {settings.minimum_cell} patients",
+                    "patients": None,
+                    "events": None,
+                    "estimate": None,
+                    "low": None,
+                    "high": None,
+                    "reason": "suppressed",
+                }
+            )
         tables[name] = rows
     return tables
 

@@ -21,7 +21,7 @@ def _svg(draw: Callable[[Any, Any], None], *, width: float, height: float, rows:
 
     with rc_context({"svg.hashsalt": "medfuse", "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none"}):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, 1, height_ratios=[4, 1][:rows]) if rows > 1 else figure.subplots()
+        axes: Any = figure.subplots(rows, 1, height_ratios=[4, 1][:rows]) if rows > 1 else figure.subplots()
         for one in np.ravel(axes):
             one.spines[["top", "right"]].set_visible(False)
         draw(figure, axes)
@@ -48,7 +48,13 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
             colour = COLOURS[k % len(COLOURS)]
             top.step(x, np.concatenate([[1.0], curve.survival]), where="post", color=colour, label=label)
             top.fill_between(
-                x, np.concatenate([[1.0], low]), np.concatenate([[1.0], high]), step="post", color=colour, alpha=0.15, lw=0
+                x,
+                np.concatenate([[1.0], low]),
+                np.concatenate([[1.0], high]),
+                step="post",
+                color=colour,
+                alpha=0.15,
+                lw=0,
             )
             for t in ticks:
                 at_risk = int((survival.time[rows] >= t).sum())
@@ -70,14 +76,14 @@ def calibration(content: Mapping[str, Mapping[str, Any]]) -> str:
         axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
         for k, (horizon, c) in enumerate(content.items()):
             points = [
-                row
-                for row in zip(c["predicted"], c["observed"], c["low"], c["high"], strict=True)
-                if None not in row
+                row for row in zip(c["predicted"], c["observed"], c["low"], c["high"], strict=True) if None not in row
             ]
             if points:
                 x, y, low, high = np.array(points, dtype=np.float64).T
                 error = np.clip(np.stack([y - low, high - y]), 0, None)
-                axes.errorbar(x, y, yerr=error, fmt="o-", ms=4, lw=1, capsize=2, color=COLOURS[k % 6], label=f"{horizon} days")
+                axes.errorbar(
+                    x, y, yerr=error, fmt="o-", ms=4, lw=1, capsize=2, color=COLOURS[k % 6], label=f"{horizon} days"
+                )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability of an event", ylabel="observed (Kaplan-Meier)")
         axes.set_aspect("equal")
         axes.legend(frameon=False, loc="upper left")
@@ -99,7 +105,9 @@ def decision(content: Mapping[str, Any], *, horizon: str) -> str:
         axes.plot(x, everyone, color=COLOURS[1], ls="--", label="treat everyone")
         axes.axhline(0, color="0.4", lw=1, label="treat no one")
         top = max([v for v in [*model, *everyone] if v == v], default=0.1)
-        axes.set(ylim=(-0.05, max(0.05, 1.1 * top)), xlabel="threshold probability", ylabel=f"net benefit at {horizon} days")
+        axes.set(
+            ylim=(-0.05, max(0.05, 1.1 * top)), xlabel="threshold probability", ylabel=f"net benefit at {horizon} days"
+        )
         axes.legend(frameon=False)
 
     return _svg(draw, width=4.4, height=3.6)

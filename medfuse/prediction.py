@@ -42,7 +42,10 @@ class Prediction:
             msg = f"Prediction: {n} patients, but present {self.present.shape} and risk_score {self.risk_score.shape}"
             raise ModelError(msg)
         if not np.isfinite(self.risk_score).all():
-            msg = f"Prediction: risk_score is not finite for patient {self.patient_ids[int(np.argmin(np.isfinite(self.risk_score)))]}"
+            msg = (
+                "Prediction: risk_score is not finite for patient "
+                f"{self.patient_ids[int(np.argmin(np.isfinite(self.risk_score)))]}"
+            )
             raise ModelError(msg)
         if self.survival is not None:
             times = self.times

@@ -77,11 +77,17 @@ def fit_preprocessing(data: ModalityData, ids: Sequence[PatientId]) -> Preproces
         DataError: nobody of ``ids`` has the modality, or every column is constant or empty.
     """
     if not any(patient in data.samples for patient in ids):
-        msg = f"modality {data.name}: expected train patients who have it, found none of {len(ids)}; drop it from the recipe"
+        msg = (
+            f"modality {data.name}: expected train patients who have it, found none of {len(ids)}; "
+            "drop it from the recipe"
+        )
         raise DataError(msg)
     fitted = _fit_columns(data, ids) if data.layout == "columns" else _fit_vectors(data, ids)
     if not fitted.feature_names:
-        msg = f"modality {data.name}: expected a column that varies in train, found {len(fitted.dropped)} constant or empty"
+        msg = (
+            f"modality {data.name}: expected a column that varies in train, found {len(fitted.dropped)} "
+            "constant or empty"
+        )
         raise DataError(msg)
     return fitted
 
@@ -263,7 +269,7 @@ def dense_matrix(
 
 def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Arrays for safetensors and the rest for JSON; :func:`from_arrays` is the exact inverse."""
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "source": p.source,
         "level": p.level,
         "reference": p.reference,
@@ -272,7 +278,7 @@ def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         "scale": p.scale,
         "missing": p.missing.astype(np.uint8),
     }
-    rest = {
+    rest: dict[str, Any] = {
         "modality": p.modality,
         "layout": p.layout,
         "feature_names": list(p.feature_names),

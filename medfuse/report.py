@@ -1,5 +1,6 @@
 """A run as one self-contained HTML page: no script, no request to anywhere, everything escaped."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -53,16 +54,28 @@ def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]
     body = []
     for row in rows:
         known = [v for v in tuning.get(row["model"], ()) if v is not None]
-        gap = "" if row["carrying"] else (
-            "undefined"
-            if row["difference"] is None
-            else f"{row['difference']:+.3f} ({_span(row['difference_low'], row['difference_high'])})"
+        gap = (
+            ""
+            if row["carrying"]
+            else (
+                "undefined"
+                if row["difference"] is None
+                else f"{row['difference']:+.3f} ({_span(row['difference_low'], row['difference_high'])})"
+            )
         )
         inner = f"{np.mean(known):.3f}" if known else "none"
         mean = "undefined" if row["mean"] is None else f"{row['mean']:.3f}"
         spread = "undefined" if row["sd"] is None else f"{row['sd']:.3f}"
         body.append((row["model"], mean, spread, row["pooled"], _span(row["low"], row["high"]), gap, inner))
-    header = ("model", "mean over folds", "SD", "pooled", "95 % interval", "carrying model minus this", "inner (tuning)")
+    header = (
+        "model",
+        "mean over folds",
+        "SD",
+        "pooled",
+        "95 % interval",
+        "carrying model minus this",
+        "inner (tuning)",
+    )
     return _table(header, body, marked=0) + figures.forest(rows, score=evaluation.score)
 
 
@@ -79,7 +92,13 @@ def _groups(evaluation: Evaluation) -> str:
     parts = []
     for name, rows in evaluation.groups.items():
         body = [
-            (r["level"], r["patients"] if r["patients"] is not None else "", r["events"] if r["events"] is not None else "", r["estimate"] if not r.get("reason") else r["reason"], _span(r["low"], r["high"]) if r["low"] is not None else "")
+            (
+                r["level"],
+                r["patients"] if r["patients"] is not None else "",
+                r["events"] if r["events"] is not None else "",
+                r["estimate"] if not r.get("reason") else r["reason"],
+                _span(r["low"], r["high"]) if r["low"] is not None else "",
+            )
             for r in rows
         ]
         header = (name, "patients", "events", evaluation.score, "95 % interval")
@@ -121,7 +140,8 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
         middle = list(curves["decision"])[len(curves["decision"]) // 2] if curves["decision"] else None
         decision = figures.decision(curves["decision"][middle], horizon=middle) if middle else ""
         figs = (
-            f"<h2>Calibration and decision curve</h2><div class=figs>{figures.calibration(curves['calibration'])}{decision}</div>"
+            "<h2>Calibration and decision curve</h2><div "
+            f"class=figs>{figures.calibration(curves['calibration'])}{decision}</div>"
             "<p class=note>Groups of equal size; observed values are Kaplan-Meier estimates with 95 % limits.</p>"
         )
     notes = evaluation.models[evaluation.carrying]["notes"]
@@ -131,8 +151,10 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
         else ""
     )
     return (
-        f"<h2>Results: {escape(name)}</h2><p>The model that carries the claim, <b>{escape(evaluation.carrying)}</b>, was fixed by the "
-        f"recipe before any held-out row was read ({escape('; '.join(notes[:1]))}). Differences are paired, on the same "
+        f"<h2>Results: {escape(name)}</h2><p>The model that carries the claim, "
+        f"<b>{escape(evaluation.carrying)}</b>, was fixed by the "
+        "recipe before any held-out row was read "
+        f"({escape('; '.join(notes[:1]))}). Differences are paired, on the same "
         f"resamples, with simultaneous 95 % intervals.</p>{_results(evaluation, tuning)}{overlap}"
         f"<h3>Each fold</h3>{_per_fold(evaluation)}{_risk_groups(run, evaluation)}{figs}"
         f"<h2>Subgroups</h2>{_groups(evaluation)}"
@@ -142,10 +164,8 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
 def _header(run: Run) -> str:
     facts = run.read("run")
     title = facts["facts"]["cohort"]
-    try:
+    with contextlib.suppress(MedfuseError):  # the page still says which cohort by name
         title = read_card(run.path / "card.md").title
-    except MedfuseError:
-        pass  # the page still says which cohort by name
     git = facts.get("git", {})
     commit = f"{git.get('commit', 'unknown')[:12]}{' (with local changes)' if git.get('dirty') else ''}"
     rows = [
@@ -159,22 +179,25 @@ def _header(run: Run) -> str:
         *((f"data {name}", key[:16]) for name, key in facts["facts"]["data"].items()),
     ]
     return (
-        f"<h1>{escape(title)}</h1><p class=warn>Research use only. Not a medical device: not for decisions about a patient.</p>"
-        + _table(("", "this run"), rows)
+        f"<h1>{escape(title)}</h1><p class=warn>Research use only. Not a medical device: not for "
+        "decisions about a patient.</p>" + _table(("", "this run"), rows)
     )
 
 
 def _patients(run: Run) -> str:
     a = run.read("attrition")
-    rows = [("in the patients table", a["total"]), ("modelled", a["modelled"]), ("left out, with a reason", len(a["excluded"]))]
+    rows = [
+        ("in the patients table", a["total"]),
+        ("modelled", a["modelled"]),
+        ("left out, with a reason", len(a["excluded"])),
+    ]
     reasons: dict[str, int] = {}
     for entry in a["excluded"]:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     rows += [(f"- {reason}", count) for reason, count in reasons.items()]
     problems = "".join(f"<p class=note>{escape(p['file'])}: {escape(p['message'])}</p>" for p in a["problems"])
-    return (
-        f"<h2>Patients</h2>{_table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>"
-        + _table(("pattern", "patients"), list(a["availability"].items())[:20])
+    return f"<h2>Patients</h2>{_table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>" + _table(
+        ("pattern", "patients"), list(a["availability"].items())[:20]
     )
 
 
@@ -200,9 +223,7 @@ def write_report(run: Run) -> Path:
         StoreError: a part is missing or damaged.
     """
     outcomes = run.read("metrics")["outcomes"]
-    body = "".join(
-        [_header(run), _patients(run), *(_outcome(run, n, c) for n, c in outcomes.items()), _audit(run)]
-    )
+    body = "".join([_header(run), _patients(run), *(_outcome(run, n, c) for n, c in outcomes.items()), _audit(run)])
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>medfuse report</title><style>{_STYLE}</style></head><body>{body}</body></html>"

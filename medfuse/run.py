@@ -33,7 +33,8 @@ class Run:
 
     Parts: ``run.json`` (what, when, by which code), ``card.md``, ``recipe.yaml`` (resolved), ``splits.json``,
     ``manifest.json`` (data, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
-    ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``outcomes.parquet``, ``curves.jsonl``, ``folds/K/`` (sealed members),
+    ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``outcomes.parquet``, ``curves.jsonl``, ``folds/K/``
+    (sealed members),
     ``report.html``, and ``seal/manifest.json`` with the SHA-256 of all of it.
     """
 
@@ -48,7 +49,10 @@ class Run:
         content = read_json(self.path / f"{part}.json")
         version = content.get("format_version", 0) if isinstance(content, dict) else 0
         if version > FORMAT_VERSION:
-            msg = f"{self.path / part}.json: has format {version}, this medfuse reads up to {FORMAT_VERSION}; update medfuse"
+            msg = (
+                f"{self.path / part}.json: has format {version}, this medfuse reads up to {FORMAT_VERSION}; "
+                "update medfuse"
+            )
             raise StoreError(msg)
         return content
 
@@ -115,11 +119,14 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the working folder and whether tracked files differ from it; empty outside a repository."""
+    """Commit of medfuse's own source and whether tracked files differ from it; empty for an installed wheel."""
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():
+        return {}
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        commit, dirty = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10, cwd=folder)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -309,7 +316,10 @@ def _column_samples(
         for row, cell in enumerate(frame[key]):
             if isinstance(cell, str):
                 if cell not in index:
-                    msg = f"column {key}, patient {ids[row]}: expected one of {', '.join(column.levels)}, found another level"
+                    msg = (
+                        f"column {key}, patient {ids[row]}: expected one of {', '.join(column.levels)}, found "
+                        "another level"
+                    )
                     raise StoreError(msg)
                 values[row, c] = index[cell]
     observed = ~np.isnan(values)

@@ -32,7 +32,10 @@ class ModalitySample:
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 2 or len(self.tokens) < 1 or len(self.position) != len(self.tokens):
-            msg = f"ModalitySample: expected tokens (T>=1, F) and position (T, P), found {self.tokens.shape}, {self.position.shape}"
+            msg = (
+                f"ModalitySample: expected tokens (T>=1, F) and position (T, P), found {self.tokens.shape}, "
+                f"{self.position.shape}"
+            )
             raise DataError(msg)
         if not np.isfinite(self.tokens).all():
             msg = "ModalitySample: expected finite tokens, found NaN or infinity; a missing cell is a flag, not a value"

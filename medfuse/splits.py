@@ -95,7 +95,9 @@ def published_splits(cohort: Cohort) -> list[Split]:
         path = resolve_source(cohort.card, source, cohort.data_root)
         try:
             rows = json.loads(path.read_bytes())
-            parts = {side: [str(r["patient_id"]) for r in rows if r["dataset"] == side] for side in ("training", "test")}
+            parts = {
+                side: [str(r["patient_id"]) for r in rows if r["dataset"] == side] for side in ("training", "test")
+            }
         except (ValueError, TypeError, KeyError) as error:
             msg = f"{path.name}: expected a JSON list of {{patient_id, dataset: training|test}}, found another form"
             raise DataError(msg) from error
@@ -117,7 +119,8 @@ def _strata(target: Target) -> NDArray[np.int64]:
     elif isinstance(target, Labels):
         values = target.label
     else:
-        edges = np.quantile(target.value[target.observed], [0.2, 0.4, 0.6, 0.8]) if target.observed.any() else []
+        known = target.value[target.observed]
+        edges = np.quantile(known, [0.2, 0.4, 0.6, 0.8]) if len(known) else np.zeros(0)
         values = np.searchsorted(edges, target.value).astype(np.int64)
     return np.where(target.observed, values, -1)
 
@@ -151,7 +154,7 @@ def _assign(groups: Sequence[str], strata: NDArray[np.int64], *, folds: int, see
         chosen = int(np.argmin(cost))
         fold_of[group] = chosen
         filled[chosen] += counts[group]
-    return fold_of[member]
+    return np.asarray(fold_of[member], dtype=np.int64)
 
 
 def _group_names(cohort: Cohort, ids: Sequence[PatientId], *, by_site: bool) -> list[str]:
@@ -162,7 +165,18 @@ def _group_names(cohort: Cohort, ids: Sequence[PatientId], *, by_site: bool) -> 
     if without:
         msg = f"folds by site: patient {without[0]} has no site ({len(without)} such); name the site column in the card"
         raise CohortError(msg)
-    return [str(records[i].site) for i in ids]
+    # A person treated at two sites ties the two together: they stay on one side.
+    parent = {name: name for i in ids for name in (f"site {records[i].site}", f"person {records[i].person}")}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for i in ids:
+        first, second = sorted((root(f"site {records[i].site}"), root(f"person {records[i].person}")))
+        parent[second] = first
+    return [root(f"site {records[i].site}") for i in ids]
 
 
 def generated_splits(
@@ -210,7 +224,10 @@ def temporal_split(cohort: Cohort, *, cutoff: str) -> Split:
         except ValueError:
             time = np.datetime64("NaT")
         if np.isnat(time):
-            msg = f"patient {record.patient_id}: expected an ISO 8601 index time, found none; name groups.index_time in the card"
+            msg = (
+                f"patient {record.patient_id}: expected an ISO 8601 index time, found none; "
+                "name groups.index_time in the card"
+            )
             raise CohortError(msg)
         (before if time < limit else after).append(record.patient_id)
     split = Split(name="temporal", train=tuple(before), held_out=tuple(after))

@@ -87,7 +87,10 @@ class FeatureStore:
         folder = self.path(key)
         manifest = verify(folder)
         if manifest.get("format_version") != FORMAT_VERSION or manifest.get("key") != key:
-            msg = f"{folder}: expected format {FORMAT_VERSION} and key {key[:12]}..., found another; update medfuse or delete it"
+            msg = (
+                f"{folder}: expected format {FORMAT_VERSION} and key {key[:12]}..., found another; "
+                "update medfuse or delete it"
+            )
             raise StoreError(msg)
         index = json.loads((folder / "index.json").read_bytes())
         tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)

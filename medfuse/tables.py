@@ -54,14 +54,20 @@ def _text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
         raise DataError(msg) from error
     names = [str(name).strip() or f"Unnamed: {i}" for i, name in enumerate(rows.iloc[0])]
     frame = rows.iloc[1:].reset_index(drop=True).set_axis(pd.Index(names), axis=1)
-    short = np.flatnonzero(frame.isna().to_numpy().any(axis=1))  # an empty cell is "", only an absent one is NaN
-    if short.size:
+    _whole_rows(content, separator=separator, cells=len(names), where=where)
+    return _named(frame.mask(frame.isin(MISSING)), where=where)
+
+
+def _whole_rows(content: bytes, *, separator: str, cells: int, where: str) -> None:
+    """Refuse rows with fewer cells than the header: pandas would fill them with empty cells."""
+    lines = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline=""), delimiter=separator)
+    short = [row for row, line in enumerate(lines) if line and len(line) < cells]
+    if short:
         msg = (
-            f"{where}, data row {short[0] + 1}: expected {len(names)} cells as in the header, found fewer "
-            f"({short.size} such rows); the file is cut short or damaged, fetch it again"
+            f"{where}, data row {short[0]}: expected {cells} cells as in the header, found fewer "
+            f"({len(short)} such rows); the file is cut short or damaged, fetch it again"
         )
         raise DataError(msg)
-    return _named(frame.mask(frame.isin(MISSING)), where=where)
 
 
 def _member(path: Path) -> tuple[str, bytes]:

@@ -36,12 +36,14 @@ class Survival:
 
     event: NDArray[np.bool_]
     time: NDArray[np.float64]
-    observed: NDArray[np.bool_] = field(default=None)  # type: ignore[assignment]  # filled in __post_init__
+    observed: NDArray[np.bool_] = field(default=None)  # type: ignore[arg-type]  # filled in __post_init__
 
     def __post_init__(self) -> None:
         event, time = np.asarray(self.event), np.asarray(self.time, dtype=np.float64)
         if event.dtype != bool or event.ndim != 1 or time.shape != event.shape:
-            msg = f"Survival: expected boolean event (n,) and time (n,), found {event.dtype} {event.shape}, {time.shape}"
+            msg = (
+                f"Survival: expected boolean event (n,) and time (n,), found {event.dtype} {event.shape}, {time.shape}"
+            )
             raise CohortError(msg)
         observed = _observed(self.observed, len(event))
         bad = np.flatnonzero(observed & ~(np.isfinite(time) & (time >= 0)))
@@ -83,7 +85,7 @@ class Labels:
 
     label: NDArray[np.int64]
     classes: tuple[str, ...]
-    observed: NDArray[np.bool_] = field(default=None)  # type: ignore[assignment]  # filled in __post_init__
+    observed: NDArray[np.bool_] = field(default=None)  # type: ignore[arg-type]  # filled in __post_init__
 
     def __post_init__(self) -> None:
         label = np.asarray(self.label, dtype=np.int64)
@@ -121,7 +123,7 @@ class Values:
 
     value: NDArray[np.float64]
     unit: str = ""
-    observed: NDArray[np.bool_] = field(default=None)  # type: ignore[assignment]  # filled in __post_init__
+    observed: NDArray[np.bool_] = field(default=None)  # type: ignore[arg-type]  # filled in __post_init__
 
     def __post_init__(self) -> None:
         value = np.asarray(self.value, dtype=np.float64)
@@ -155,7 +157,8 @@ def fittable(target: Target) -> None:
         raise CohortError(msg)
     if isinstance(target, Survival) and target.n_events == 0:
         msg = (
-            f"train: expected at least one event, found {int(target.observed.sum())} patients and all of them censored; "
+            f"train: expected at least one event, found {int(target.observed.sum())} patients and all of "
+            "them censored; "
             "check which code means event in the card, or use larger folds"
         )
         raise CohortError(msg)

@@ -143,7 +143,15 @@ class _MlflowTracker(Tracker):
                 for key, value in row.items():
                     if isinstance(value, float):
                         self._buffer.put(self._children[str(row["fold"])], f"{outcome}/{_metric_name(key)}", value, 0)
-        for name in ("run.json", "card.md", "recipe.yaml", "splits.json", "manifest.json", "metrics.json", "report.html"):
+        for name in (
+            "run.json",
+            "card.md",
+            "recipe.yaml",
+            "splits.json",
+            "manifest.json",
+            "metrics.json",
+            "report.html",
+        ):
             self._client.log_artifact(self._parent, str(run.path / name), artifact_path="run")
         with mlflow.start_run(run_id=self._parent):
             mlflow.pyfunc.log_model(
@@ -176,14 +184,21 @@ def _begin(run: Run, recipe: Recipe, card: CohortCard, folds: Sequence[str]) -> 
         close_dead_runs(client, experiment)
     tags = {"medfuse.pid": str(os.getpid()), "medfuse.host": socket.gethostname(), "medfuse.run": str(run.path)}
     parent = client.create_run(experiment, run_name=run.path.name, tags={**tags, "cohort": card.name}).info.run_id
-    params = {"cohort": card.name, "recipe": recipe.name, "seed": recipe.seed, **_flat(recipe.train.model_dump(), "train")}
+    params = {
+        "cohort": card.name,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        **_flat(recipe.train.model_dump(), "train"),
+    }
     for key, value in params.items():
         client.log_param(parent, key, value)
     for name, modality in run.read("manifest")["modalities"].items():
         client.set_tag(parent, f"data.{name}", modality["key"])
     children = {
         fold: client.create_run(
-            experiment, run_name=f"{run.path.name} fold {fold}", tags={**tags, "mlflow.parentRunId": parent, "fold": fold}
+            experiment,
+            run_name=f"{run.path.name} fold {fold}",
+            tags={**tags, "mlflow.parentRunId": parent, "fold": fold},
         ).info.run_id
         for fold in folds
     }
@@ -209,12 +224,15 @@ class _Guarded(Tracker):
 
     def guard(self, work: Callable[[], None]) -> None:
         """Do tracking work; trouble is reported and remembered, and never raised."""
+        trouble: tuple[type[Exception], ...] = (*_trouble(), StoreError)
         try:
             work()
-        except (*_trouble(), StoreError) as error:
+        except trouble as error:
             self.failed = True
             _LOG.warning("tracking failed: %s", error)
-            self._say("tracking: MLflow is out of order; the run directory holds everything (curves.jsonl, metrics.json)")
+            self._say(
+                "tracking: MLflow is out of order; the run directory holds everything (curves.jsonl, metrics.json)"
+            )
 
 
 @contextlib.contextmanager

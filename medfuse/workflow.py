@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
 from medfuse.audit import AuditReport, audit, require_clean
 from medfuse.baselines import FoldData, fit_baselines
@@ -106,9 +107,7 @@ class _Job:
         return len(set(seen)) < len(seen)
 
 
-def _prepare(
-    card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_root: Path | None, say: Say
-) -> _Job:
+def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_root: Path | None, say: Say) -> _Job:
     cohort = read_cohort(card, data_root=data_root)
     wanted = recipe.outcomes or [next(iter(card.outcomes))]
     for name in wanted:
@@ -125,9 +124,7 @@ def _prepare(
     for finding in report.findings:
         say(f"audit {finding.severity}: {finding.message}")
     require_clean(report, allow=recipe.allow_leaks)
-    return _Job(
-        cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report
-    )
+    return _Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
 
 
 def _first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
@@ -331,7 +328,9 @@ def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say) -> Non
             notes=results.notes[outcome],
             overlapping=job.overlapping,
         )
-        tuning = {name: [None if np.isnan(v) else v for v in values] for name, values in results.tuning[outcome].items()}
+        tuning = {
+            name: [None if np.isnan(v) else v for v in values] for name, values in results.tuning[outcome].items()
+        }
         metrics[outcome] = {**evaluation.to_json(), "tuning": tuning}
         rows += [
             (model, outcome, "held_out", f.fold, f.prediction)
@@ -385,7 +384,9 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _applied(run: Run, card: CohortCard, *, data_root: Path | None, store_root: Path | None, need_outcomes: bool) -> tuple[Cohort, dict[str, ModalityData], list[FoldModel]]:
+def _applied(
+    run: Run, card: CohortCard, *, data_root: Path | None, store_root: Path | None, need_outcomes: bool
+) -> tuple[Cohort, dict[str, ModalityData], list[FoldModel]]:
     specs = run.read("modalities")["modalities"]
     cohort = read_cohort(card, data_root=data_root, need_outcomes=need_outcomes)
     shared = [name for name in specs if name in card.modalities]
@@ -405,6 +406,10 @@ def _applied(run: Run, card: CohortCard, *, data_root: Path | None, store_root: 
     return cohort, data, folds
 
 
+def _mean(parts: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float64]:
+    return np.asarray(np.mean([part for part in parts if part is not None], axis=0), dtype=np.float64)
+
+
 def average_predictions(parts: Sequence[Prediction]) -> Prediction:
     """Mean over the folds' models; curves are averaged on the first fold's time grid, risk scores within SD units."""
     first = parts[0]
@@ -415,7 +420,12 @@ def average_predictions(parts: Sequence[Prediction]) -> Prediction:
         times = first.times[first.times <= end]
         survival = np.mean([survival_between(p, times) for p in parts], axis=0)
         first = Prediction(
-            patient_ids=first.patient_ids, present=first.present, modalities=first.modalities, risk_score=risk, times=times, survival=np.minimum.accumulate(survival, axis=1)
+            patient_ids=first.patient_ids,
+            present=first.present,
+            modalities=first.modalities,
+            risk_score=risk,
+            times=times,
+            survival=np.minimum.accumulate(survival, axis=1),
         )
         return first
     return Prediction(
@@ -423,8 +433,8 @@ def average_predictions(parts: Sequence[Prediction]) -> Prediction:
         present=first.present,
         modalities=first.modalities,
         risk_score=risk,
-        probability=None if first.probability is None else np.mean([p.probability for p in parts], axis=0),
-        value=None if first.value is None else np.mean([p.value for p in parts], axis=0),
+        probability=None if first.probability is None else _mean([p.probability for p in parts]),
+        value=None if first.value is None else _mean([p.value for p in parts]),
     )
 
 
@@ -535,4 +545,3 @@ def evaluate(
     path = out or Path(f"external_{card.name}.json")
     write_json(path, evaluation.to_json())
     return evaluation, path
-

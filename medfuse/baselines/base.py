@@ -65,7 +65,7 @@ class FoldData:
     def design(
         self, modalities: Sequence[str], fit_ids: Sequence[PatientId], *others: Sequence[PatientId]
     ) -> list[Matrix]:
-        """Design matrices of ``fit_ids`` and of the others, standardised on ``fit_ids``; several modalities side by side.
+        """Design matrices of ``fit_ids`` and of the others, standardised on ``fit_ids``; modalities side by side.
 
         With several modalities each also has an indicator of being absent, where someone in ``fit_ids`` lacks it.
         """

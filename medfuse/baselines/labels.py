@@ -53,7 +53,9 @@ def _classified(fold: FoldData, name: str, makers: dict[str, Callable[[], Any]])
     y = cast(Labels, fold.target(fold.train_ids))
     probability = _probability(makers[chosen]().fit(x, y.label), held, len(y.classes))
     note = f"{chosen}, inner AUROC {mean[chosen]:.3f}"
-    return [BaselineResult(name=name, prediction=_predicted(fold, probability), tuning_score=mean[chosen], notes=(note,))]
+    return [
+        BaselineResult(name=name, prediction=_predicted(fold, probability), tuning_score=mean[chosen], notes=(note,))
+    ]
 
 
 def logistic(fold: FoldData) -> list[BaselineResult]:

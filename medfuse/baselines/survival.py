@@ -104,9 +104,7 @@ def _result(
 ) -> BaselineResult:
     value = harrell_c(_outcome(fold, ids), oof).value
     curves = _curves(fold, ids, oof, held_out)
-    return BaselineResult(
-        name=name, prediction=_predicted(fold, held_out, curves), tuning_score=value, notes=notes
-    )
+    return BaselineResult(name=name, prediction=_predicted(fold, held_out, curves), tuning_score=value, notes=notes)
 
 
 def km_baseline(fold: FoldData) -> list[BaselineResult]:
@@ -129,7 +127,13 @@ def clinical_cox(fold: FoldData) -> list[BaselineResult]:
     except ModelError:
         fit = fit_cox(x, survival, penalty=1.0)
         notes = (*notes, "collinear or separated columns: ridge penalty 1")
-    notes = (*notes, "log hazard ratios per SD (SE): " + ", ".join(f"{b:.2f} ({se:.2f})" for b, se in zip(fit.coefficients[:12], fit.standard_errors[:12], strict=True)))
+    notes = (
+        *notes,
+        "log hazard ratios per SD (SE): "
+        + ", ".join(
+            f"{b:.2f} ({se:.2f})" for b, se in zip(fit.coefficients[:12], fit.standard_errors[:12], strict=True)
+        ),
+    )
     curves = fit.survival(held, event_time_grid(survival))
     return [BaselineResult(name="clinical_cox", prediction=_predicted(fold, fit.log_hazard(held), curves), notes=notes)]
 
@@ -177,7 +181,9 @@ def _late(fold: FoldData, name: str, parts: Mapping[str, _Modality], weights: Ma
     def mean(scores: Matrix) -> Matrix:
         weight = w[:, None] * ~np.isnan(scores)
         total = weight.sum(axis=0)
-        return np.where(total > 0, np.nansum(w[:, None] * np.nan_to_num(scores), axis=0) / np.where(total > 0, total, 1), 0.0)
+        return np.where(
+            total > 0, np.nansum(w[:, None] * np.nan_to_num(scores), axis=0) / np.where(total > 0, total, 1), 0.0
+        )
 
     notes = tuple(f"{m}: weight {weights[m]:.3f}, {parts[m].chosen}, inner C {parts[m].inner_c:.3f}" for m in parts)
     return _result(fold, name, ids=ids, oof=mean(train), held_out=mean(held), notes=notes)
@@ -190,7 +196,7 @@ def late_average(fold: FoldData) -> list[BaselineResult]:
 
 
 def late_average_weighted(fold: FoldData) -> list[BaselineResult]:
-    """The strong bar: per modality the best learner by inner C, weighted by inner C minus a half (never below 0.001)."""
+    """The strong bar: per modality the best learner by inner C, weighted by inner C minus 1/2 (at least 0.001)."""
     learners = strong_learners()
     parts = {m: _scored(fold, m, learners) for m in fold.data}
     weights = {m: max(part.inner_c - 0.5, 1e-3) for m, part in parts.items()}

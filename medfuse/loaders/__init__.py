@@ -18,7 +18,9 @@ LOADERS: dict[str, str] = {
 VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
 
-def read(name: str, card: ModalityCard, *, resolve: Callable[[str], Path], patients: tuple[str | None, str]) -> ModalityData:
+def read(
+    name: str, card: ModalityCard, *, resolve: Callable[[str], Path], patients: tuple[str | None, str]
+) -> ModalityData:
     """Read one modality.
 
     Args:

@@ -74,7 +74,9 @@ def _merge_genes(
         )
         raise DataError(msg)
     if mangled:
-        warnings.append(f"{len(mangled)} gene names look mangled by a spreadsheet and were accepted: {', '.join(mangled[:5])}")
+        warnings.append(
+            f"{len(mangled)} gene names look mangled by a spreadsheet and were accepted: {', '.join(mangled[:5])}"
+        )
     doubled = [gene for gene, count in Counter(genes).items() if count > 1]
     if doubled and card.duplicates == "refuse":
         msg = (

@@ -48,7 +48,8 @@ def merge_rows(
         if clash.size:
             row, c = clash[0]
             msg = (
-                f"{file}, data row {row + 1}: patient {ids[row]} has several rows that disagree in column {names[c]!r}; "
+                f"{file}, data row {row + 1}: patient {ids[row]} has several rows that disagree in column "
+                f"{names[c]!r}; "
                 "state repeated_rows: mean or first in the card, or correct the table"
             )
             raise DataError(msg)
@@ -68,7 +69,7 @@ def _coded(cells: "pd.Series[str]", card: ColumnCard, *, file: str) -> tuple[NDA
             )
             raise DataError(msg)
         codes[cell] = float(hits[0])
-    return cells.map(codes).to_numpy(dtype=np.float64), tuple(levels)
+    return np.asarray(cells.map(codes), dtype=np.float64), tuple(levels)
 
 
 def to_samples(values: NDArray[np.float64], ids: list[PatientId]) -> dict[PatientId, ModalitySample]:

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,11 @@ def _read_hdf5(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]
                 return
             for patient, node in file.items():
                 where = f"{path.name}, patient {patient}"
-                bag = _bag(node[()], None, where=where) if isinstance(node, h5py.Dataset) else _group(node, card, where=where)
+                bag = (
+                    _bag(node[()], None, where=where)
+                    if isinstance(node, h5py.Dataset)
+                    else _group(node, card, where=where)
+                )
                 yield PatientId(patient), bag
     except (OSError, KeyError) as error:
         msg = f"{path.name}: expected an HDF5 file with {card.features!r}, found damage or another layout ({error})"
@@ -117,21 +122,28 @@ def read(
         for patient, (features, coordinates) in _read_one(resolve(source), card, patients):
             width = width or features.shape[1]
             if features.shape[1] != width:
-                msg = f"modality {name}, patient {patient}: expected {width} features per token, found {features.shape[1]}"
+                msg = (
+                    f"modality {name}, patient {patient}: expected {width} features per token, found "
+                    f"{features.shape[1]}"
+                )
                 raise DataError(msg)
             finite = np.isfinite(features).all(axis=1)
             if not finite.all():
                 left_out.append(f"{patient}{f' ({label})' if label else ''}")
             if not finite.any():
                 continue
-            place = coordinates if coordinates is not None and not label else np.full((len(features), 1), index, np.float32)
+            place = (
+                coordinates if coordinates is not None and not label else np.full((len(features), 1), index, np.float32)
+            )
             tokens.setdefault(patient, []).append(features[finite])
             position.setdefault(patient, []).append(place[finite])
     samples = {
         patient: ModalitySample(tokens=np.concatenate(parts), position=np.concatenate(position[patient]))
         for patient, parts in tokens.items()
     }
-    warnings = (f"{len(left_out)} patients had tokens that are not finite and were left out: {', '.join(left_out[:5])}",)
+    warnings = (
+        f"{len(left_out)} patients had tokens that are not finite and were left out: {', '.join(left_out[:5])}",
+    )
     return ModalityData(
         name=name,
         layout="vectors",
@@ -145,6 +157,7 @@ def read(
 def write_example(folder: Path) -> ModalityCard:
     """Write two small NPZ files, one per token identity, into ``folder`` and return the card that reads them."""
     rng = np.random.default_rng(0)
-    np.savez(folder / "he.npz", **{i: rng.normal(size=6).astype(np.float32) for i in ("001", "002")})
-    np.savez(folder / "cd8.npz", **{i: rng.normal(size=6).astype(np.float32) for i in ("002", "010")})
+    for file, ids in (("he.npz", ("001", "002")), ("cd8.npz", ("002", "010"))):
+        arrays: dict[str, Any] = {i: rng.normal(size=6).astype(np.float32) for i in ids}
+        np.savez(folder / file, **arrays)
     return ModalityCard(loader="vectors", files={"HE": "he.npz", "CD8": "cd8.npz"})

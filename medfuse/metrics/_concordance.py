@@ -82,7 +82,7 @@ def count_pairs(
 
 
 @numba.njit(cache=True)
-def involvement(
+def involvement(  # noqa: C901  # one pass each way, unrolled for numba
     order: NDArray[np.int64],
     group: NDArray[np.int64],
     event: NDArray[np.bool_],

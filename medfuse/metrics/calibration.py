@@ -95,9 +95,7 @@ def d_calibration(survival: Survival, at_time: NDArray[np.float64], *, bins: int
         count[:k] += 1 / (bins * probability)
     expected = len(p) / bins
     statistic = float(((count - expected) ** 2 / expected).sum())
-    return DCalibration(
-        statistic=statistic, p_value=float(stats.chi2.sf(statistic, bins - 1)), share=count / len(p)
-    )
+    return DCalibration(statistic=statistic, p_value=float(stats.chi2.sf(statistic, bins - 1)), share=count / len(p))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,9 +144,7 @@ def uno_c(
 
 def stratified_c(survival: Survival, risk_score: NDArray[np.float64], strata: NDArray[np.generic]) -> Concordance:
     """Harrell's C over pairs within the same stratum only: how folds are pooled, whose scores share no scale."""
-    parts = [
-        harrell_c(survival.take(np.flatnonzero(strata == s)), risk_score[strata == s]) for s in np.unique(strata)
-    ]
+    parts = [harrell_c(survival.take(np.flatnonzero(strata == s)), risk_score[strata == s]) for s in np.unique(strata)]
     parts = [part for part in parts if part.comparable > 0]
     pairs = sum(part.comparable for part in parts)
     if not parts:

@@ -57,8 +57,8 @@ def _table(
     time: NDArray[np.float64], counted: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     times, inverse = np.unique(time, return_inverse=True)
-    leaving = np.bincount(inverse, weights=weights, minlength=len(times))
-    events = np.bincount(inverse, weights=weights * counted, minlength=len(times))
+    leaving = np.bincount(inverse, weights=weights, minlength=len(times)).astype(np.float64)
+    events = np.bincount(inverse, weights=weights * counted, minlength=len(times)).astype(np.float64)
     at_risk = leaving[::-1].cumsum()[::-1]
     return times, events, at_risk
 
@@ -78,7 +78,7 @@ def kaplan_meier(
     """
     w = np.ones(len(time)) if weights is None else np.asarray(weights, dtype=np.float64)
     times, events, at_risk = _table(np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool), w)
-    survival = np.cumprod(1 - events / at_risk)
+    survival = np.cumprod(1 - events / at_risk, dtype=np.float64)
     left = at_risk - events
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.cumsum(np.where(left > 0, events / (at_risk * left), np.inf * (events > 0)))
@@ -89,11 +89,11 @@ def kaplan_meier(
 def censoring_survival(time: NDArray[np.float64], event: NDArray[np.bool_]) -> SurvivalCurve:
     """Kaplan-Meier of being uncensored; events of a time leave the risk set before its censorings."""
     times, inverse = np.unique(time, return_inverse=True)
-    events = np.bincount(inverse, weights=event, minlength=len(times))
-    censored = np.bincount(inverse, weights=~event, minlength=len(times))
+    events = np.bincount(inverse, weights=event, minlength=len(times)).astype(np.float64)
+    censored = np.bincount(inverse, weights=~event, minlength=len(times)).astype(np.float64)
     at_risk = (events + censored)[::-1].cumsum()[::-1] - events
     with np.errstate(divide="ignore", invalid="ignore"):
-        survival = np.cumprod(np.where(at_risk > 0, 1 - censored / at_risk, 1.0))
+        survival = np.cumprod(np.where(at_risk > 0, 1 - censored / at_risk, 1.0), dtype=np.float64)
     return SurvivalCurve(
         times=times, survival=survival, at_risk=at_risk, events=censored, standard_error=np.full(len(times), np.nan)
     )
@@ -150,5 +150,5 @@ def _table_at(
     """Events at, and number at risk just before, each of ``times`` among the chosen."""
     place = np.searchsorted(times, survival.time[chosen])
     leaving = np.bincount(place, minlength=len(times)).astype(np.float64)
-    events = np.bincount(place, weights=survival.event[chosen], minlength=len(times))
+    events = np.bincount(place, weights=survival.event[chosen], minlength=len(times)).astype(np.float64)
     return events, leaving[::-1].cumsum()[::-1]
