@@ -12,7 +12,6 @@ _PUBLIC = {
     "MedfuseError": "errors",
     "Run": "run",
     "Survival": "targets",
-    "audit": "audit",
     "check": "checking",
     "evaluate": "workflow",
     "load_modalities": "dataset",
@@ -21,7 +20,7 @@ _PUBLIC = {
     "read_card": "config",
     "read_cohort": "cohort",
     "read_recipe": "config",
-    "report": "report",
+    "rewrite_report": "workflow",
     "train": "workflow",
 }
 

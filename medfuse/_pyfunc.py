@@ -1,6 +1,9 @@
 """The served model: a run directory behind MLflow's pyfunc interface, logged as code, with safetensors inside."""
 
+from typing import Any
+
 import mlflow
+import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -20,11 +23,10 @@ class MedfuseModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
         self._run = open_run(context.artifacts["run"])
         self._folds = [load_fold(self._run.fold_folder(s["name"])) for s in self._run.read("splits")["splits"]]
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        """Predictions as in the file that ``medfuse predict`` writes.
-
-        Without type hints: MLflow would infer a signature from them, and which columns come is the patient's business.
-        """
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Predictions as in the file that ``medfuse predict`` writes."""
         from medfuse.run import modalities_from_frame
         from medfuse.types import PatientId
         from medfuse.workflow import apply_run, prediction_table

@@ -133,10 +133,9 @@ def predict(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Write the run's self-contained HTML page again."""
-    from medfuse.report import write_report
-    from medfuse.run import open_run
+    from medfuse.workflow import rewrite_report
 
-    _say(f"written: {write_report(open_run(run))}")
+    _say(f"written: {rewrite_report(run)}")
 
 
 def _finish(run: "Run") -> None:

@@ -32,10 +32,10 @@ class Run:
     """A run directory.
 
     Parts: ``run.json`` (what, when, by which code), ``card.md``, ``recipe.yaml`` (resolved), ``splits.json``,
-    ``manifest.json`` (data, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
+    ``data.json`` (modalities, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
     ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``outcomes.parquet``, ``curves.jsonl``, ``folds/K/``
     (sealed members),
-    ``report.html``, and ``seal/manifest.json`` with the SHA-256 of all of it.
+    ``report.html``, and ``manifest.json``, the SHA-256 of all of it.
     """
 
     path: Path
@@ -157,7 +157,7 @@ def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
         if old.get("status") == "finished":
             msg = f"{path}: holds a finished run; choose another --out, or delete it"
             raise StoreError(msg)
-    elif path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+    elif path.exists() and any(path.iterdir()):
         msg = f"{path}: expected a new or empty folder, found other files; choose another --out"
         raise StoreError(msg)
     path.mkdir(parents=True, exist_ok=True)
@@ -205,8 +205,9 @@ def only_writer(path: Path) -> Iterator[None]:
     """
     import fcntl
 
-    path.mkdir(parents=True, exist_ok=True)
-    lock = (path / ".lock").open("w")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.lock")
+    lock = beside.open("w")
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +217,7 @@ def only_writer(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.close()
-        (path / ".lock").unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def predictions_frame(rows: Sequence[tuple[str, str, str, str, Prediction]]) -> pd.DataFrame:

@@ -192,7 +192,7 @@ def _begin(run: Run, recipe: Recipe, card: CohortCard, folds: Sequence[str]) -> 
     }
     for key, value in params.items():
         client.log_param(parent, key, value)
-    for name, modality in run.read("manifest")["modalities"].items():
+    for name, modality in run.read("data")["modalities"].items():
         client.set_tag(parent, f"data.{name}", modality["key"])
     children = {
         fold: client.create_run(
@@ -253,8 +253,9 @@ def track(
         return
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    # MLflow's advice (no signature: which columns a patient has is open; version notes) is not the user's to act on.
+    for name in ("mlflow", "mlflow.pyfunc", "mlflow.models", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         inner = _begin(run, recipe, card, folds)
     except _trouble() as error:

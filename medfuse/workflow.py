@@ -220,7 +220,7 @@ def _write_inputs(run: Run, job: _Job, *, store_root: Path | None) -> None:
     run.write_text("recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
     sides = ("name", "train", "tuning", "held_out", "external", "unmatched")
     run.write("splits", {"splits": [{s: getattr(split, s) for s in sides} for split in job.splits]})
-    run.write("manifest", {"modalities": manifest(job.data, store_root=store_root), "sources": card.governance.sha256})
+    run.write("data", {"modalities": manifest(job.data, store_root=store_root), "sources": card.governance.sha256})
     run.write("modalities", {"modalities": modality_specs(job.data)})
     excluded = [{"patient_id": e.patient_id, "reason": e.reason} for e in cohort.attrition.excluded]
     problems = [{"file": p.file, "row": p.row, "column": p.column, "message": p.message} for p in cohort.problems]
@@ -545,3 +545,16 @@ def evaluate(
     path = out or Path(f"external_{card.name}.json")
     write_json(path, evaluation.to_json())
     return evaluation, path
+
+
+def rewrite_report(run: str | Path | Run) -> Path:
+    """Write a run's ``report.html`` again, and seal the run with it.
+
+    Raises:
+        StoreError: a part of the run has changed since it was written.
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    opened.verify()
+    path = write_report(opened)
+    opened.seal()
+    return path

@@ -1,0 +1,261 @@
+"""A run from card to report, on the cohort that needs no download."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medfuse.cli import main
+from medfuse.cohort import read_cohort
+from medfuse.config import read_card
+from medfuse.dataset import load_modalities
+from medfuse.errors import CohortError, LeakError, StoreError
+from medfuse.evaluation import from_json
+from medfuse.run import modalities_from_frame, modality_specs, only_writer, open_run
+from medfuse.training import load_fold
+from medfuse.workflow import apply_run, evaluate, predict, train
+
+SMALL = ("train.epochs=3", "baselines=[kaplan_meier, clinical_cox, late_average]")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "run")
+
+
+def flat(cohort, data):
+    """Patients as the served model receives them."""
+    rows = []
+    for patient in cohort.patient_ids:
+        row = {"patient_id": patient}
+        for name, modality in data.items():
+            for column, (value, observed) in zip(modality.columns, modality.samples[patient].tokens, strict=True):
+                if observed:
+                    coded = column.kind != "numeric"
+                    row[f"{name}.{column.name}"] = column.levels[int(value)] if coded else float(value)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_a_run_is_complete_verified_and_says_what_made_it(run):
+    run.verify()
+    facts = run.read("run")
+    assert facts["status"] == "finished"
+    assert facts["carrying"] == "medfuse"
+    assert facts["versions"]["torch"]
+    sources = run.read("data")["modalities"]["expression"]["sources"]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sources.values())
+    attrition = run.read("attrition")
+    assert attrition["total"] == attrition["modelled"] + len(attrition["excluded"]) == 198
+    assert run.read("audit")["ok"]
+    assert len(run.curves()) == 2 * 2 * 3  # folds x members x epochs
+
+
+def test_every_patient_is_held_out_once_and_predicted_by_every_model(run):
+    frame = run.predictions()
+    held = frame[frame.partition == "held_out"]
+    for _, rows in held.groupby("model"):
+        assert sorted(rows.patient_id) == sorted(read_cohort(read_card("transbig")).patient_ids)
+    for curve in held.survival.head(20):
+        assert (np.diff(curve) <= 1e-9).all()
+        assert 0 <= curve.min() <= curve.max() <= 1
+
+
+def test_results_have_intervals_beside_the_baselines(run):
+    content = run.read("metrics")["outcomes"]["distant_metastasis"]
+    tuning = content.pop("tuning")
+    assert set(tuning) == set(content["models"]) == {"medfuse", "kaplan_meier", "clinical_cox", "late_average"}
+    evaluation = from_json(content)
+    assert from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+    for name, model in evaluation.models.items():
+        assert model["pooled"]["low"] <= model["pooled"]["estimate"] <= model["pooled"]["high"], name
+    assert evaluation.models["kaplan_meier"]["mean"]["harrell_c"] == 0.5
+    assert set(evaluation.differences) == set(evaluation.models) - {"medfuse"}
+    assert evaluation.models["clinical_cox"]["mean"]["harrell_c"] > 0.55
+
+
+def test_held_out_predictions_come_from_the_fold_that_never_saw_them(run, place):
+    cohort = read_cohort(read_card("transbig"))
+    data = load_modalities(cohort, store_root=place / "store")
+    from medfuse.training import predict_fold
+
+    for split in run.read("splits")["splits"]:
+        fold = load_fold(run.fold_folder(split["name"]))
+        assert not set(fold.train_ids) & set(split["held_out"])
+        expected = predict_fold(fold, data, split["held_out"])["distant_metastasis"].risk_score
+        frame = run.predictions()
+        rows = frame[(frame.model == "medfuse") & (frame.partition == "held_out") & (frame.fold == split["name"])]
+        np.testing.assert_allclose(rows.risk_score, expected, atol=1e-6)
+
+
+def test_the_report_stands_alone(run):
+    page = (run.path / "report.html").read_text()
+    assert not re.search(r"<script|src=|@import|href=[\"']?http", page)
+    for part in (
+        "Patients",
+        "Available modalities",
+        "Results",
+        "Survival by predicted risk",
+        "patients at risk",
+        "Leak audit",
+    ):
+        assert part in page
+    assert page.count("<svg") >= 4
+
+
+def test_predict_flags_seen_ids_and_the_served_table_agrees(run, place):
+    path = predict(run, "transbig", store_root=place / "store", out=place / "p.csv")
+    table = pd.read_csv(path)
+    assert table.seen_in_training.all()
+    cohort = read_cohort(read_card("transbig"))
+    data = load_modalities(cohort, store_root=place / "store")
+    served = modalities_from_frame(flat(cohort, data), modality_specs(data))
+    folds = [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
+    risk = apply_run(folds, served, cohort.patient_ids)["distant_metastasis"].risk_score
+    np.testing.assert_allclose(risk, table.risk_score, atol=1e-6)
+
+
+def test_partial_and_empty_patients_are_predicted(run, place):
+    cohort = read_cohort(read_card("transbig"))
+    data = load_modalities(cohort, store_root=place / "store")
+    frame = flat(cohort, data).head(3)
+    frame.loc[1, [c for c in frame if c.startswith("expression.")]] = np.nan
+    frame.loc[2, [c for c in frame if c != "patient_id"]] = np.nan
+    served = modalities_from_frame(frame, run.read("modalities")["modalities"])
+    folds = [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
+    p = apply_run(folds, served, list(frame.patient_id))["distant_metastasis"]
+    assert p.present.tolist() == [[True, True], [True, False], [False, False]]
+    assert np.isfinite(p.risk_score).all()
+
+
+def test_an_external_cohort_may_share_no_patient(run, place):
+    with pytest.raises(CohortError, match="trained on"):
+        evaluate(run, "transbig", store_root=place / "store", out=place / "e.json")
+    assert not (place / "e.json").exists()
+
+
+def test_an_external_cohort_is_evaluated(run, place):
+    text = (
+        read_card("transbig").path.read_text().replace("transbig-", "elsewhere-").replace("name: transbig", "name: ext")
+    )
+    (place / "ext.md").write_text(text)
+    evaluation, path = evaluate(run, place / "ext.md", store_root=place / "store", out=place / "e.json")
+    assert path.is_file()
+    assert evaluation.models["medfuse"]["pooled"]["low"] > 0.4
+
+
+def test_a_finished_or_foreign_folder_is_not_overwritten(run, place):
+    with pytest.raises(StoreError, match="finished"):
+        train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=run.path)
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(StoreError, match="other files"):
+        train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "mine")
+    with only_writer(place / "busy"), pytest.raises(StoreError, match="another process"):
+        train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "busy")
+
+
+def test_the_same_seed_gives_the_same_predictions_and_an_interrupted_run_goes_on(run, place, monkeypatch):
+    from medfuse import workflow
+
+    real, calls = workflow._run_fold, []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(workflow, "_run_fold", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "again")
+    monkeypatch.setattr(workflow, "_run_fold", real)
+    again = train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "again")
+    a, b = (r.predictions().set_index(["model", "partition", "fold", "patient_id"]).risk_score for r in (run, again))
+    pd.testing.assert_series_equal(a, b, check_exact=True)
+
+
+def test_a_leak_stops_the_run_unless_it_is_allowed_and_recorded(place):
+    text = read_card("transbig").path.read_text().replace("name: transbig", "name: leaky")
+    (place / "leaky.md").write_text(
+        text.replace("      age: {", "      t.tdm: {kind: numeric, unit: days}\n      age: {")
+    )
+    with pytest.raises(LeakError, match=r"t\.tdm"):
+        train(place / "leaky.md", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "leaky")
+    assert not (place / "leaky").exists()
+    allowed = (*SMALL, "allow_leaks=true")
+    found = train(
+        place / "leaky.md", recipe="smoke", overrides=allowed, store_root=place / "store", out=place / "leaky"
+    )
+    assert found.read("audit")["allowed"]
+    assert not found.read("audit")["ok"]
+
+
+def test_the_command_line_explains_and_exits_with_two(capsys, place, monkeypatch):
+    monkeypatch.chdir(place)
+    assert main(["train", "--cohort", "transbigg"]) == 2
+    assert 'did you mean "transbig"' in capsys.readouterr().err
+    assert main(["train", "--cohort", "transbig", "--set", "train.epoch=3"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["report", "nowhere"]) == 2
+    assert main(["check", "transbig"]) == 0
+    assert "198" in capsys.readouterr().out
+
+
+def test_a_damaged_run_is_found(run, place):
+    import shutil
+
+    shutil.copytree(run.path, place / "damaged")
+    path = next((place / "damaged" / "folds").rglob("weights.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"weights\.safetensors"):
+        predict(open_run(place / "damaged"), "transbig", store_root=place / "store", out=place / "x.csv")
+    assert not (place / "x.csv").exists()
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_run_and_its_model_predicts_the_same(place, monkeypatch):
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracked = (*SMALL, "tracking.mlflow=true")
+    run = train("transbig", recipe="smoke", overrides=tracked, store_root=place / "store", out=place / "tracked")
+    client = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("medfuse").experiment_id
+    runs = client.search_runs([experiment])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert (len(runs), len(parents)) == (3, 1)
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    child = next(r for r in runs if r.data.tags.get("fold") == "0")
+    curve = client.get_metric_history(child.info.run_id, "00-00/train_loss")
+    assert [m.step for m in curve] == [
+        row["epoch"] for row in run.curves() if row["fold"] == "0" and row["member"] == "00-00"
+    ]
+    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model(f"runs:/{parents[0].info.run_id}/model")
+    cohort = read_cohort(read_card("transbig"))
+    served = model.predict(flat(cohort, load_modalities(cohort, store_root=place / "store")))
+    table = pd.read_csv(predict(run, "transbig", store_root=place / "store", out=place / "t.csv"))
+    np.testing.assert_allclose(served.risk_score, table.risk_score, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_tracking_trouble_never_stops_training(place, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all.db")
+    said = []
+    tracked = (*SMALL, "tracking.mlflow=true")
+    out = place / "untracked"
+    run = train("transbig", recipe="smoke", overrides=tracked, store_root=place / "store", out=out, say=said.append)
+    assert run.read("run")["status"] == "finished"
+    assert any("MLflow is out of order" in line for line in said)
