@@ -135,6 +135,12 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 reads 1e-4 as text; its exponent needs no point here.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _yaml(text: str, *, where: str) -> Any:  # noqa: ANN401  # whatever YAML holds
     loader = _UniqueKeys(text)
     try:
@@ -267,10 +273,7 @@ def _override(content: dict[str, Any], text: str) -> None:
             msg = f"--set {text}: expected {parent} to be a section, found a value; set {parent} itself"
             raise ConfigError(msg)
         node = node[parent]
-    parsed = _yaml(value, where=f"--set {text}")
-    if isinstance(parsed, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", parsed):
-        parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
-    node[last] = parsed
+    node[last] = _yaml(value, where=f"--set {text}")
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -61,7 +61,11 @@ def _text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
 def _whole_rows(content: bytes, *, separator: str, cells: int, where: str) -> None:
     """Refuse rows with fewer cells than the header: pandas would fill them with empty cells."""
     lines = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline=""), delimiter=separator)
-    short = [row for row, line in enumerate(lines) if line and len(line) < cells]
+    try:
+        short = [row for row, line in enumerate(lines) if line and len(line) < cells]
+    except csv.Error as error:
+        msg = f"{where}: expected a table of ordinary cells, found damage ({error}); fetch the file again"
+        raise DataError(msg) from error
     if short:
         msg = (
             f"{where}, data row {short[0]}: expected {cells} cells as in the header, found fewer "

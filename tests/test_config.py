@@ -124,6 +124,8 @@ def test_an_empty_recipe_is_the_defaults(tmp_path):
         ("model.fusion={name: late}", ("model", "fusion"), {"name": "late"}),
         ("model.fusion.name=concat", ("model", "fusion", "name"), "concat"),
         ("model.encoders.expression.name=pathway", ("model", "encoders", "expression", "name"), "pathway"),
+        ("model.fusion.dropout=1e-1", ("model", "fusion", "dropout"), 0.1),
+        ("name=1e-1x", ("name",), "1e-1x"),
         ("name=a=b", ("name",), "a=b"),
     ],
 )

@@ -92,6 +92,7 @@ def test_arff_cells_may_be_quoted(tmp_path):
         ("t.csv", b"a,b\n1,2\n1,2,3\n", r"line 3"),
         ("t.csv", b"", r"expected a table"),
         ("t.csv", b'a,b\n1,"2\n', r"expected a table"),
+        ("t.csv", b"a,b\n1," + b"x" * 200_000 + b"\n", r"ordinary cells"),
         ("t.csv", "ä,b\n1,2\n".encode("latin-1"), r"expected a table in UTF-8"),
         ("t.zip", b"PK\x03\x04 no zip", r"t\.zip: expected a whole \.zip"),
         ("t.zip", zipped("x.csv", CSV.encode() * 50)[:-30], r"expected a whole \.zip"),
