@@ -28,7 +28,8 @@ def resample_weights(strata: NDArray[np.generic], *, n_resamples: int, seed: int
     weights = np.zeros((n_resamples, len(strata)))
     for label in np.unique(strata):
         rows = np.flatnonzero(strata == label)
-        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=n_resamples)
+        for row in weights:
+            row[rows] = np.bincount(rng.integers(0, len(rows), size=len(rows)), minlength=len(rows))
     return weights
 
 

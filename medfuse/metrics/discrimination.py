@@ -62,7 +62,7 @@ def ranked(survival: Survival, risk_score: NDArray[np.float64]) -> Ranked:
     return Ranked(order=order, group=group, event=event, rank=rank.astype(np.int64), ranks=len(distinct))
 
 
-def _concordance_of(r: Ranked, pair_weight: NDArray[np.float64]) -> Concordance:
+def _concordance_of(r: Ranked, pair_weight: NDArray[np.float64], *, with_error: bool = True) -> Concordance:
     n = len(r.order)
     ones = np.ones(n)
     concordant, discordant, tied = (
@@ -75,14 +75,16 @@ def _concordance_of(r: Ranked, pair_weight: NDArray[np.float64]) -> Concordance:
             value=nan, concordant=0.0, discordant=0.0, tied_risk=0.0, standard_error=nan, reason=NO_PAIRS
         )
     value = (concordant + tied / 2) / pairs
-    score, total = _concordance.involvement(r.order, r.group, r.event, r.rank, pair_weight, r.ranks)
-    influence = (score - value * total) / pairs
+    error = float("nan")
+    if with_error:
+        score, total = _concordance.involvement(r.order, r.group, r.event, r.rank, pair_weight, r.ranks)
+        error = float(np.sqrt((((score - value * total) / pairs) ** 2).sum()))
     return Concordance(
         value=float(value),
         concordant=float(concordant),
         discordant=float(discordant),
         tied_risk=float(tied),
-        standard_error=float(np.sqrt((influence**2).sum())),
+        standard_error=error,
     )
 
 
@@ -94,7 +96,7 @@ def _known(survival: Survival, risk_score: NDArray[np.float64]) -> tuple[Surviva
     return survival.take(index), risk[index]
 
 
-def harrell_c(survival: Survival, risk_score: NDArray[np.float64]) -> Concordance:
+def harrell_c(survival: Survival, risk_score: NDArray[np.float64], *, with_error: bool = True) -> Concordance:
     """Harrell's C.
 
     A pair is comparable when the earlier time is an event, or the times tie and only one of the two is an event; tied
@@ -103,12 +105,13 @@ def harrell_c(survival: Survival, risk_score: NDArray[np.float64]) -> Concordanc
     Args:
         survival: n patients; unobserved ones are left out.
         risk_score: (n,) higher = earlier event.
+        with_error: also compute the standard error, at twice the time.
 
     References:
         Harrell, Lee, Mark (1996), section 5.5; standard error as in R's ``survival::concordance``.
     """
     survival, risk = _known(survival, risk_score)
-    return _concordance_of(ranked(survival, risk), np.ones(len(survival)))
+    return _concordance_of(ranked(survival, risk), np.ones(len(survival)), with_error=with_error)
 
 
 def uno_c(
@@ -118,6 +121,7 @@ def uno_c(
     train: Survival,
     tau: float | None = None,
     convention: Literal["r", "sksurv"] = "r",
+    with_error: bool = True,
 ) -> Concordance:
     """Uno's C: Harrell's with pairs weighted by the inverse squared probability of being uncensored.
 
@@ -127,6 +131,7 @@ def uno_c(
         train: patients on whom the censoring distribution is fitted.
         tau: events at or after ``tau`` days do not count; default: none are cut.
         convention: ``r`` takes G(t-), ``sksurv`` G(t).
+        with_error: also compute the standard error, at twice the time.
 
     References:
         Uno, Cai, Pencina, D'Agostino, Wei (2011), On the C-statistics for evaluating overall adequacy of risk
@@ -139,7 +144,7 @@ def uno_c(
     if tau is not None:
         counted &= survival.time < tau
     weight = np.where(counted, 1.0 / np.where(probability > 0, probability, 1.0) ** 2, 0.0)
-    return _concordance_of(ranked(survival, risk), weight)
+    return _concordance_of(ranked(survival, risk), weight, with_error=with_error)
 
 
 def stratified_c(survival: Survival, risk_score: NDArray[np.float64], strata: NDArray[np.generic]) -> Concordance:
