@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medfuse.baselines import FoldData, fit_baselines
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
@@ -47,14 +48,37 @@ def run(name: str, recipe, outcome: str = "overall_survival") -> dict:
     }
 
 
+def run_baselines(name: str, recipe, names: list[str], outcome: str = "overall_survival") -> dict:
+    cohort = read_cohort(read_card(name))
+    data = load_modalities(cohort)
+    values: dict[str, list[float]] = {}
+    for split in make_splits(cohort, recipe.splits, outcome):
+        inner = inner_folds(
+            split.train, cohort=cohort, outcome=outcome, folds=recipe.splits.inner_folds, seed=recipe.seed
+        )
+        fold = FoldData(cohort=cohort, outcome=outcome, data=data, split=split, inner=inner, clinical="clinical")
+        for result in fit_baselines(fold, kind="survival", names=names):
+            c = harrell_c(cohort.target(outcome, split.held_out), result.prediction.risk_score).value
+            values.setdefault(result.name, []).append(c)
+    return {model: {"c_per_fold": v, "mean_c": float(np.mean(v))} for model, v in values.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--cohorts", nargs="+", default=COHORTS)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--baselines", nargs="+", help="fit these instead of the model")
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.recipe, arguments.set)
+    if arguments.baselines:
+        found = {name: run_baselines(name, recipe, arguments.baselines) for name in arguments.cohorts}
+        for name, models in found.items():
+            print(name, {model: round(row["mean_c"], 4) for model, row in models.items()})
+        if arguments.out:
+            arguments.out.write_text(json.dumps({"cohorts": found}, indent=1) + "\n")
+        return
     rows = {name: run(name, recipe) for name in arguments.cohorts}
     result = {"recipe": recipe.model_dump(mode="json"), "cohorts": rows}
     result["mean_c"] = float(np.mean([row["mean_c"] for row in rows.values()]))

@@ -1,0 +1,93 @@
+"""Folds that a statistician dreads: evaluated without a crash, undefined results labelled."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from medfuse.baselines import BASELINES, FoldData, fit_baselines
+from medfuse.cohort import read_cohort
+from medfuse.config import read_card
+from medfuse.dataset import load_modalities
+from medfuse.evaluation import EvaluationSettings, FoldPrediction, evaluate_outcome, summary_table
+from medfuse.metrics.discrimination import harrell_c
+from medfuse.prediction import Prediction
+from medfuse.splits import generated_splits, inner_folds
+
+OUTCOME = "distant_metastasis"
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return read_cohort(read_card("transbig"))
+
+
+def predicted(ids):
+    rng = np.random.default_rng(0)
+    hazard = np.exp(rng.normal(size=len(ids)))
+    times = np.array([500.0, 1500.0, 3000.0])
+    return Prediction(
+        patient_ids=tuple(ids),
+        present=np.ones((len(ids), 1), dtype=bool),
+        modalities=("clinical",),
+        risk_score=hazard,
+        times=times,
+        survival=np.exp(-np.outer(hazard, times / 5000)),
+    )
+
+
+@pytest.mark.parametrize("case", ["all censored", "one patient", "one event"])
+def test_an_undefined_fold_is_labelled(cohort, case):
+    event = cohort.targets[OUTCOME].event
+    censored = [i for i, e in zip(cohort.patient_ids, event, strict=True) if not e]
+    happened = [i for i, e in zip(cohort.patient_ids, event, strict=True) if e]
+    held = {"all censored": censored[:20], "one patient": censored[:1], "one event": [*censored[:19], happened[0]]}[
+        case
+    ]
+    train = [i for i in cohort.patient_ids if i not in held]
+    fold = FoldPrediction(fold="0", prediction=predicted(held), train_ids=tuple(train))
+    settings = EvaluationSettings(bootstrap=50)
+    found = evaluate_outcome({"m": [fold], "same": [fold]}, cohort, OUTCOME, carrying="m", settings=settings)
+    row = found.models["m"]["folds"][0]
+    if case == "one event":
+        assert row["harrell_c"] is not None
+    else:
+        assert row["harrell_c"] is None
+        assert "no comparable pair" in row["reason"]
+        assert found.models["m"]["pooled"]["reason"]
+    assert row["patients"] == len(held)
+    json.dumps(found.to_json(), allow_nan=False)
+    assert summary_table(found)[0]["carrying"]
+
+
+def test_small_cells_are_suppressed(cohort):
+    split = generated_splits(cohort, outcome=OUTCOME, folds=2, seed=0)[0]
+    fold = FoldPrediction(fold="0", prediction=predicted(split.held_out), train_ids=split.train)
+    settings = EvaluationSettings(bootstrap=20, minimum_cell=50)
+    found = evaluate_outcome({"m": [fold]}, cohort, OUTCOME, carrying="m", settings=settings)
+    grades = found.groups["grade"]
+    assert all(row["patients"] is None or row["patients"] >= 50 for row in grades)
+    assert any("fewer than 50" in row["level"] for row in grades)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES["survival"]))
+def test_every_baseline_is_valid_and_blind_to_held_out_rows(cohort, name, tmp_path):
+    data = load_modalities(cohort, names=["clinical"], store_root=tmp_path)
+    split = generated_splits(cohort, outcome=OUTCOME, folds=3, seed=0)[0]
+    inner = inner_folds(split.train, cohort=cohort, outcome=OUTCOME, folds=2, seed=0)
+    fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="clinical")
+    for result in fit_baselines(fold, kind="survival", names=[name]):
+        p = result.prediction
+        assert p.patient_ids == split.held_out
+        c = harrell_c(cohort.target(OUTCOME, split.held_out), p.risk_score).value
+        assert c == 0.5 if name == "kaplan_meier" else c > 0.5
+        # the curves order patients as the scores do
+        order = np.argsort(p.risk_score, kind="stable")
+        assert (np.diff(p.survival[order, -1]) <= 1e-9).all()
+        # dropping half of the held-out patients changes nothing for the others
+
+        fewer = dataclasses.replace(split, held_out=split.held_out[::2])
+        again = fit_baselines(dataclasses.replace(fold, split=fewer), kind="survival", names=[name])
+        match = next(r for r in again if r.name == result.name)
+        np.testing.assert_allclose(match.prediction.risk_score, p.risk_score[::2], atol=1e-9)
