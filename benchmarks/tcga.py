@@ -26,7 +26,7 @@ COHORTS = ["tcga_blca", "tcga_brca", "tcga_gbmlgg", "tcga_kirc", "tcga_luad"]
 
 def run(name: str, recipe, outcome: str = "overall_survival") -> dict:
     cohort = read_cohort(read_card(name))
-    data = load_modalities(cohort)
+    data = load_modalities(cohort, names=recipe.modalities)
     outcomes = Outcomes(patient_ids=cohort.patient_ids, targets={outcome: cohort.targets[outcome]})
     values, tuning, epochs, start = [], [], [], time.perf_counter()
     for split in make_splits(cohort, recipe.splits, outcome):
@@ -50,7 +50,7 @@ def run(name: str, recipe, outcome: str = "overall_survival") -> dict:
 
 def run_baselines(name: str, recipe, names: list[str], outcome: str = "overall_survival") -> dict:
     cohort = read_cohort(read_card(name))
-    data = load_modalities(cohort)
+    data = load_modalities(cohort, names=recipe.modalities)
     values: dict[str, list[float]] = {}
     for split in make_splits(cohort, recipe.splits, outcome):
         inner = inner_folds(
