@@ -104,7 +104,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     cohort: Cohort,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write; default: inside the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write; default: external_COHORT.json.")] = None,
 ) -> None:
     """External validation: apply a run to another cohort that has the same modalities and outcome."""
     from medfuse.workflow import evaluate as evaluate_run
@@ -169,7 +169,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"medfuse: {error}{notes}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("medfuse: interrupted; the same command resumes the run", file=sys.stderr)
+        print("medfuse: interrupted; run it again with the same --out to go on", file=sys.stderr)
         code = 130
     except typer.Abort:
         code = 130
