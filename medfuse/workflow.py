@@ -54,6 +54,7 @@ from medfuse.training import (
     Outcomes,
     Progress,
     TrainSettings,
+    encoder_notes,
     fit_fold,
     load_fold,
     predict_fold,
@@ -191,7 +192,7 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
             tuning=headline_score(
                 FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), cohort, outcome
             ),
-            notes=(f"{len(fold.members)} members averaged",),
+            notes=(f"{len(fold.members)} members averaged", *encoder_notes(fold)),
         )
         context = FoldData(
             cohort=cohort,
@@ -388,6 +389,8 @@ def _applied(
     run: Run, card: CohortCard, *, data_root: Path | None, store_root: Path | None, need_outcomes: bool
 ) -> tuple[Cohort, dict[str, ModalityData], list[FoldModel]]:
     specs = run.read("modalities")["modalities"]
+    own = {name: modality.model_copy(update={"gmt": None}) for name, modality in card.modalities.items()}
+    card = card.model_copy(update={"modalities": own})  # the members hold their gene sets: no GMT file is needed
     cohort = read_cohort(card, data_root=data_root, need_outcomes=need_outcomes)
     shared = [name for name in specs if name in card.modalities]
     if not shared:

@@ -15,7 +15,7 @@ LOADERS: dict[str, str] = {
     "vectors": "medfuse.loaders.vectors",
 }
 
-VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
+VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
 
 def read(

@@ -32,22 +32,58 @@ def mangled_names(names: Sequence[str]) -> list[str]:
 
 
 def read_gmt(path: Path) -> dict[str, tuple[str, ...]]:
-    """Gene sets of a GMT file: set name -> gene symbols.
+    """Gene sets of a GMT file: set name -> gene symbols, each once.
 
     Raises:
-        DataError: a line with fewer than three tab-separated fields, or a set name that stands twice.
+        DataError: no sets, other bytes than UTF-8, a line with fewer than three tab-separated fields, a set name that
+            stands twice, or gene names that a spreadsheet mangled.
     """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path.name}: expected a GMT file in UTF-8, found damage ({type(error).__name__}); fetch it again"
+        raise DataError(msg) from error
     sets: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = line.rstrip("\n").split("\t")
-        genes = tuple(gene for gene in fields[2:] if gene)
-        if len(fields) < 3 or not genes or fields[0] in sets:
-            msg = f"{path.name}, line {number}: expected a new set name, a description and genes, separated by tabs"
+        name, *rest = (part.strip() for part in line.split("\t"))
+        genes = tuple(dict.fromkeys(gene for gene in rest[1:] if gene))
+        if not name or not genes or name in sets:
+            found = "a set name that stands twice" if name in sets else f"{len(rest) + 1} fields"
+            msg = (
+                f"{path.name}, line {number}: expected a new set name, a description and genes, separated by tabs, "
+                f"found {found}; the file is cut short or damaged, fetch it again"
+            )
             raise DataError(msg)
-        sets[fields[0]] = genes
+        mangled = mangled_names(genes)
+        if mangled:
+            msg = (
+                f"{path.name}, line {number}: expected gene symbols, found {len(mangled)} that a spreadsheet turned "
+                f"into dates or numbers ({', '.join(mangled[:5])}); fetch the file again"
+            )
+            raise DataError(msg)
+        sets[name] = genes
+    if not sets:
+        msg = f"{path.name}: expected gene sets, found none; the file is empty or cut short, fetch it again"
+        raise DataError(msg)
     return sets
+
+
+def _cut(sets: dict[str, tuple[str, ...]], genes: Sequence[str], *, file: str) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Gene sets cut to the genes of the table, without the empty ones, and which were empty, for the warnings."""
+    known = set(genes)
+    cut = {name: tuple(gene for gene in members if gene in known) for name, members in sets.items()}
+    empty = sorted(name for name, members in cut.items() if not members)
+    if len(empty) == len(cut):
+        msg = (
+            f"{file}: expected gene sets that share genes with the table, found none among {len(cut)} sets and "
+            f"{len(known)} genes; use the same kind of gene names in both"
+        )
+        raise DataError(msg)
+    listed = ", ".join(empty[:20]) + (" ..." if len(empty) > 20 else "")
+    warning = f"{len(empty)} gene sets of {file} without a gene of the table were left out: {listed}" if empty else ""
+    return {name: members for name, members in cut.items() if members}, warning
 
 
 def _select(names: Sequence[str], pattern: str | None, *, file: str) -> tuple[list[str], list[str]]:
@@ -134,6 +170,11 @@ def read(
     unit = card.unit if card.log_base is None else f"log{card.log_base:g} {card.unit}"
     samples = to_samples(values, ids)
     empty = [i for i in ids if i not in samples]
+    gene_sets: dict[str, tuple[str, ...]] = {}
+    if card.gmt is not None:
+        gmt = resolve(card.gmt)
+        gene_sets, warning = _cut(read_gmt(gmt), genes, file=gmt.name)
+        warnings += [warning] if warning else []
     if empty:
         warnings.append(f"{len(empty)} patients have an empty row and count as absent, first {empty[0]}")
     return ModalityData(
@@ -142,6 +183,7 @@ def read(
         features=2,
         columns=tuple(Column(name=gene, unit=unit) for gene in genes),
         samples=samples,
+        gene_sets=gene_sets,
         warnings=tuple(warnings),
     )
 

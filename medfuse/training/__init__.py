@@ -1,7 +1,7 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
 from medfuse.training.fit import FittedMember, Progress, fit_member
-from medfuse.training.fold import FoldModel, load_fold, predict_fold, save_fold
+from medfuse.training.fold import FoldModel, encoder_notes, load_fold, predict_fold, save_fold
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import FoldSettings, Outcomes, fit_fold
 from medfuse.training.settings import TrainSettings
@@ -14,6 +14,7 @@ __all__ = [
     "Outcomes",
     "Progress",
     "TrainSettings",
+    "encoder_notes",
     "fit_fold",
     "fit_member",
     "load_fold",

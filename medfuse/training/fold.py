@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medfuse.batch import Batch
 from medfuse.errors import CohortError, ModelError, StoreError
 from medfuse.files import read_json, seal, verify, write_json
+from medfuse.models.encoders import Encoder
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
 from medfuse.targets import Survival, Target
@@ -113,6 +114,16 @@ def predict_fold(
         )
         for outcome in fold.members[0].heads
     }
+
+
+def encoder_notes(fold: FoldModel) -> tuple[str, ...]:
+    """What the members' encoders left out, each once: ``MODALITY: NOTE``."""
+    notes: dict[str, None] = {}
+    for member in fold.members:
+        model = member.build()
+        for name, encoder in zip(model.modalities, model.encoders, strict=True):
+            notes |= dict.fromkeys(f"{name}: {note}" for note in cast(Encoder, encoder).notes)
+    return tuple(notes)
 
 
 def chunks(member: Member, samples: Samples, ids: Sequence[PatientId]) -> list[Batch]:

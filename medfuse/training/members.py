@@ -285,6 +285,7 @@ def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings
     parts = {
         "train": dataclasses.asdict(dataclasses.replace(settings, **harmless)),  # type: ignore[arg-type]
         "model": dataclasses.asdict(member.settings),
+        "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
         "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
         "member": [member.seed, member.inner],
         "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],
