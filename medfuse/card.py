@@ -203,6 +203,9 @@ class ModalityCard(Strict):
         if self.unit == "zscore" and not self.zscored_on:
             msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
             raise ValueError(msg)
+        if self.orientation == "genes_by_patients" and (self.days_from_index or self.repeated_rows != "agree"):
+            msg = "days_from_index and repeated_rows need rows of patients; genes_by_patients has columns of patients"
+            raise ValueError(msg)
         allowed = LOADER_KEYS[self.loader] | {"loader", "id", "description"}
         ignored = [
             key

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medfuse.config import ModalityCard
-from medfuse.errors import ConfigError, nearest
+from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.sample import ModalityData
 
 # name in a card -> module with read(card, name=..., resolve=..., default_id=...) and write_example(folder)
@@ -38,4 +38,10 @@ def read(
         raise ConfigError(msg)
     module = importlib.import_module(LOADERS[card.loader])
     data: ModalityData = module.read(name, card, resolve=resolve, patients=patients)
+    if not data.samples:
+        msg = (
+            f"modality {name}: expected patients with values in {', '.join(card.sources())}, found none; is a file cut "
+            "short, or does the card name another id column? correct the card, or fetch the file again"
+        )
+        raise DataError(msg)
     return data

@@ -1,6 +1,5 @@
 """Genes by patients or patients by genes: expression, copy number or mutation per gene, unit and log base stated."""
 
-import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.config import ModalityCard
-from medfuse.errors import DataError
+from medfuse.errors import ConfigError, DataError
 from medfuse.loaders.tabular import check_index_time, merge_rows, to_samples
 from medfuse.sample import Column, ModalityData
 from medfuse.tables import column, patient_ids, read_table, to_numeric
@@ -70,7 +69,9 @@ def read_gmt(path: Path) -> dict[str, tuple[str, ...]]:
     return sets
 
 
-def _cut(sets: dict[str, tuple[str, ...]], genes: Sequence[str], *, file: str) -> tuple[dict[str, tuple[str, ...]], str]:
+def _cut(
+    sets: dict[str, tuple[str, ...]], genes: Sequence[str], *, file: str
+) -> tuple[dict[str, tuple[str, ...]], str]:
     """Gene sets cut to the genes of the table, without the empty ones, and which were empty, for the warnings."""
     known = set(genes)
     cut = {name: tuple(gene for gene in members if gene in known) for name, members in sets.items()}
@@ -90,12 +91,34 @@ def _select(names: Sequence[str], pattern: str | None, *, file: str) -> tuple[li
     """Columns that match the pattern, and their gene names: what the pattern's ``*`` stands for."""
     if pattern is None:
         return list(names), list(names)
-    chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if pattern.count("*") != 1:
+        msg = (
+            f"{file}: expected a pattern of columns with one *, such as '*_rnaseq', found {pattern!r}; correct the card"
+        )
+        raise ConfigError(msg)
+    before, after = pattern.split("*")
+    least = len(before) + len(after) + 1
+    chosen = [name for name in names if len(name) >= least and name.startswith(before) and name.endswith(after)]
     if not chosen:
         msg = f"{file}: expected columns that match {pattern!r}, found none of {len(names)}; correct the card's columns"
         raise DataError(msg)
-    before, _, after = pattern.partition("*")
-    return chosen, [name[len(before) : len(name) - len(after) if after else None] for name in chosen]
+    return chosen, [name[len(before) : len(name) - len(after)] for name in chosen]
+
+
+def _gene_cells(cells: "pd.Series[str]", *, file: str) -> list[str]:
+    """Gene names of the rows.
+
+    Raises:
+        DataError: a row without one.
+    """
+    empty = np.flatnonzero(cells.isna().to_numpy())
+    if empty.size:
+        msg = (
+            f"{file}, data row {empty[0] + 1}, column {cells.name!r}: expected a gene name, found an empty cell "
+            f"({empty.size} such rows); complete or remove the rows"
+        )
+        raise DataError(msg)
+    return [str(cell).strip() for cell in cells]
 
 
 def _merge_genes(
@@ -162,7 +185,7 @@ def read(
         values, ids, genes = _patients_by_genes(frame, card, patients, file=path.name)
     else:
         label = card.id or str(frame.columns[0])
-        genes = [str(g) for g in column(frame, label, file=path.name)]
+        genes = _gene_cells(column(frame, label, file=path.name), file=path.name)
         pattern = card.columns if isinstance(card.columns, str) else None
         labels, names = _select([str(c) for c in frame.columns if c != label], pattern, file=path.name)
         values, ids = _frame_values(frame, labels, file=path.name).T, [PatientId(n) for n in names]
@@ -170,6 +193,8 @@ def read(
     unit = card.unit if card.log_base is None else f"log{card.log_base:g} {card.unit}"
     samples = to_samples(values, ids)
     empty = [i for i in ids if i not in samples]
+    if card.zscored_on is not None:
+        warnings.append(f"published z-scores, standardised over: {card.zscored_on}")
     gene_sets: dict[str, tuple[str, ...]] = {}
     if card.gmt is not None:
         gmt = resolve(card.gmt)

@@ -51,7 +51,11 @@ def test_gene_sets_of_the_card_reach_the_encoder_and_what_was_left_out_is_listed
 def test_predictions_need_no_gmt_file_and_are_those_of_the_run(run, place, tmp_path):
     before = pd.read_csv(
         predict(
-            run, place / "data" / "card.md", data_root=place / "data", store_root=place / "store", out=tmp_path / "1.csv"
+            run,
+            place / "data" / "card.md",
+            data_root=place / "data",
+            store_root=place / "store",
+            out=tmp_path / "1.csv",
         )
     )
     (place / "data" / "sets.gmt").rename(place / "data" / "elsewhere.gmt")

@@ -45,7 +45,9 @@ def test_one_outcome_from_files_to_predictions(tmp_path, outcome):
     held = run.predictions().query("partition == 'held_out' and model == 'medfuse'")
     assert sorted(held.patient_id) == sorted(read_cohort(read_card(card), data_root=tmp_path / "a").patient_ids)
     other = made_up.write(tmp_path / "b", seed=1, prefix="q", n=40, outcomes=(outcome,), name="other")
-    table = pd.read_csv(predict(run, other, data_root=tmp_path / "b", store_root=tmp_path / "s", out=tmp_path / "p.csv"))
+    table = pd.read_csv(
+        predict(run, other, data_root=tmp_path / "b", store_root=tmp_path / "s", out=tmp_path / "p.csv")
+    )
     assert len(table) == 40
     assert np.isfinite(table.risk_score).all()
     assert not table.seen_in_training.any()
@@ -106,9 +108,9 @@ def test_external_validation_from_the_command_line(tmp_path, monkeypatch, capsys
     assert "expected the run's outcome 'survival'" in capsys.readouterr().err
     assert not (tmp_path / "external_wrong.json").exists()
     text = (tmp_path / "there" / "card.md").read_text()
-    (tmp_path / "there" / "less.md").write_text(text.replace("sex: {kind: categorical, levels: [f, m]}", "").replace(
-        "name: there", "name: less"
-    ))
+    (tmp_path / "there" / "less.md").write_text(
+        text.replace("sex: {kind: categorical, levels: [f, m]}", "").replace("name: there", "name: less")
+    )
     assert main(["predict", str(run.path), "--cohort", str(tmp_path / "there" / "less.md"), *words[4:]]) == 2
     assert "expected the run's 3 columns" in capsys.readouterr().err
     assert not (tmp_path / "predictions_less.csv").exists()
