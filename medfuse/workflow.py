@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from medfuse.audit import AuditReport, audit, require_clean
-from medfuse.baselines import FoldData, fit_baselines
+from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.card import CohortCard, OutcomeCard
 from medfuse.cohort import Cohort, read_cohort
 from medfuse.config import Recipe, read_card, read_recipe
@@ -54,6 +54,7 @@ from medfuse.training import (
     Outcomes,
     Progress,
     TrainSettings,
+    check_fold,
     encoder_notes,
     fit_fold,
     load_fold,
@@ -128,6 +129,55 @@ def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_
     return _Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
 
 
+def _inner(job: _Job, split: Split) -> list[Split]:
+    folds, seed = job.recipe.splits.inner_folds, job.recipe.seed
+    return inner_folds(split.train, cohort=job.cohort, outcome=job.outcomes[0], folds=folds, seed=seed)
+
+
+def _outcomes(job: _Job) -> Outcomes:
+    targets = {name: job.cohort.targets[name] for name in job.outcomes}
+    return Outcomes(patient_ids=job.cohort.patient_ids, targets=targets)
+
+
+def _baseline_names(recipe: Recipe, kind: str) -> list[str] | None:
+    """The recipe's baselines for a kind of outcome; None: all of that kind. A name is for the kinds that have it."""
+    return None if recipe.baselines is None else [name for name in recipe.baselines if name in BASELINES[kind]]
+
+
+def _check(job: _Job, *, say: Say) -> None:
+    """Raise what the fits would raise, before a run directory is made; say which baselines an outcome has no use for.
+
+    Raises:
+        CohortError: a training side with nothing to learn from, with its split and outcome in notes.
+        ConfigError: an unknown baseline, component or option.
+    """
+    cards = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
+    known = {name for card in cards.values() for name in BASELINES[card.kind]}
+    everywhere = {name for table in BASELINES.values() for name in table}
+    for name in job.recipe.baselines or ():
+        if name not in everywhere:
+            msg = f"baselines: no baseline {name!r} for {', '.join(cards)}; {nearest(name, known)}"
+            raise ConfigError(msg)
+    for outcome, card in cards.items():
+        other = [name for name in job.recipe.baselines or () if name not in BASELINES[card.kind]]
+        if other:
+            say(f"{outcome}: left out {', '.join(other)}, baselines of other kinds of outcome")
+    settings = fold_settings(job.recipe, cards)
+    for number, split in enumerate(job.splits):
+        try:
+            check_fold(
+                job.data,
+                _outcomes(job),
+                train_ids=split.train,
+                inner=_inner(job, split),
+                settings=settings,
+                build=number == 0,
+            )
+        except MedfuseError as error:
+            error.add_note(f"split {split.name}, {len(split.train)} training patients")
+            raise
+
+
 def _first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
     tabular = [name for name in data if card.modalities[name].loader == "tabular"]
     return (tabular or list(data))[0]
@@ -154,7 +204,6 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
     if (folder / "manifest.json").is_file():
         return load_fold(folder)  # finished by an earlier process
     specs = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
-    targets = {name: job.cohort.targets[name] for name in job.outcomes}
 
     def watch(member: str, progress: Progress) -> None:
         if progress.record is not None:
@@ -164,7 +213,7 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
 
     fold = fit_fold(
         job.data,
-        Outcomes(patient_ids=job.cohort.patient_ids, targets=targets),
+        _outcomes(job),
         train_ids=split.train,
         inner=inner,
         settings=fold_settings(job.recipe, specs),
@@ -177,9 +226,7 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
 
 def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker) -> None:
     recipe, cohort = job.recipe, job.cohort
-    inner = inner_folds(
-        split.train, cohort=cohort, outcome=job.outcomes[0], folds=recipe.splits.inner_folds, seed=recipe.seed
-    )
+    inner = _inner(job, split)
     fold = _fit_network(job, run, split, inner, tracker=tracker)
     predicted = predict_fold(fold, job.data, split.held_out)
     for outcome in job.outcomes:
@@ -204,7 +251,7 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
             seed=recipe.seed,
         )
         kind = cohort.card.outcomes[outcome].kind
-        for result in fit_baselines(context, kind=kind, names=recipe.baselines):
+        for result in fit_baselines(context, kind=kind, names=_baseline_names(recipe, kind)):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
 
@@ -278,6 +325,7 @@ def train(
     card = read_card(cohort)
     settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
     job = _prepare(card, settings, data_root=data_root, store_root=store_root, say=say)
+    _check(job, say=say)
     path = out or _default_out(card, settings)
     data_keys = {name: m.key for name, m in job.data.items()}
     facts = {

@@ -3,7 +3,7 @@
 from medfuse.training.fit import FittedMember, Progress, fit_member
 from medfuse.training.fold import FoldModel, encoder_notes, load_fold, predict_fold, save_fold
 from medfuse.training.member import Member, load_member, save_member
-from medfuse.training.members import FoldSettings, Outcomes, fit_fold
+from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
 from medfuse.training.settings import TrainSettings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Outcomes",
     "Progress",
     "TrainSettings",
+    "check_fold",
     "encoder_notes",
     "fit_fold",
     "fit_member",

@@ -18,7 +18,7 @@ LEARN = ("train.epochs=30", "train.lr=1e-2", "train.batch_size=16", "train.patie
 SCORES = {"survival": "harrell_c", "response": "auroc", "subtype": "auroc", "size": "r2"}
 
 
-def trained(folder, card, *more):
+def trained(folder, card, *more, say=lambda line: None):
     return train(
         card,
         recipe="smoke",
@@ -26,6 +26,7 @@ def trained(folder, card, *more):
         data_root=folder,
         store_root=folder / "store",
         out=folder / "run",
+        say=say,
     )
 
 
@@ -65,7 +66,8 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
     names = ("survival", "size", "response", "subtype")  # not in alphabetical order
     card = made_up.write(tmp_path, n=100, missing=0.3, outcomes=names)
     chosen = f"outcomes=[{', '.join(names)}]"
-    run = trained(tmp_path, card, *LEARN, chosen, "baselines=[]")
+    said = []
+    run = trained(tmp_path, card, *LEARN, chosen, "baselines=[kaplan_meier]", say=said.append)
     cohort = read_cohort(read_card(card), data_root=tmp_path)
     unknown = {name: int((~target.observed).sum()) for name, target in cohort.targets.items()}
     assert all(10 < count < 60 for count in unknown.values()), unknown
@@ -76,6 +78,8 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
         rows = evaluation.models["medfuse"]["folds"]
         assert sum(row["patients"] for row in rows) == len(cohort.records) - unknown[name]
         assert evaluation.models["medfuse"]["mean"][SCORES[name]] > (0 if name == "size" else 0.6), name
+        assert set(evaluation.models) == ({"medfuse", "kaplan_meier"} if name == "survival" else {"medfuse"})
+    assert len([line for line in said if "left out kaplan_meier, baselines of other kinds" in line]) == 3
     # what the run says of its own patients after a reload has the kind, the range and the signal of each outcome
     table = pd.read_csv(predict(run, card, data_root=tmp_path, store_root=tmp_path / "store", out=tmp_path / "p.csv"))
     assert table.groupby("outcome").size().to_dict() == dict.fromkeys(names, 100)
