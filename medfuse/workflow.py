@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from numpy.typing import NDArray
 
+from medfuse.applying import apply_run, classes_of, prediction_table, read_for_run, require_same_outcome
 from medfuse.audit import AuditReport, audit, require_clean
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.card import CohortCard, OutcomeCard
@@ -29,7 +29,6 @@ from medfuse.evaluation import (
     from_json,
     headline_score,
     summary_table,
-    survival_between,
 )
 from medfuse.files import json_bytes, sha256_bytes, write_json, write_text
 from medfuse.models import ModelSettings
@@ -61,7 +60,6 @@ from medfuse.training import (
     predict_fold,
     save_fold,
 )
-from medfuse.types import PatientId
 
 Say = Callable[[str], None]
 MODEL = "medfuse"  # name of the trained model beside the baselines
@@ -433,90 +431,6 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _applied(
-    run: Run, card: CohortCard, *, data_root: Path | None, store_root: Path | None, need_outcomes: bool
-) -> tuple[Cohort, dict[str, ModalityData], list[FoldModel]]:
-    specs = run.read("modalities")["modalities"]
-    own = {name: modality.model_copy(update={"gmt": None}) for name, modality in card.modalities.items()}
-    card = card.model_copy(update={"modalities": own})  # the members hold their gene sets: no GMT file is needed
-    cohort = read_cohort(card, data_root=data_root, need_outcomes=need_outcomes)
-    shared = [name for name in specs if name in card.modalities]
-    if not shared:
-        msg = f"card {card.name}: expected one of the run's modalities ({', '.join(specs)}), found none of them"
-        raise CohortError(msg)
-    data = load_modalities(cohort, names=shared, store_root=store_root)
-    for name, modality in data.items():
-        names = [c[0] for c in specs[name]["columns"]]
-        if [c.name for c in modality.columns] != names or modality.features != specs[name]["features"]:
-            msg = (
-                f"modality {name}: expected the run's {len(names) or specs[name]['features']} columns in their order, "
-                f"found others in card {card.name}; use the same columns and units"
-            )
-            raise CohortError(msg)
-    folds = [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
-    return cohort, data, folds
-
-
-def _mean(parts: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float64]:
-    return np.asarray(np.mean([part for part in parts if part is not None], axis=0), dtype=np.float64)
-
-
-def average_predictions(parts: Sequence[Prediction]) -> Prediction:
-    """Mean over the folds' models; curves are averaged on the first fold's time grid, risk scores within SD units."""
-    first = parts[0]
-    risk = np.mean([p.risk_score for p in parts], axis=0)
-    survival = None
-    if first.survival is not None and first.times is not None:
-        end = min(float(p.times[-1]) for p in parts if p.times is not None)
-        times = first.times[first.times <= end]
-        survival = np.mean([survival_between(p, times) for p in parts], axis=0)
-        first = Prediction(
-            patient_ids=first.patient_ids,
-            present=first.present,
-            modalities=first.modalities,
-            risk_score=risk,
-            times=times,
-            survival=np.minimum.accumulate(survival, axis=1),
-        )
-        return first
-    return Prediction(
-        patient_ids=first.patient_ids,
-        present=first.present,
-        modalities=first.modalities,
-        risk_score=risk,
-        probability=None if first.probability is None else _mean([p.probability for p in parts]),
-        value=None if first.value is None else _mean([p.value for p in parts]),
-    )
-
-
-def apply_run(
-    folds: Sequence[FoldModel], data: Mapping[str, ModalityData], ids: Sequence[PatientId]
-) -> dict[str, Prediction]:
-    """Predictions of patients by all of a run's folds, averaged."""
-    each = [predict_fold(fold, data, ids) for fold in folds]
-    return {outcome: average_predictions([one[outcome] for one in each]) for outcome in each[0]}
-
-
-def prediction_table(predictions: Mapping[str, Prediction], folds: Sequence[FoldModel]) -> pd.DataFrame:
-    """One row per patient and outcome, with curves as columns ``survival@DAY`` and a flag for ids seen in training."""
-    seen = {i for fold in folds for i in fold.train_ids}
-    tables = []
-    for outcome, p in predictions.items():
-        table = pd.DataFrame({"patient_id": list(p.patient_ids), "outcome": outcome, "risk_score": p.risk_score})
-        table["modalities"] = [
-            "+".join(m for m, has in zip(p.modalities, row, strict=True) if has) or "none: population estimate"
-            for row in p.present
-        ]
-        table["seen_in_training"] = [i in seen for i in p.patient_ids]
-        if p.survival is not None and p.times is not None:
-            curves = pd.DataFrame(p.survival, columns=[f"survival@{t:g}" for t in p.times])
-            table = pd.concat([table, curves], axis=1)
-        if p.probability is not None:
-            table = pd.concat([table, pd.DataFrame(p.probability).add_prefix("probability@")], axis=1)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
 def predict(
     run: str | Path | Run,
     cohort: str | Path,
@@ -542,8 +456,8 @@ def predict(
     """
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
-    people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
-    table = prediction_table(apply_run(folds, data, people.patient_ids), folds)
+    people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
+    table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
@@ -577,11 +491,12 @@ def evaluate(
     """
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
-    people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
+    people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
     outcome = next(iter(folds[0].curves))
     if outcome not in card.outcomes:
         msg = f"card {card.name}: expected the run's outcome {outcome!r}, found none; {nearest(outcome, card.outcomes)}"
         raise CohortError(msg)
+    require_same_outcome(opened, card, outcome)
     seen = [i for i in people.patient_ids if any(i in fold.train_ids for fold in folds)]
     if seen:
         msg = (

@@ -83,7 +83,7 @@ def test_genes_that_changed_their_columns_are_refused(run, place, tmp_path, caps
         patch.setenv("MEDFUSE_STORE", str(tmp_path / "store"))
         words = ["predict", str(run.path), "--cohort", str(card), "--data-root", str(folder)]
         assert main([*words, "--out", str(tmp_path / "p.csv")]) == 2
-    assert "modality genes: expected the run's 28 columns in their order" in capsys.readouterr().err
+    assert "modality genes: expected the run's 28 columns, found no 'G3'" in capsys.readouterr().err
     assert not (tmp_path / "p.csv").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 from medfuse.cli import main
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card
+from medfuse.errors import CohortError
 from medfuse.run import open_run
 from medfuse.workflow import evaluate, predict, read_evaluations, train
 
@@ -52,14 +53,36 @@ def test_one_outcome_from_files_to_predictions(tmp_path, outcome):
     assert len(table) == 40
     assert np.isfinite(table.risk_score).all()
     assert not table.seen_in_training.any()
-    if outcome != "size":
-        probability = table.filter(like="probability@").to_numpy()
+    if outcome == "size":
+        np.testing.assert_array_equal(table.value, table.risk_score)
+    else:
+        probability = table.filter(like="probability@")
+        names = {"response": ["no", "yes"], "subtype": ["A", "B", "C"]}[outcome]
+        assert list(probability.columns) == [f"probability@{name}" for name in names]
         np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-6)
     external, path = evaluate(
         run, other, data_root=tmp_path / "b", store_root=tmp_path / "s", out=tmp_path / "external.json"
     )
     assert path.is_file()
     assert external.models["medfuse"]["mean"][SCORES[outcome]] > floor
+    # an outcome that only shares its name: another unit, classes in another order, another kind
+    turned = {
+        "response": ('classes: ["no", "yes"]', 'classes: ["yes", "no"]'),
+        "subtype": ("classes: [A, B, C]", "classes: [C, B, A]"),
+        "size": ("{kind: continuous, column: size, unit: mm}", "{kind: continuous, column: size, unit: cm}"),
+    }
+    text = other.read_text()
+    assert turned[outcome][0] in text
+    (tmp_path / "b" / "turned.md").write_text(text.replace(*turned[outcome]))
+    with pytest.raises(CohortError, match=r"as in the run, found .*; define it as the run's card does"):
+        evaluate(
+            run,
+            tmp_path / "b" / "turned.md",
+            data_root=tmp_path / "b",
+            store_root=tmp_path / "s",
+            out=tmp_path / "turned.json",
+        )
+    assert not (tmp_path / "turned.json").exists()
 
 
 def test_several_outcomes_of_which_patients_miss_some(tmp_path):
@@ -116,6 +139,6 @@ def test_external_validation_from_the_command_line(tmp_path, monkeypatch, capsys
         text.replace("sex: {kind: categorical, levels: [f, m]}", "").replace("name: there", "name: less")
     )
     assert main(["predict", str(run.path), "--cohort", str(tmp_path / "there" / "less.md"), *words[4:]]) == 2
-    assert "expected the run's 3 columns" in capsys.readouterr().err
+    assert "expected the run's 3 columns, found no 'sex'" in capsys.readouterr().err
     assert not (tmp_path / "predictions_less.csv").exists()
     assert open_run(run.path).read("run")["status"] == "finished"
