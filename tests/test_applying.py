@@ -85,7 +85,7 @@ def test_token_identities_are_matched_by_name():
     shown = {i: dict(zip(s.position[:, 0], s.tokens[:, 0], strict=True)) for i, s in found.samples.items()}
     assert shown == {"a": {2: 8.0, 0: 1.0}, "c": {0: 2.0}}  # b has only a stain that the run does not know
     with pytest.raises(
-        CohortError, match="expected vectors of 3 features .*found 2 with CD8, NEW, HE; use the extract"
+        CohortError, match=r"expected vectors of 3 features .*found 2 with CD8, NEW, HE; use the extract"
     ):
         align(other, columns=(), identities=("HE",), features=3)
     with pytest.raises(CohortError, match="token identities none, as in the run, found 2 with"):
