@@ -470,6 +470,7 @@ def evaluate(
     run: str | Path | Run,
     cohort: str | Path,
     *,
+    outcome: str | None = None,
     data_root: Path | None = None,
     store_root: Path | None = None,
     out: Path | None = None,
@@ -479,6 +480,7 @@ def evaluate(
     Args:
         run: run directory.
         cohort: card of the other cohort.
+        outcome: which of the run's outcomes; default: the first that the card has.
         data_root: folder of the cohorts' files.
         store_root: folder of the feature store.
         out: JSON file; default ``external_COHORT.json`` in the working folder.
@@ -492,11 +494,16 @@ def evaluate(
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
-    outcome = next(iter(folds[0].curves))
-    if outcome not in card.outcomes:
-        msg = f"card {card.name}: expected the run's outcome {outcome!r}, found none; {nearest(outcome, card.outcomes)}"
+    ours = list(folds[0].curves)
+    chosen = outcome or next((name for name in ours if name in card.outcomes), ours[0])
+    if chosen not in ours or chosen not in card.outcomes:
+        both = [name for name in ours if name in card.outcomes]
+        msg = (
+            f"card {card.name}: expected the run's outcome {chosen!r}, found none in the card or the run; "
+            f"{nearest(chosen, both or card.outcomes)}"
+        )
         raise CohortError(msg)
-    require_same_outcome(opened, card, outcome)
+    require_same_outcome(opened, card, chosen)
     seen = [i for i in people.patient_ids if any(i in fold.train_ids for fold in folds)]
     if seen:
         msg = (
@@ -504,10 +511,10 @@ def evaluate(
             "patient with the run; the run's own held-out results are in its report"
         )
         raise CohortError(msg)
-    prediction = apply_run(folds, data, people.patient_ids)[outcome]
+    prediction = apply_run(folds, data, people.patient_ids)[chosen]
     # The censoring distribution is the external cohort's own: the run's patients are not at hand here.
     fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
-    evaluation = evaluate_outcome({MODEL: [fold]}, people, outcome, carrying=MODEL, settings=EvaluationSettings())
+    evaluation = evaluate_outcome({MODEL: [fold]}, people, chosen, carrying=MODEL, settings=EvaluationSettings())
     path = out or Path(f"external_{card.name}.json")
     write_json(path, evaluation.to_json())
     return evaluation, path
