@@ -22,8 +22,8 @@ class MedfuseModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
         from medfuse.training import load_fold
 
         self._run = open_run(context.artifacts["run"])
-        self._classes = classes_of(self._run)
         self._folds = [load_fold(self._run.fold_folder(s["name"])) for s in self._run.read("splits")["splits"]]
+        self._classes = classes_of(self._run)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
