@@ -49,6 +49,7 @@ from medfuse.sample import ModalityData
 from medfuse.splits import Split, inner_folds, make_splits
 from medfuse.tracking import Tracker, track
 from medfuse.training import (
+    CHOSEN,
     FoldModel,
     FoldSettings,
     Outcomes,
@@ -85,7 +86,8 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         model=ModelSettings(width=recipe.model.width, encoders=recipe.model.encoders, fusion=recipe.model.fusion),
         heads=heads,
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
-        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds"})),
+        unimodal=recipe.train.unimodal,
+        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal"})),
     )
 
 
@@ -180,19 +182,13 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
         split.train, cohort=cohort, outcome=job.outcomes[0], folds=recipe.splits.inner_folds, seed=recipe.seed
     )
     fold = _fit_network(job, run, split, inner, tracker=tracker)
-    predicted = predict_fold(fold, job.data, split.held_out)
+    for variant in fold.ensembles[job.outcomes[0]]:
+        predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
+        for outcome in job.outcomes:
+            _take_variant(
+                fold, outcome, variant=variant, predicted=predicted[outcome], job=job, split=split, to=results
+            )
     for outcome in job.outcomes:
-        oof = fold.out_of_fold[outcome]
-        results.inner.append((MODEL, outcome, "inner", split.name, oof))
-        results.add(
-            outcome,
-            MODEL,
-            FoldPrediction(fold=split.name, prediction=predicted[outcome], train_ids=split.train),
-            tuning=headline_score(
-                FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), cohort, outcome
-            ),
-            notes=(f"{len(fold.members)} members averaged",),
-        )
         context = FoldData(
             cohort=cohort,
             outcome=outcome,
@@ -206,6 +202,25 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
         for result in fit_baselines(context, kind=kind, names=recipe.baselines):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
+
+
+def _take_variant(
+    fold: FoldModel, outcome: str, *, variant: str, predicted: Prediction, job: _Job, split: Split, to: _Results
+) -> None:
+    """The model and, beside it, the joint network and the unimodal networks alone."""
+    oof = fold.out_of_fold[outcome][variant]
+    chosen = variant == CHOSEN
+    name = MODEL if chosen else f"{MODEL}:{variant}"
+    if chosen:
+        to.inner.append((MODEL, outcome, "inner", split.name, oof))
+    inner = FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids)
+    to.add(
+        outcome,
+        name,
+        FoldPrediction(fold=split.name, prediction=predicted, train_ids=split.train),
+        tuning=headline_score(inner, job.cohort, outcome),
+        notes=fold.describe(outcome) if chosen else (),
+    )
 
 
 def _default_out(card: CohortCard, recipe: Recipe) -> Path:
@@ -527,7 +542,7 @@ def evaluate(
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
     people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
-    outcome = next(iter(folds[0].curves))
+    outcome = next(iter(folds[0].ensembles))
     if outcome not in card.outcomes:
         msg = f"card {card.name}: expected the run's outcome {outcome!r}, found none; {nearest(outcome, card.outcomes)}"
         raise CohortError(msg)
