@@ -181,6 +181,6 @@ def _standard(oof: OutOfFold) -> tuple[Array, Array]:
             centre[k] = own.mean(axis=0)
             spread[k] = float(np.sqrt(((own - centre[k]) ** 2).mean())) or 1.0
     if np.isnan(centre).any():
-        msg = "fold: expected inner out-of-fold patients for every member, found none for one; use two or more inner folds"
+        msg = "fold: a member has no out-of-fold patients; use two or more inner folds"
         raise CohortError(msg)
     return centre, spread
