@@ -36,7 +36,7 @@ def run(name: str, recipe, outcome: str = "overall_survival") -> dict:
         fold = fit_fold(data, outcomes, train_ids=split.train, inner=inner, settings=fold_settings(recipe))
         prediction = predict_fold(fold, data, split.held_out)[outcome]
         values.append(harrell_c(cohort.target(outcome, split.held_out), prediction.risk_score).value)
-        oof = fold.out_of_fold[outcome]
+        oof = fold.out_of_fold[outcome]["chosen"]
         tuning.append(harrell_c(cohort.target(outcome, oof.patient_ids), oof.risk_score).value)
         epochs += [m.best_epoch for m in fold.members]
     return {

@@ -71,11 +71,14 @@ class TrainRecipe(Strict):
     """Settings of one member's fit; see medfuse.training.settings.TrainSettings."""
 
     seeds: int = Field(default=3, ge=1)
+    unimodal: bool = Field(default=True, description="beside the joint network, one network per modality")
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=64, ge=1)
     lr: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     schedule: Literal["cosine", "constant"] = "constant"
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    clip: float = Field(default=1.0, ge=0)
     patience: int = Field(default=10, ge=0)
     select_by: Literal["loss", "score", "last"] = "loss"
     modality_dropout: bool = True
@@ -84,7 +87,10 @@ class TrainRecipe(Strict):
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=0, description="CPU threads of a fit; 0 = as many as torch takes")
+    deterministic: bool = False
+    checkpoint_every: int = Field(default=0, ge=0)
+    checkpoint_seconds: float = Field(default=30.0, ge=0)
 
 
 class EvaluationRecipe(Strict):

@@ -48,6 +48,7 @@ from medfuse.sample import ModalityData
 from medfuse.splits import Split, inner_folds, make_splits
 from medfuse.tracking import Tracker, track
 from medfuse.training import (
+    CHOSEN,
     FoldModel,
     FoldSettings,
     Outcomes,
@@ -85,7 +86,8 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         model=ModelSettings(width=recipe.model.width, encoders=recipe.model.encoders, fusion=recipe.model.fusion),
         heads=heads,
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
-        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds"})),
+        unimodal=recipe.train.unimodal,
+        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal"})),
     )
 
 
@@ -226,19 +228,13 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
     recipe, cohort = job.recipe, job.cohort
     inner = _inner(job, split)
     fold = _fit_network(job, run, split, inner, tracker=tracker)
-    predicted = predict_fold(fold, job.data, split.held_out)
+    for variant in fold.ensembles[job.outcomes[0]]:
+        predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
+        for outcome in job.outcomes:
+            _take_variant(
+                fold, outcome, variant=variant, predicted=predicted[outcome], job=job, split=split, to=results
+            )
     for outcome in job.outcomes:
-        oof = fold.out_of_fold[outcome]
-        results.inner.append((MODEL, outcome, "inner", split.name, oof))
-        results.add(
-            outcome,
-            MODEL,
-            FoldPrediction(fold=split.name, prediction=predicted[outcome], train_ids=split.train),
-            tuning=headline_score(
-                FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), cohort, outcome
-            ),
-            notes=(f"{len(fold.members)} members averaged", *encoder_notes(fold)),
-        )
         context = FoldData(
             cohort=cohort,
             outcome=outcome,
@@ -252,6 +248,25 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
         for result in fit_baselines(context, kind=kind, names=_baseline_names(recipe, kind)):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
+
+
+def _take_variant(
+    fold: FoldModel, outcome: str, *, variant: str, predicted: Prediction, job: _Job, split: Split, to: _Results
+) -> None:
+    """The model and, beside it, the joint network and the unimodal networks alone."""
+    oof = fold.out_of_fold[outcome][variant]
+    chosen = variant == CHOSEN
+    name = MODEL if chosen else f"{MODEL}:{variant}"
+    if chosen:
+        to.inner.append((MODEL, outcome, "inner", split.name, oof))
+    inner = FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids)
+    to.add(
+        outcome,
+        name,
+        FoldPrediction(fold=split.name, prediction=predicted, train_ids=split.train),
+        tuning=headline_score(inner, job.cohort, outcome),
+        notes=(*fold.describe(outcome), *encoder_notes(fold)) if chosen else (),
+    )
 
 
 def _default_out(card: CohortCard, recipe: Recipe) -> Path:
@@ -494,7 +509,7 @@ def evaluate(
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
-    ours = list(folds[0].curves)
+    ours = list(folds[0].ensembles)
     chosen = outcome or next((name for name in ours if name in card.outcomes), ours[0])
     if chosen not in ours or chosen not in card.outcomes:
         both = [name for name in ours if name in card.outcomes]

@@ -56,7 +56,7 @@ def test_a_run_is_complete_verified_and_says_what_made_it(run):
     attrition = run.read("attrition")
     assert attrition["total"] == attrition["modelled"] + len(attrition["excluded"]) == 198
     assert run.read("audit")["ok"]
-    assert len(run.curves()) == 2 * 2 * 3  # folds x members x epochs
+    assert len(run.curves()) == 2 * 3 * 2 * 3  # folds x experts x members x epochs
 
 
 def test_every_patient_is_held_out_once_and_predicted_by_every_model(run):
@@ -72,7 +72,9 @@ def test_every_patient_is_held_out_once_and_predicted_by_every_model(run):
 def test_results_have_intervals_beside_the_baselines(run):
     content = run.read("metrics")["outcomes"]["distant_metastasis"]
     tuning = content.pop("tuning")
-    assert set(tuning) == set(content["models"]) == {"medfuse", "kaplan_meier", "clinical_cox", "late_average"}
+    assert set(tuning) == set(content["models"])
+    networks = {"medfuse", "medfuse:joint", "medfuse:unimodal"}
+    assert set(tuning) == {*networks, "kaplan_meier", "clinical_cox", "late_average"}
     evaluation = from_json(content)
     assert from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
     for name, model in evaluation.models.items():

@@ -1,12 +1,13 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
 from medfuse.training.fit import FittedMember, Progress, fit_member
-from medfuse.training.fold import FoldModel, encoder_notes, load_fold, predict_fold, save_fold
+from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, save_fold
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
 from medfuse.training.settings import TrainSettings
 
 __all__ = [
+    "CHOSEN",
     "FittedMember",
     "FoldModel",
     "FoldSettings",

@@ -1,9 +1,8 @@
-"""The averaged members of one outer fold: what they predict, and how they lie on disk."""
+"""The members of one outer fold as one model: what they predict together, and how they lie on disk."""
 
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from medfuse.batch import Batch
-from medfuse.errors import CohortError, ModelError, StoreError
+from medfuse.errors import CohortError, ConfigError, ModelError, StoreError, nearest
 from medfuse.files import read_json, seal, verify, write_json
 from medfuse.models.encoders import Encoder
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
-from medfuse.targets import Survival, Target
+from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.training.checkpoint import FORMAT_VERSION, read_arrays, supported, weights_sha256, write_arrays
-from medfuse.training.hazard import BaselineHazard, fit_baseline
+from medfuse.training.ensemble import Ensemble, OutOfFold, fit_ensembles, link_of, outputs_of
 from medfuse.training.member import (
     Member,
     Samples,
@@ -32,57 +31,62 @@ from medfuse.training.member import (
 from medfuse.types import PatientId
 
 _CHUNK = 256
-_PREDICTED = ("present", "risk_score", "times", "survival", "probability", "value")
-Said = dict[str, dict[str, NDArray[np.float64]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What turns outputs into a survival curve.
-
-    Attributes:
-        times: (t,) days; None unless the outcome is survival.
-        standard: (members, 2) mean and SD of each member's log hazards, for heads without curves.
-        baseline: of the same.
-    """
-
-    times: NDArray[np.float64] | None = None
-    standard: NDArray[np.float64] | None = None
-    baseline: BaselineHazard | None = None
+_PREDICTED = ("risk_score", "times", "survival", "probability", "value")
+CHOSEN = "chosen"
+Links = dict[str, NDArray[np.float64]]  # by outcome, (n, L)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldModel:
-    """The averaged members of one outer fold.
+    """The members of one outer fold and how they become one model.
 
     Attributes:
         members: all of them; only together they are the model.
         train_ids: patients of the outer training side, so that a seen patient can be flagged.
         modalities: names, in the order of ``present``.
-        curves: per outcome, how outputs become curves.
-        out_of_fold: per outcome, predictions of the training patients by those members that never saw them.
+        ensembles: per outcome, ``chosen`` (the model) and, where there are several experts, ``joint`` and ``unimodal``.
+        out_of_fold: like ``ensembles``, predictions of the training patients by those members that never saw them.
+        skipped: modalities without a network of their own, with the reason.
     """
 
     members: tuple[Member, ...]
     train_ids: tuple[PatientId, ...]
     modalities: tuple[str, ...]
-    curves: Mapping[str, Curve]
-    out_of_fold: Mapping[str, Prediction]
+    ensembles: Mapping[str, Mapping[str, Ensemble]]
+    out_of_fold: Mapping[str, Mapping[str, Prediction]]
+    skipped: Mapping[str, str]
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts: "" is the joint network, the others are modalities."""
+        return tuple(dict.fromkeys(member.expert for member in self.members))
+
+    def describe(self, outcome: str) -> list[str]:
+        """What the inner folds said of each expert, as lines for a report."""
+        e = self.ensembles[outcome][CHOSEN]
+        lines = [
+            f"{name or 'joint network'}: weight {w:.2f}, inner concordance {s:.3f}"
+            for name, w, s in zip(self.experts, e.weight, e.score, strict=True)
+        ]
+        lines += [f"{name}: no network of its own: {reason}" for name, reason in self.skipped.items()]
+        return [f"{len(self.members)} members; recalibration slope {e.slope:.2f}", *lines]
 
 
 def predict_fold(
-    fold: FoldModel, data: Mapping[str, ModalityData], ids: Sequence[PatientId], *, device: torch.device | str = "cpu"
+    fold: FoldModel,
+    data: Mapping[str, ModalityData],
+    ids: Sequence[PatientId],
+    *,
+    variant: str = CHOSEN,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Prediction]:
-    """Predict patients with all members of a fold, averaged.
-
-    Curves, probabilities and values are averaged. The risk score of a survival outcome is minus the mean of the
-    averaged curve over its grid; of one whose head has no curves, the mean of the members' log hazards, each
-    standardised by its out-of-fold mean and SD.
+    """Predict patients with all members of a fold; :class:`medfuse.training.ensemble.Ensemble` says how.
 
     Args:
         fold: of :func:`fit_fold` or :func:`load_fold`.
         data: modalities; one that is missing altogether is absent for everyone.
         ids: patients; one without any modality gets the population estimate.
+        variant: ``chosen``, or ``joint`` or ``unimodal`` alone.
         device: where the members compute.
 
     Returns:
@@ -90,30 +94,48 @@ def predict_fold(
 
     Raises:
         ModelError: when there are no patients.
+        ConfigError: no such variant.
     """
     ids = tuple(ids)
     if not ids:
         msg = "predict: expected patients, found none; check the cohort"
         raise ModelError(msg)
-    said: list[tuple[int, tuple[PatientId, ...], Said]] = []
-    batches: list[Batch] = []
-    inner = None
-    for k in sorted(range(len(fold.members)), key=lambda k: fold.members[k].inner):
-        member = fold.members[k]
-        if member.inner != inner:  # members of one inner fold share their preprocessing
-            batches = chunks(member, transform_patients(data, member.preprocessing, ids), ids)
-            inner = member.inner
-        said.append((k, ids, speak(member, batches, device=device)))
-    return {
-        outcome: average(
-            [(k, rows, one[outcome]) for k, rows, one in said],
-            ids=ids,
-            present=presence(data, fold.modalities, ids),
-            modalities=fold.modalities,
-            curve=fold.curves[outcome],
+    known = next(iter(fold.ensembles.values()))
+    if variant not in known:
+        msg = f"predict: no variant {variant!r}; {nearest(variant, known)}"
+        raise ConfigError(msg)
+    links = [(k, np.arange(len(ids)), said) for k, said in _listen(fold.members, data, ids, device=device)]
+    present = presence(data, fold.modalities, ids)
+    has = reads(fold.experts, fold.modalities, present)
+    found = {}
+    for outcome, ensembles in fold.ensembles.items():
+        link = ensembles[variant].combine([(k, rows, said[outcome]) for k, rows, said in links], has)
+        outputs = outputs_of(link, _KINDS[fold.members[0].heads[outcome].kind])
+        found[outcome] = _prediction(
+            outputs, ids=ids, present=present, modalities=fold.modalities, times=ensembles[variant].times
         )
-        for outcome in fold.members[0].heads
-    }
+    return found
+
+
+_KINDS: dict[str, type[Target]] = {"survival": Survival, "binary": Labels, "multiclass": Labels, "continuous": Values}
+
+
+def _listen(
+    members: Sequence[Member],
+    data: Mapping[str, ModalityData],
+    ids: tuple[PatientId, ...],
+    *,
+    device: torch.device | str,
+) -> list[tuple[int, Links]]:
+    """What every member says of all of ``ids``; members of one expert and inner fold share their preprocessing."""
+    said, batches, shared = [], list[Batch](), None
+    for k in sorted(range(len(members)), key=lambda k: (members[k].expert, members[k].inner)):
+        member = members[k]
+        if (member.expert, member.inner) != shared:
+            batches = chunks(member, transform_patients(data, member.preprocessing, ids), ids)
+            shared = (member.expert, member.inner)
+        said.append((k, speak(member, batches, device=device)))
+    return said
 
 
 def encoder_notes(fold: FoldModel) -> tuple[str, ...]:
@@ -133,14 +155,11 @@ def chunks(member: Member, samples: Samples, ids: Sequence[PatientId]) -> list[B
     ]
 
 
-def speak(member: Member, batches: Sequence[Batch], *, device: torch.device | str = "cpu") -> Said:
-    """What one member says of the patients of ``batches``, per outcome and kind of output."""
+def speak(member: Member, batches: Sequence[Batch], *, device: torch.device | str = "cpu") -> Links:
+    """Link (n, L) of the patients of ``batches`` by one member, per outcome."""
     model = member.build().to(device)
     parts = [predict_batch(model, batch, device=device) for batch in batches]
-    return {
-        outcome: {key: np.concatenate([part[outcome][key] for part in parts]) for key in parts[0][outcome]}
-        for outcome in member.heads
-    }
+    return {outcome: np.concatenate([link_of(part[outcome]) for part in parts]) for outcome in member.heads}
 
 
 def presence(
@@ -151,115 +170,83 @@ def presence(
     return np.array(has, dtype=bool).reshape(len(ids), len(modalities))
 
 
-def average(
-    said: Sequence[tuple[int, tuple[PatientId, ...], dict[str, NDArray[np.float64]]]],
+def reads(experts: Sequence[str], modalities: Sequence[str], present: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(E, n) which patients have something that each expert reads."""
+    return np.stack([present[:, modalities.index(e)] if e else present.any(axis=1) for e in experts])
+
+
+def _prediction(
+    outputs: Mapping[str, NDArray[np.float64]],
     *,
     ids: tuple[PatientId, ...],
     present: NDArray[np.bool_],
     modalities: tuple[str, ...],
-    curve: Curve,
+    times: NDArray[np.float64] | None,
 ) -> Prediction:
-    """Mean over what members say, each of its own patients; of everyone in ``ids`` at least one must speak.
-
-    Args:
-        said: number of the member, the patients it speaks of, and its outputs for one outcome.
-        ids: n patients.
-        present: (n, M).
-        modalities: M names.
-        curve: of the outcome.
-    """
-    row_of = {patient: row for row, patient in enumerate(ids)}
-    count = np.zeros(len(ids))
-    total: dict[str, NDArray[np.float64]] = {}
-    for k, patients, outputs in said:
-        rows = np.array([row_of[patient] for patient in patients], dtype=np.intp)
-        count[rows] += 1
-        for key, array in outputs.items():
-            values = array
-            if key == "risk_score" and curve.standard is not None:
-                values = (array - curve.standard[k, 0]) / curve.standard[k, 1]
-            total.setdefault(key, np.zeros((len(ids), *array.shape[1:])))[rows] += values
-    mean = {key: values / count.reshape(-1, *[1] * (values.ndim - 1)) for key, values in total.items()}
-    survival, risk_score = mean.get("survival"), mean["risk_score"]
-    if survival is not None:
-        survival = np.minimum.accumulate(np.clip(survival, 0, 1), axis=1)
-        risk_score = -survival.mean(axis=1)
-    elif curve.baseline is not None:
-        survival = curve.baseline.survival(risk_score)
-    return Prediction(
-        patient_ids=ids,
-        present=present,
-        modalities=modalities,
-        risk_score=risk_score,
-        times=None if survival is None else curve.times,
-        survival=survival,
-        probability=mean.get("probability"),
-        value=mean.get("value"),
-    )
+    return Prediction(patient_ids=ids, present=present, modalities=modalities, times=times, **outputs)
 
 
 def combine(
     members: Sequence[Member],
-    said: Sequence[tuple[int, tuple[PatientId, ...], Said]],
+    said: Sequence[tuple[int, tuple[PatientId, ...], Links]],
     *,
     train_ids: tuple[PatientId, ...],
     targets: Mapping[str, Target],
     time_grid: Mapping[str, NDArray[np.float64]],
     data: Mapping[str, ModalityData],
+    skipped: Mapping[str, str],
 ) -> FoldModel:
     """Members and what each said of training patients it never saw, as one model.
 
     Args:
-        members: all.
-        said: number of the member, the training patients it never saw, its outputs; members without any are left out.
+        members: all, those of the joint network first.
+        said: number of the member, the training patients it never saw, its links; members without any are left out.
         train_ids: n patients.
         targets: of the same patients.
         time_grid: per survival outcome.
         data: modalities.
+        skipped: modalities without a network of their own.
 
     Raises:
-        CohortError: when a head needs out-of-fold predictions and there are none.
+        CohortError: a member without out-of-fold patients.
     """
-    spoken_of = {patient for _, patients, _ in said for patient in patients}
-    ids = tuple(patient for patient in train_ids if patient in spoken_of)
-    index = np.array([row for row, patient in enumerate(train_ids) if patient in spoken_of], dtype=np.intp)
-    modalities = tuple(data)
-    present = presence(data, modalities, ids)
-    curves: dict[str, Curve] = {}
-    out_of_fold: dict[str, Prediction] = {}
-    for outcome, target in targets.items():
-        ours = [(k, patients, one[outcome]) for k, patients, one in said]
-        curve = Curve(times=time_grid.get(outcome))
-        if isinstance(target, Survival) and members[0].heads[outcome].name == "cox":
-            curve = dataclasses.replace(curve, standard=_standard(ours, members=len(members), outcome=outcome))
-        if ours:
-            found = average(ours, ids=ids, present=present, modalities=modalities, curve=curve)
-            if curve.standard is not None and isinstance(target, Survival) and curve.times is not None:
-                baseline = fit_baseline(target.take(index), found.risk_score, times=curve.times)
-                curve = dataclasses.replace(curve, baseline=baseline)
-                found = dataclasses.replace(found, times=curve.times, survival=baseline.survival(found.risk_score))
-            out_of_fold[outcome] = found
-        curves[outcome] = curve
-    return FoldModel(
-        members=tuple(members), train_ids=train_ids, modalities=modalities, curves=curves, out_of_fold=out_of_fold
+    row_of = {patient: row for row, patient in enumerate(train_ids)}
+    rows = {k: np.array([row_of[i] for i in patients], dtype=np.intp) for k, patients, _ in said}
+    modalities, experts = tuple(data), tuple(dict.fromkeys(m.expert for m in members))
+    present = presence(data, modalities, train_ids)
+    has = reads(experts, modalities, present)
+    expert_of = np.array([experts.index(m.expert) for m in members], dtype=np.int64)
+    inner_of = np.array([m.inner for m in members], dtype=np.int64)
+    spoken = np.unique(
+        np.concatenate([rows[k] for k, _, _ in said if not members[k].expert] or [np.array([], np.intp)])
     )
-
-
-def _standard(
-    said: Sequence[tuple[int, tuple[PatientId, ...], dict[str, NDArray[np.float64]]]], *, members: int, outcome: str
-) -> NDArray[np.float64]:
-    """(members, 2) out-of-fold mean and SD of each member's log hazards; SD 1 where a member says the same of all."""
-    found = np.full((members, 2), np.nan)
-    for k, _, outputs in said:
-        spread = float(outputs["risk_score"].std())
-        found[k] = float(outputs["risk_score"].mean()), spread if spread > 0 else 1.0
-    if np.isnan(found).any():
-        msg = (
-            f'outcome "{outcome}", head cox: expected inner out-of-fold patients for every member, found none for one; '
-            "use two or more inner folds"
+    ids = tuple(train_ids[row] for row in spoken)
+    ensembles: dict[str, dict[str, Ensemble]] = {}
+    out_of_fold: dict[str, dict[str, Prediction]] = {}
+    for outcome, target in targets.items():
+        links = [(k, rows[k], one[outcome]) for k, _, one in said]
+        oof = OutOfFold(
+            links=links, has=has, expert_of=expert_of, inner_of=inner_of, target=target, times=time_grid.get(outcome)
         )
-        raise CohortError(msg)
-    return found
+        try:
+            ensembles[outcome] = fit_ensembles(oof)
+        except CohortError as error:
+            error.add_note(f'outcome "{outcome}"')
+            raise
+        out_of_fold[outcome] = {}
+        for variant, ensemble in ensembles[outcome].items():
+            outputs = outputs_of(ensemble.combine(links, has)[spoken], type(target))
+            out_of_fold[outcome][variant] = _prediction(
+                outputs, ids=ids, present=present[spoken], modalities=modalities, times=ensemble.times
+            )
+    return FoldModel(
+        members=tuple(members),
+        train_ids=train_ids,
+        modalities=modalities,
+        ensembles=ensembles,
+        out_of_fold=out_of_fold,
+        skipped=dict(skipped),
+    )
 
 
 def save_fold(fold: FoldModel, folder: Path) -> None:
@@ -268,9 +255,7 @@ def save_fold(fold: FoldModel, folder: Path) -> None:
     Raises:
         StoreError: when it cannot be written, or ``folder`` holds members of another fold.
     """
-    names = []
     for member in fold.members:
-        names.append(member.name)
         path = folder / "members" / member.name
         if not path.exists():
             save_member(member, path)
@@ -278,24 +263,23 @@ def save_fold(fold: FoldModel, folder: Path) -> None:
             msg = f"{path}: expected this fold's member or none, found another; choose a new folder"
             raise StoreError(msg)
     arrays: dict[str, NDArray[Any]] = {}
-    outcomes = list(fold.curves)
-    for number, outcome in enumerate(outcomes):
-        curve, found = fold.curves[outcome], fold.out_of_fold.get(outcome)
-        parts: dict[str, Any] = {"times": curve.times, "standard": curve.standard}
-        if curve.baseline is not None:
-            parts |= {"cumulative": curve.baseline.cumulative, "slope": np.array([curve.baseline.slope])}
-        if found is not None:
+    for number, outcome in enumerate(fold.ensembles):
+        for variant, ensemble in fold.ensembles[outcome].items():
+            found = fold.out_of_fold[outcome][variant]
+            parts: dict[str, Any] = {f.name: getattr(ensemble, f.name) for f in fields(ensemble)}
             parts |= {f"oof.{key}": getattr(found, key) for key in _PREDICTED}
-        arrays |= {f"{number}.{key}": array for key, array in parts.items() if array is not None}
+            arrays |= {f"{number}.{variant}.{k}": np.atleast_1d(v) for k, v in parts.items() if v is not None}
+    first = next(iter(fold.out_of_fold.values()))[CHOSEN]
+    arrays["present"] = first.present
     write_arrays(folder / "fold.safetensors", arrays)
-    oof_ids = next((list(found.patient_ids) for found in fold.out_of_fold.values()), [])
     content = {
         "format_version": FORMAT_VERSION,
-        "members": names,
+        "members": [member.name for member in fold.members],
         "train_ids": list(fold.train_ids),
-        "out_of_fold_ids": oof_ids,
+        "out_of_fold_ids": list(first.patient_ids),
         "modalities": list(fold.modalities),
-        "outcomes": outcomes,
+        "outcomes": [[outcome, list(variants)] for outcome, variants in fold.ensembles.items()],  # numbered in order
+        "skipped": dict(fold.skipped),
     }
     write_json(folder / "fold.json", content)
     shutil.rmtree(folder / "work", ignore_errors=True)
@@ -314,23 +298,26 @@ def load_fold(folder: Path) -> FoldModel:
     try:
         ids = tuple(PatientId(i) for i in content["out_of_fold_ids"])
         modalities = tuple(content["modalities"])
-        curves, out_of_fold = {}, {}
-        for number, outcome in enumerate(content["outcomes"]):
-            parts = {k.removeprefix(f"{number}."): v for k, v in arrays.items() if k.startswith(f"{number}.")}
-            times, baseline = parts.get("times"), None
-            if times is not None and "slope" in parts:
-                slope = float(parts["slope"][0])
-                baseline = BaselineHazard(times=times, cumulative=parts["cumulative"], slope=slope)
-            curves[outcome] = Curve(times=times, standard=parts.get("standard"), baseline=baseline)
-            if ids:
-                found = {key: parts.get(f"oof.{key}") for key in _PREDICTED}
-                out_of_fold[outcome] = Prediction(patient_ids=ids, modalities=modalities, **found)  # type: ignore[arg-type]
+        ensembles: dict[str, dict[str, Ensemble]] = {}
+        out_of_fold: dict[str, dict[str, Prediction]] = {}
+        for number, (outcome, variants) in enumerate(content["outcomes"]):
+            ensembles[outcome], out_of_fold[outcome] = {}, {}
+            for variant in variants:
+                start = f"{number}.{variant}."
+                parts: dict[str, Any] = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+                oof = {key: parts.pop(f"oof.{key}", None) for key in _PREDICTED}
+                numbers = {key: float(parts[key][0]) for key in ("slope", "tuning_score")}
+                ensembles[outcome][variant] = Ensemble(**{**parts, **numbers})
+                out_of_fold[outcome][variant] = Prediction(
+                    patient_ids=ids, present=arrays["present"], modalities=modalities, **oof
+                )
         return FoldModel(
             members=tuple(load_member(folder / "members" / name) for name in content["members"]),
             train_ids=tuple(PatientId(i) for i in content["train_ids"]),
             modalities=modalities,
-            curves=curves,
+            ensembles=ensembles,
             out_of_fold=out_of_fold,
+            skipped=content["skipped"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{folder / 'fold.json'}: expected the parts of a fold, found others; use the medfuse that wrote it"

@@ -45,6 +45,7 @@ class Member:
         state: weights, on the CPU, finite.
         history: per epoch.
         best_epoch: the epoch of the weights.
+        expert: "" of the joint network, or the one modality it reads.
 
     Raises:
         ModelError: when a weight is not finite.
@@ -59,6 +60,7 @@ class Member:
     state: Mapping[str, Tensor]
     history: tuple[dict[str, float | None], ...] = field(default=())
     best_epoch: int = 0
+    expert: str = ""
 
     def __post_init__(self) -> None:
         bad = [name for name, tensor in self.state.items() if not torch.isfinite(tensor).all()]
@@ -68,8 +70,8 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Two numbers: seed and inner fold."""
-        return f"{self.seed:02d}-{self.inner:02d}"
+        """Seed, inner fold and, where it reads only one of several, the modality."""
+        return "-".join((f"{self.seed:02d}", f"{self.inner:02d}", *([self.expert] if self.expert else [])))
 
     def build(self) -> MultimodalModel:
         """The model with its weights, ready to predict."""
@@ -197,6 +199,7 @@ def save_member(member: Member, folder: Path, *, fingerprint: str = "") -> None:
             "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
             "history": list(member.history),
             "best_epoch": member.best_epoch,
+            "expert": member.expert,
         }
         write_json(temporary / "member.json", content)
         seal(temporary, {"format_version": FORMAT_VERSION, "fingerprint": fingerprint})
@@ -234,6 +237,7 @@ def load_member(folder: Path, *, fingerprint: str | None = None) -> Member:
             state=read_tensors(folder / "weights.safetensors"),
             history=tuple(content["history"]),
             best_epoch=content["best_epoch"],
+            expert=content["expert"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{folder / 'member.json'}: expected the parts of a member, found others; use the medfuse that wrote it"

@@ -1,8 +1,8 @@
-"""The members of one outer fold: seeds x inner folds, fitted, averaged, saved.
+"""The members of one outer fold: experts x inner folds x seeds, fitted and combined.
 
 Each member's preprocessing and weights come from its own inner training patients, and it stops on its inner fold. What
 the other members say of a patient they never saw is his out-of-fold prediction: the only kind of training prediction
-that later steps (baseline hazards, late weights, calibrators) may use.
+that later steps (weights of the experts, recalibration) may use.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from medfuse.batch import Batch
-from medfuse.errors import CohortError
+from medfuse.errors import CohortError, DataError
 from medfuse.files import json_bytes, remove_temporaries, sha256_bytes
 from medfuse.losses import discrete_hazard_prior
 from medfuse.models import HeadSettings, ModelSettings, build_model, default_head
@@ -26,7 +26,7 @@ from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
 from medfuse.training.checkpoint import batch_sha256
 from medfuse.training.fit import Progress, fit_member
-from medfuse.training.fold import FoldModel, Said, chunks, combine, speak
+from medfuse.training.fold import FoldModel, Links, chunks, combine, speak
 from medfuse.training.member import (
     Member,
     fit_preprocessings,
@@ -96,6 +96,7 @@ class FoldSettings:
         heads: per outcome ``{"name": ..., **options}``; others get the head of their kind.
         train: of every member.
         seeds: one member per seed and inner fold.
+        unimodal: beside the joint network, fit one for each modality alone; inner folds decide what each is worth.
         intervals: wanted number of time intervals of survival outcomes.
     """
 
@@ -103,6 +104,7 @@ class FoldSettings:
     heads: Mapping[str, Options] = field(default_factory=dict)
     train: TrainSettings = field(default_factory=TrainSettings)
     seeds: tuple[int, ...] = (0, 1, 2)
+    unimodal: bool = True
     intervals: int = 20
 
 
@@ -174,16 +176,74 @@ def fit_fold(
         if isinstance(target, Survival)
     }
     members: list[Member] = []
-    said: list[tuple[int, tuple[PatientId, ...], Said]] = []
+    said: list[tuple[int, tuple[PatientId, ...], Links]] = []
+    skipped: dict[str, str] = {}
     device = make_fabric(settings.train).device
+    for expert in ("", *(data if settings.unimodal and len(data) > 1 else ())):
+        jobs = _jobs(data, outcomes, train_ids=train_ids, inner=inner, expert=expert)
+        try:
+            ready = [_prepare(job, outcomes, settings=settings, time_grid=time_grid) for job in jobs]
+        except (CohortError, DataError) as error:
+            if not expert:
+                raise
+            skipped[expert] = str(
+                error
+            )  # too few of its patients had an event: the joint network reads it all the same
+            continue
+        for prepared in ready:
+            for seed in settings.seeds:
+                member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch)
+                if prepared.unseen:
+                    said.append((len(members), prepared.unseen_ids, speak(member, prepared.unseen, device=device)))
+                members.append(member)
+    return combine(
+        members, said, train_ids=tuple(train_ids), targets=targets, time_grid=time_grid, data=data, skipped=skipped
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the members of one expert and inner fold read, and whom."""
+
+    expert: str
+    inner: int
+    data: Mapping[str, ModalityData]
+    train: tuple[PatientId, ...]
+    tuning: tuple[PatientId, ...]
+    unseen: tuple[PatientId, ...]
+
+
+def _jobs(
+    data: Mapping[str, ModalityData],
+    outcomes: Outcomes,
+    *,
+    train_ids: Sequence[PatientId],
+    inner: Sequence[InnerSplit],
+    expert: str,
+) -> list[_Job]:
+    """One job per inner fold; a unimodal network is fitted on, and speaks of, patients who have its modality."""
+    outer, jobs = set(train_ids), []
+
+    def own(ids: Sequence[PatientId]) -> tuple[PatientId, ...]:
+        return tuple(i for i in ids if not expert or i in data[expert].samples)
+
     for number, split in enumerate(inner):
-        prepared = _prepare(data, outcomes, split=split, train_ids=train_ids, heads=settings.heads, time_grid=time_grid)
-        for seed in settings.seeds:
-            member = _member(prepared, settings=settings, seed=seed, inner=number, folder=folder, watch=watch)
-            if prepared.unseen:
-                said.append((len(members), prepared.unseen_ids, speak(member, prepared.unseen, device=device)))
-            members.append(member)
-    return combine(members, said, train_ids=tuple(train_ids), targets=targets, time_grid=time_grid, data=data)
+        outside = next((i for i in (*split.train, *split.tuning) if i not in outer), None)
+        if outside is not None:
+            msg = f"inner fold: expected patients of the outer training side, found {outside}; check the splits"
+            raise CohortError(msg)
+        inside = set(split.train)
+        jobs.append(
+            _Job(
+                expert=expert,
+                inner=number,
+                data={expert: data[expert]} if expert else data,
+                train=own(split.train),
+                tuning=own(split.tuning),
+                unseen=own([i for i in train_ids if i not in inside]),
+            )
+        )
+    return jobs
 
 
 def check_fold(
@@ -236,42 +296,31 @@ class _Prepared:
 
 
 def _prepare(
-    data: Mapping[str, ModalityData],
-    outcomes: Outcomes,
-    *,
-    split: InnerSplit,
-    train_ids: Sequence[PatientId],
-    heads: Mapping[str, Options],
-    time_grid: Mapping[str, NDArray[np.float64]],
+    job: _Job, outcomes: Outcomes, *, settings: FoldSettings, time_grid: Mapping[str, NDArray[np.float64]]
 ) -> _Prepared:
-    outer = set(train_ids)
-    outside = next((i for i in (*split.train, *split.tuning) if i not in outer), None)
-    if outside is not None:
-        msg = f"inner fold: expected patients of the outer training side, found {outside}; check the splits"
-        raise CohortError(msg)
-    targets = outcomes.take(split.train)
+    targets = outcomes.take(job.train)
     _require_fittable(targets, where="inner training side")
-    preprocessing = fit_preprocessings(data, split.train)
-    samples = transform_patients(data, preprocessing, train_ids)
-    shapes = shapes_of(preprocessing, data)
+    preprocessing = fit_preprocessings(job.data, job.train)
+    samples = transform_patients(job.data, preprocessing, (*job.train, *job.unseen))
+    shapes = shapes_of(preprocessing, job.data)
+    encoders = {name: options for name, options in settings.model.encoders.items() if not job.expert or name in shapes}
     member = Member(
         seed=0,
-        inner=0,
+        inner=job.inner,
+        expert=job.expert,
         preprocessing=preprocessing,
         shapes=shapes,
-        settings=ModelSettings(),
-        heads=head_settings(targets, heads=heads, time_grid=time_grid),
+        settings=dataclasses.replace(settings.model, encoders=encoders),
+        heads=head_settings(targets, heads=settings.heads, time_grid=time_grid),
         state={},
     )
-    tuning = outcomes.take(split.tuning)
-    inside = set(split.train)
-    unseen = tuple(i for i in train_ids if i not in inside)
+    tuning = outcomes.take(job.tuning)
     return _Prepared(
         member=member,
-        train=make_batch(samples, split.train, shapes=shapes, targets=targets),
-        tuning=make_batch(samples, split.tuning, shapes=shapes, targets=tuning) if split.tuning else None,
-        unseen_ids=unseen,
-        unseen=chunks(member, samples, unseen),
+        train=make_batch(samples, job.train, shapes=shapes, targets=targets),
+        tuning=make_batch(samples, job.tuning, shapes=shapes, targets=tuning) if job.tuning else None,
+        unseen_ids=job.unseen,
+        unseen=chunks(member, samples, job.unseen),
     )
 
 
@@ -289,12 +338,11 @@ def _member(
     *,
     settings: FoldSettings,
     seed: int,
-    inner: int,
     folder: Path | None,
     watch: Callable[[str, Progress], None],
 ) -> Member:
     """Fit a member, or read it when an earlier process finished it."""
-    blank = dataclasses.replace(prepared.member, seed=seed, inner=inner, settings=settings.model)
+    blank = dataclasses.replace(prepared.member, seed=seed)
     fingerprint = ""
     if folder is not None:
         fingerprint = _fingerprint(prepared, blank, settings=settings.train)
@@ -305,9 +353,9 @@ def _member(
     fitted = fit_member(
         prepared.train,
         prepared.tuning,
-        build=lambda: build_model(settings.model, shapes=blank.shapes, heads=blank.heads),
+        build=lambda: build_model(blank.settings, shapes=blank.shapes, heads=blank.heads),
         settings=settings.train,
-        seed=1000 * seed + inner,  # every member starts elsewhere
+        seed=1000 * seed + blank.inner,  # every member starts elsewhere
         workdir=work,
         watch=lambda progress: watch(blank.name, progress),
     )
@@ -325,7 +373,7 @@ def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings
         "model": dataclasses.asdict(member.settings),
         "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
         "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
-        "member": [member.seed, member.inner],
+        "member": [member.seed, member.inner, member.expert],
         "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],
     }
     return sha256_bytes(json_bytes(parts))

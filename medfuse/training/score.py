@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.batch import TargetTensors
+from medfuse.targets import Labels, Survival, Target
 
 _BLOCK = 512
 
@@ -81,3 +82,18 @@ def tuning_score(
             scores.append(_explained(target.value.cpu().numpy()[seen], outputs["value"]))
     known = [score for score in scores if score == score]
     return float(np.mean(known)) if known else float("nan")
+
+
+def concordance(target: Target, link: NDArray[np.float64]) -> float:
+    """How well links (n, L) order patients whose outcome is known, on one scale for all outcomes: 0.5 is chance.
+
+    C of the mean link for survival, macro AUROC for classes, C of the value itself for continuous outcomes; NaN when
+    undefined.
+    """
+    seen = np.flatnonzero(target.observed)
+    known, x = target.take(seen), link[seen]
+    if isinstance(known, Survival):
+        return harrell_c(known.event, known.time, x.mean(axis=1))
+    if isinstance(known, Labels):
+        return _classes(known.label, x)
+    return harrell_c(np.ones(len(x), dtype=bool), -known.value, x[:, 0])

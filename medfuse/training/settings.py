@@ -36,7 +36,7 @@ class TrainSettings:
         ema: decay of an exponential moving average of the weights, which is then what is selected; 0 = off.
         precision: ``auto`` is bf16-mixed on CUDA and 32-true elsewhere.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        threads: CPU threads during the fit; 0 = leave as they are.
+        threads: CPU threads during the fit, one being the fastest for small models; 0 = leave as they are.
         deterministic: CUDA only: deterministic algorithms, at some cost of speed.
         checkpoint_every: epochs between checkpoints; 0 = none at ends of epochs.
         checkpoint_seconds: seconds between checkpoints, taken after any step; 0 = none by the clock.
@@ -60,7 +60,7 @@ class TrainSettings:
     ema: float = 0.0
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int = 0
+    threads: int = 1
     deterministic: bool = False
     checkpoint_every: int = 0
     checkpoint_seconds: float = 30.0

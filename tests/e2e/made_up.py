@@ -29,11 +29,13 @@ GENE_SETS = {
 QUICK = (
     "train.epochs=3",
     "train.seeds=1",
-    "train.threads=1",
+    "train.unimodal=false",
     "model.width=8",
     "evaluation.bootstrap=20",
     "tracking.mlflow=false",
 )
+# enough to find the planted signal
+LEARN = ("train.epochs=30", "train.lr=1e-2", "train.batch_size=16", "train.patience=0", "train.modality_dropout=false")
 
 
 def card_text(*, name="toy", outcomes=("survival",), modalities=("stains", "genes", "clinical")) -> str:
@@ -64,7 +66,7 @@ def write(folder: Path, *, n=80, seed=0, prefix="p", missing=0.0, **card) -> Pat
     genes[:, 27] = 1.0
     age, stage = rng.normal(60, 9, size=n), rng.integers(0, 3, size=n)
     signal = 0.12 * (age - 60) + 0.5 * genes[:, :3].sum(1)
-    days = 900 * rng.exponential(size=n) * np.exp(-signal)
+    days = 900 * rng.exponential(size=n) * np.exp(-2 * signal)
     follow_up = rng.exponential(1500, size=n)
 
     def unless_missing(cells):

@@ -15,7 +15,6 @@ from medfuse.errors import CohortError
 from medfuse.run import open_run
 from medfuse.workflow import evaluate, predict, read_evaluations, train
 
-LEARN = ("train.epochs=30", "train.lr=1e-2", "train.batch_size=16", "train.patience=0")
 SCORES = {"survival": "harrell_c", "response": "auroc", "subtype": "auroc", "size": "r2"}
 
 
@@ -33,13 +32,13 @@ def trained(folder, card, *more, say=lambda line: None):
 
 @pytest.mark.parametrize("outcome", ["response", "subtype", "size"])
 def test_one_outcome_from_files_to_predictions(tmp_path, outcome):
-    card = made_up.write(tmp_path / "a", outcomes=(outcome,))
-    run = trained(tmp_path / "a", card, *LEARN, "modalities=[clinical, genes]", "baselines=null")
+    card = made_up.write(tmp_path / "a", n=140, outcomes=(outcome,))
+    run = trained(tmp_path / "a", card, *made_up.LEARN, "modalities=[clinical, genes]", "baselines=null")
     run.verify()
     evaluation = read_evaluations(run)[outcome]
     assert evaluation.score == SCORES[outcome]
     assert len(evaluation.models) > 1, "no baseline beside the model"
-    floor = {"response": 0.7, "subtype": 0.7, "size": 0.1}[outcome]
+    floor = {"response": 0.65, "subtype": 0.65, "size": 0.1}[outcome]
     assert evaluation.models["medfuse"]["mean"][SCORES[outcome]] > floor  # the planted signal is found
     page = (run.path / "report.html").read_text()
     assert outcome in page
@@ -87,13 +86,13 @@ def test_one_outcome_from_files_to_predictions(tmp_path, outcome):
 
 def test_several_outcomes_of_which_patients_miss_some(tmp_path):
     names = ("survival", "size", "response", "subtype")  # not in alphabetical order
-    card = made_up.write(tmp_path, n=100, missing=0.3, outcomes=names)
+    card = made_up.write(tmp_path, n=140, missing=0.3, outcomes=names)
     chosen = f"outcomes=[{', '.join(names)}]"
     said = []
-    run = trained(tmp_path, card, *LEARN, chosen, "baselines=[kaplan_meier]", say=said.append)
+    run = trained(tmp_path, card, *made_up.LEARN, chosen, "baselines=[kaplan_meier]", say=said.append)
     cohort = read_cohort(read_card(card), data_root=tmp_path)
     unknown = {name: int((~target.observed).sum()) for name, target in cohort.targets.items()}
-    assert all(10 < count < 60 for count in unknown.values()), unknown
+    assert all(10 < count < 70 for count in unknown.values()), unknown
     evaluations = read_evaluations(run)
     assert tuple(evaluations) == tuple(sorted(names))  # JSON keeps no order
     for name, evaluation in evaluations.items():
@@ -105,7 +104,7 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
     assert len([line for line in said if "left out kaplan_meier, baselines of other kinds" in line]) == 3
     # what the run says of its own patients after a reload has the kind, the range and the signal of each outcome
     table = pd.read_csv(predict(run, card, data_root=tmp_path, store_root=tmp_path / "store", out=tmp_path / "p.csv"))
-    assert table.groupby("outcome").size().to_dict() == dict.fromkeys(names, 100)
+    assert table.groupby("outcome").size().to_dict() == dict.fromkeys(names, 140)
     assert table.seen_in_training.any()
     size = table[table.outcome == "size"].set_index("patient_id")
     truth = pd.read_csv(tmp_path / "patients.csv").set_index("id")["size"].dropna()
@@ -124,7 +123,7 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
 
 def test_external_validation_from_the_command_line(tmp_path, monkeypatch, capsys):
     card = made_up.write(tmp_path / "here", modalities=("clinical", "genes"))
-    run = trained(tmp_path / "here", card, *LEARN, "baselines=[kaplan_meier]")
+    run = trained(tmp_path / "here", card, *made_up.LEARN, "baselines=[kaplan_meier]")
     # elsewhere: another site, no genes at all, and a table in another folder
     there = made_up.write(tmp_path / "there", seed=5, prefix="x", name="there", modalities=("clinical",))
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ from medfuse.training import (
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fold import chunks, speak
 from medfuse.training.member import transform_patients
+from medfuse.training.members import _jobs
 from medfuse.training.score import harrell_c
 
 QUICK = TrainSettings(epochs=4, lr=3e-3, batch_size=64, device="cpu", patience=0, checkpoint_every=1)
@@ -32,7 +33,7 @@ OUTCOMES = ("os", "recurrence", "size")
 
 
 def settings(**changes):
-    return FoldSettings(model=SMALL, train=QUICK, seeds=(0, 1), **changes)
+    return FoldSettings(**{"model": SMALL, "train": QUICK, "seeds": (0, 1), "unimodal": False, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,8 @@ def cohort():
 @pytest.fixture(scope="module", params=["discrete_hazard", "cox"])
 def fold(request, cohort):
     ids = cohort.ids[:110]
-    heads = {"os": {"name": request.param}}
-    return fit_fold(
-        cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings(heads=heads)
-    )
+    chosen = settings(heads={"os": {"name": request.param}}, unimodal=request.param == "cox")
+    return fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
 
 
 def equal(one, two, *, tolerance=0.0):
@@ -59,52 +58,93 @@ def equal(one, two, *, tolerance=0.0):
     return True
 
 
-def test_members_are_seeds_times_inner_folds(fold, cohort):
-    assert [m.name for m in fold.members] == ["00-00", "01-00", "00-01", "01-01"]
-    assert len({weights_sha256(m.state) for m in fold.members}) == 4
+def test_members_are_experts_times_inner_folds_times_seeds(fold, cohort):
+    joint = ["00-00", "01-00", "00-01", "01-01"]
+    assert [m.name for m in fold.members][:4] == joint
+    alone = [f"{name}-{modality}" for modality in cohort.data for name in joint]
+    assert [m.name for m in fold.members][4:] == (alone if len(fold.experts) > 1 else [])
+    assert len({weights_sha256(m.state) for m in fold.members}) == len(fold.members)
     assert fold.modalities == ("clinical", "expression", "stains")
     assert set(fold.out_of_fold) == set(OUTCOMES)
-    assert fold.out_of_fold["os"].patient_ids == fold.train_ids == cohort.ids[:110]
+    assert fold.out_of_fold["os"]["chosen"].patient_ids == fold.train_ids == cohort.ids[:110]
+    for member in fold.members:
+        assert list(member.shapes) == ([member.expert] if member.expert else list(fold.modalities))
 
 
-def test_predictions_are_valid_and_averaged_over_all_members(fold, cohort):
+def test_predictions_are_valid_and_say_what_the_members_say_together(fold, cohort):
     ids = cohort.ids[110:]
     found = predict_fold(fold, cohort.data, ids)
-    assert found["os"].survival.shape == (40, len(fold.curves["os"].times))
+    assert found["os"].survival.shape == (40, len(fold.ensembles["os"]["chosen"].times))
     assert (np.diff(found["os"].survival, axis=1) <= 0).all()
-    said = [
-        speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, ids), ids))["recurrence"]["probability"]
-        for m in fold.members
-    ]
-    np.testing.assert_allclose(found["recurrence"].probability, np.mean(said, axis=0), atol=1e-12)
     np.testing.assert_allclose(found["recurrence"].risk_score, found["recurrence"].probability[:, 1], atol=1e-12)
     np.testing.assert_allclose(found["recurrence"].probability.sum(1), 1)
     np.testing.assert_array_equal(found["size"].value, found["size"].risk_score)
     assert 20 < found["size"].value.mean() < 60  # in mm, not standardised
     assert not found["os"].present[:, 2].all()
+    e = fold.ensembles["size"]["chosen"]
+    expected = np.zeros(40)
+    for x, expert in enumerate(fold.experts):
+        z, has = np.zeros(40), np.array([not expert or i in cohort.data[expert].samples for i in ids])
+        for k, m in enumerate(fold.members):
+            if m.expert == expert:
+                said = speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, ids), ids))["size"][:, 0]
+                z += (said - e.centre[k, 0]) / e.spread[k] / 4
+        expected += e.weight[x] * np.where(has, z, 0)
+    np.testing.assert_allclose(found["size"].value, e.level[0] + e.slope * expected, atol=1e-9)
 
 
 def test_the_order_of_risks_is_that_of_the_curves(fold, cohort):
     found = predict_fold(fold, cohort.data, cohort.ids[110:])["os"]
-    if fold.curves["os"].baseline is None:
-        np.testing.assert_allclose(found.risk_score, -found.survival.mean(1))
-    else:
-        middle = found.survival[:, len(found.times) // 2]
-        assert (np.diff(middle[np.argsort(found.risk_score)]) <= 1e-12).all()
-        assert np.abs(fold.out_of_fold["os"].risk_score.mean()) < 1e-6  # standardised out of fold
+    middle = found.survival[:, len(found.times) // 2]
+    assert (np.diff(middle[np.argsort(found.risk_score)]) <= 1e-3).all()
+
+
+def test_a_unimodal_network_never_hears_of_patients_without_its_modality(cohort):
+    ids = cohort.ids[:110]
+    having = {i for i in ids if i in cohort.data["stains"].samples}
+    assert 30 < len(having) < 100
+    jobs = _jobs(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), expert="stains")
+    for job, split in zip(jobs, cohort.inner(ids), strict=True):
+        assert set(job.train) == having & set(split.train)
+        assert set(job.unseen) == having - set(split.train)
+        assert list(job.data) == ["stains"]
+
+
+def test_a_modality_with_too_few_events_has_no_network_of_its_own_and_is_listed(cohort):
+    ids = cohort.ids[:110]
+    target = cohort.outcomes.targets["os"]
+    stains = cohort.data["stains"]
+    happened = dict(zip(cohort.ids, target.event, strict=True))
+    lucky = {i: sample for i, sample in stains.samples.items() if not happened[i]}
+    data = {**cohort.data, "stains": dataclasses.replace(stains, samples=lucky)}
+    outcomes = Outcomes(patient_ids=cohort.ids, targets={"os": target})
+    chosen = settings(unimodal=True, seeds=(0,))
+    fold = fit_fold(data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
+    assert fold.experts == ("", "clinical", "expression")
+    assert "censored" in fold.skipped["stains"]
+    assert any("stains: no network of its own" in line for line in fold.describe("os"))
 
 
 def test_out_of_fold_comes_only_from_members_that_never_saw_the_patient(fold, cohort):
     ids = cohort.ids[:110]
     inner = cohort.inner(ids)
     unseen = inner[0].tuning
-    said = [
-        speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, unseen), unseen))["size"]["value"]
-        for m in fold.members
-        if m.inner == 0
-    ]
+    e = fold.ensembles["size"].get("joint", fold.ensembles["size"]["chosen"])
+    z = np.mean(
+        [
+            (
+                speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, unseen), unseen))["size"][:, 0]
+                - e.centre[k, 0]
+            )
+            / e.spread[k]
+            for k, m in enumerate(fold.members)
+            if m.inner == 0 and not m.expert
+        ],
+        axis=0,
+    )
     row = [ids.index(i) for i in unseen]
-    np.testing.assert_allclose(fold.out_of_fold["size"].value[row], np.mean(said, axis=0), atol=1e-12)
+    found = fold.out_of_fold["size"]["joint" if "joint" in fold.ensembles["size"] else "chosen"].value[row]
+    np.testing.assert_allclose(found, e.level[0] + e.slope * z, atol=1e-9)
 
 
 def test_batch_of_one_or_many_and_threads_agree(fold, cohort):
@@ -141,7 +181,8 @@ def test_a_fold_comes_back_from_disk_exactly(fold, cohort, tmp_path):
     ids = cohort.ids[110:]
     one, two = predict_fold(fold, cohort.data, ids), predict_fold(again, cohort.data, ids)
     assert all(equal(one[o], two[o]) for o in OUTCOMES)
-    assert all(equal(fold.out_of_fold[o], again.out_of_fold[o]) for o in OUTCOMES)
+    assert all(equal(p, again.out_of_fold[o][v]) for o in OUTCOMES for v, p in fold.out_of_fold[o].items())
+    assert all(equal(e, again.ensembles[o][v]) for o in OUTCOMES for v, e in fold.ensembles[o].items())
     assert again.train_ids == fold.train_ids
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
     save_fold(fold, tmp_path / "0")  # again: the members are there already
@@ -270,11 +311,12 @@ def test_rows_outside_the_training_side_change_nothing(cohort):
         simulated.only(cohort, "os").outcomes,
         train_ids=ids,
         inner=cohort.inner(ids),
-        settings=settings(),
+        settings=settings(unimodal=True),
     )
-    two = fit_fold(broken, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings())
+    two = fit_fold(broken, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings(unimodal=True))
     assert [weights_sha256(m.state) for m in one.members] == [weights_sha256(m.state) for m in two.members]
-    assert equal(one.out_of_fold["os"], two.out_of_fold["os"])
+    assert equal(one.out_of_fold["os"]["chosen"], two.out_of_fold["os"]["chosen"])
+    assert equal(one.ensembles["os"]["chosen"], two.ensembles["os"]["chosen"])
 
 
 def test_a_planted_signal_is_nearly_reached():

@@ -1,0 +1,122 @@
+"""Weights of experts: what is worth nothing says nothing, and nothing is chosen on rows that members were fitted on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from medfuse.errors import CohortError
+from medfuse.targets import Labels, Survival, Values
+from medfuse.training.ensemble import OutOfFold, fit_ensembles, link_of, outputs_of
+
+N, FOLDS = 600, 3
+
+
+def world(seed=0, *, noise=(0.3, 0.3, 30.0), absent=0.3, kind="survival"):
+    """Three experts with one member per inner fold: a joint one and two unimodal ones, seen through noise."""
+    draw = np.random.default_rng(seed)
+    parts = draw.normal(size=(N, 2))
+    risk = parts.sum(1)
+    has = np.ones((3, N), dtype=bool)
+    has[1:] = draw.random((2, N)) > absent
+    has[0] = has[1:].any(0)
+    said = [risk, parts[:, 0], parts[:, 1]]
+    times = np.array([0.5, 1.0, 2.0])
+    if kind == "survival":
+        time, censoring = draw.exponential(size=N) / np.exp(risk), draw.exponential(2.0, size=N)
+        target = Survival(event=time <= censoring, time=np.minimum(time, censoring))
+    elif kind == "binary":
+        target = Labels(label=(draw.random(N) < 1 / (1 + np.exp(-2 * risk))).astype(int), classes=("no", "yes"))
+    else:
+        target = Values(value=50 + 3 * risk + draw.normal(size=N))
+    links, expert_of, inner_of = [], [], []
+    for e in range(3):
+        for inner in range(FOLDS):
+            rows = np.flatnonzero((np.arange(N) % FOLDS == inner) & has[e])
+            # every member has an offset and a scale of its own, as Cox networks have
+            u = (said[e] + noise[e] * draw.normal(size=N))[rows, None] * (0.2 + inner) + 7 * inner
+            u = u + np.log(times) if kind == "survival" else (u * [-0.5, 0.5] if kind == "binary" else u)
+            links.append((len(links), rows, u))
+            expert_of.append(e)
+            inner_of.append(inner)
+    return OutOfFold(
+        links=links,
+        has=has,
+        expert_of=np.array(expert_of),
+        inner_of=np.array(inner_of),
+        target=target,
+        times=times if kind == "survival" else None,
+    )
+
+
+@pytest.mark.parametrize("kind", ["survival", "binary", "continuous"])
+def test_a_useless_expert_weighs_next_to_nothing_and_absent_says_nothing(kind):
+    oof = world(kind=kind)
+    found = fit_ensembles(oof)
+    assert set(found) == {"chosen", "joint", "unimodal"}
+    for ensemble in found.values():
+        assert ensemble.weight.sum() == pytest.approx(1)
+        assert (ensemble.weight >= 0).all()
+    assert found["unimodal"].weight[0] == 0
+    assert found["joint"].weight.tolist() == [1, 0, 0]
+    assert found["unimodal"].weight[2] < 0.15 * found["unimodal"].weight[1]
+    assert found["chosen"].tuning_score >= max(found["joint"].tuning_score, found["unimodal"].tuning_score)
+    nobody = np.flatnonzero(~oof.has.any(0))
+    link = found["chosen"].combine(oof.links, oof.has)
+    assert len(nobody) > 20
+    np.testing.assert_array_equal(link[nobody], np.broadcast_to(found["chosen"].level, link[nobody].shape))
+    wild = [(k, rows, np.where(oof.has[oof.expert_of[k], rows][:, None], u, 1e9)) for k, rows, u in oof.links]
+    np.testing.assert_array_equal(found["chosen"].combine(wild, oof.has), link)
+
+
+def test_the_share_of_the_joint_network_follows_its_inner_concordance():
+    assert fit_ensembles(world(noise=(20.0, 0.2, 0.2)))["chosen"].weight[0] == 0
+    assert fit_ensembles(world(noise=(0.1, 20.0, 20.0), absent=0.0))["chosen"].weight[0] >= 0.5
+
+
+def test_offsets_and_scales_of_members_do_not_matter():
+    oof = world()
+    moved = [(k, rows, 3.0 * u + 11.0 * k) for k, rows, u in oof.links]
+    one, two = fit_ensembles(oof)["chosen"], fit_ensembles(dataclasses.replace(oof, links=moved))["chosen"]
+    np.testing.assert_allclose(one.combine(oof.links, oof.has), two.combine(moved, oof.has), atol=1e-9)
+
+
+def test_recalibrated_curves_agree_with_the_life_table_in_each_third_of_risk():
+    from lifelines import KaplanMeierFitter
+
+    oof = world(3)
+    ensemble = fit_ensembles(oof)["chosen"]
+    outputs = outputs_of(ensemble.combine(oof.links, oof.has), Survival)
+    order = np.argsort(outputs["risk_score"])
+    for third in np.array_split(order, 3):
+        km = KaplanMeierFitter().fit(oof.target.time[third], oof.target.event[third]).predict([0.5, 1.0]).to_numpy()
+        assert np.abs(outputs["survival"][third, :2].mean(0) - km).max() < 0.1
+    assert (np.diff(outputs["survival"], axis=1) <= 0).all()
+    middle = outputs["survival"][order, 1]
+    assert (np.diff(middle) <= 1e-12).all()  # the order of risks is that of the curves
+
+
+def test_links_and_outputs_are_inverse():
+    draw = np.random.default_rng(0)
+    curve = np.sort(draw.uniform(0.01, 0.99, size=(5, 4)), axis=1)[:, ::-1]
+    np.testing.assert_allclose(outputs_of(link_of({"survival": curve}), Survival)["survival"], curve, atol=1e-12)
+    p = draw.dirichlet(np.ones(3), size=5)
+    np.testing.assert_allclose(outputs_of(link_of({"probability": p}), Labels)["probability"], p, atol=1e-12)
+    v = draw.normal(size=5)
+    np.testing.assert_array_equal(outputs_of(link_of({"value": v, "risk_score": v}), Values)["value"], v)
+
+
+def test_a_member_without_out_of_fold_patients_is_refused():
+    oof = world()
+    with pytest.raises(CohortError, match="out-of-fold"):
+        fit_ensembles(dataclasses.replace(oof, links=oof.links[1:]))
+
+
+def test_one_expert_is_the_model():
+    oof = world()
+    alone = dataclasses.replace(
+        oof, links=oof.links[:3], has=oof.has[:1], expert_of=np.zeros(3, int), inner_of=np.arange(3)
+    )
+    found = fit_ensembles(alone)
+    assert set(found) == {"chosen"}
+    assert found["chosen"].weight.tolist() == [1]
