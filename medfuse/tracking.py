@@ -35,6 +35,7 @@ from medfuse.run import Run, open_run
 _LOG = logging.getLogger("medfuse.tracking")
 _BATCH, _SECONDS = 500, 5.0  # metrics wait for this many, or this long
 _METRIC_LIMIT, _PARAM_LIMIT = 1000, 100  # MLflow's own limits per log_batch
+_PAGE = 200  # runs per search
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000  # MLflow's own limits of a value
 _LOCK_SECONDS = 60.0
 _START_SECONDS, _END_SECONDS = 30.0, 300.0  # longest that training waits for MLflow
@@ -92,10 +93,10 @@ def tracking_uri() -> str:
 def close_dead_runs(client: Any, experiment_id: str) -> int:  # noqa: ANN401  # MlflowClient
     """Mark runs of this host whose process is known to be gone as KILLED; returns how many."""
     query = f"attributes.status = 'RUNNING' and tags.`medfuse.host` = '{socket.gethostname()}'"
-    page = client.search_runs([experiment_id], filter_string=query, max_results=200)
+    page = client.search_runs([experiment_id], filter_string=query, max_results=_PAGE)
     found = list(page)
     while page.token:
-        page = client.search_runs([experiment_id], filter_string=query, max_results=200, page_token=page.token)
+        page = client.search_runs([experiment_id], filter_string=query, max_results=_PAGE, page_token=page.token)
         found += page
     closed = 0
     for run in found:
@@ -158,11 +159,22 @@ def _experiment(client: Any, name: str) -> str:  # noqa: ANN401  # MlflowClient
     return str(found.experiment_id)
 
 
+def _quiet() -> None:
+    """Silence MLflow, once it is imported (the import sets levels of its own); trouble is ours to tell, once.
+
+    Its advice (no signature: which columns a patient has is open; version notes) is not the user's to act on.
+    """
+    for name in ("mlflow", "mlflow.pyfunc", "mlflow.models", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for every refusal
+
+
 def _begin(plan: _Plan) -> _Target:
     """Make the MLflow runs of a plan."""
     from mlflow.entities import Param, RunTag
     from mlflow.tracking import MlflowClient
 
+    _quiet()
     with _start_lock(plan.uri):
         client = MlflowClient(tracking_uri=plan.uri)
         experiment = _experiment(client, plan.experiment)
@@ -261,9 +273,13 @@ def _cut(value: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """An error in one line, without the name and password that a URI may hold."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {_redact(line)}"[:300]
+    """The root of an error in one line, without the name and password that a URI may hold."""
+    root, seen = error, {id(error)}
+    while (deeper := root.__cause__ or root.__context__) is not None and id(deeper) not in seen:
+        root = deeper
+        seen.add(id(root))
+    line = (str(root).strip().splitlines() or [""])[0]
+    return f"{type(root).__name__}: {_redact(line)}"[:300]
 
 
 def _redact(text: str) -> str:
@@ -460,9 +476,6 @@ def _environment() -> Iterator[None]:
     }
     ours = {name: value for name, value in quiet.items() if name not in os.environ}
     os.environ.update(ours)
-    # MLflow's advice (no signature: which columns a patient has is open; version notes) is not the user's to act on.
-    for name in ("mlflow", "mlflow.pyfunc", "mlflow.models", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
