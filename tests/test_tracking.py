@@ -148,6 +148,21 @@ def test_tracking_leaves_the_users_mlflow_as_it_was(place, fresh, monkeypatch):
     assert child.data.metrics == {"death/harrell_c": 0.6}
 
 
+def test_the_default_database_is_that_of_each_working_folder(place, fresh, monkeypatch):
+    for name in ("one", "two"):  # mlflow writes its URI to the environment, where the second run would find the first's
+        (place / name).mkdir()
+        shutil.copy(fresh, place / name / "mlflow.db")
+        monkeypatch.chdir(place / name)
+        run, recipe = make_run(place / name / "run", status="finished")
+        run.seal()
+        with track(run, recipe, card=read_card("transbig"), folds=["0", "1"], say=pytest.fail) as tracker:
+            tracker.finish(run)
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+    for name in ("one", "two"):
+        _, parents, _ = stored(f"sqlite:///{place / name}/mlflow.db")
+        assert [r.data.tags["medfuse.run"] for r in parents] == [str(place / name / "run")]
+
+
 def test_odd_numbers_odd_names_and_long_values_are_taken(place, monkeypatch):
     long = "x" * 20_000
     run, recipe = make_run(place / "a run #1, 50%25 é")
@@ -161,6 +176,7 @@ def test_odd_numbers_odd_names_and_long_values_are_taken(place, monkeypatch):
     runs, parents, _ = stored(f"sqlite:///{place}/mlflow.db")
     assert long.startswith(parents[0].data.params["train.long"].removesuffix(" ..."))
     assert len(parents[0].data.params["train.long"]) == 6000
+    assert parents[0].data.params["train.long"].endswith("x ...")
     metrics = next(r for r in runs if r.data.tags.get("fold") == "0").data.metrics
     assert np.isnan(metrics["00-00/nan"])
     assert metrics["00-00/inf"] > 1e308
@@ -601,7 +617,7 @@ def test_training_gives_the_same_with_tracking_without_it_and_through_its_troubl
 CARD = """---
 name: {name}
 title: "Partial patients"
-governance: {{licence: as transbig, source: a test, consent: as transbig, deidentification: none needed}}
+governance: {{licence: as transbig, source: a test, citation: a test, consent: none, deidentification: none}}
 patients: {{file: patients.csv, id: id}}
 time_zero: keep
 outcomes:
@@ -725,3 +741,8 @@ def test_the_model_served_by_a_fresh_process_is_medfuse_predict_for_partial_and_
     assert set(none.modalities) == {"none: population estimate"}
     assert np.ptp(none.risk_score) < 1e-6
     np.testing.assert_allclose(none[numbers].iloc[0], ours[numbers].iloc[7], atol=1e-6, rtol=0)
+    part = next((place / "mlruns").rglob("artifacts/run/attrition.json"))
+    part.write_text(part.read_text().replace("198", "197"))
+    damaged = subprocess.run([*command, *files], env=ENVIRONMENT, cwd=elsewhere, check=False, capture_output=True)
+    assert damaged.returncode != 0
+    assert b"attrition.json: content differs" in damaged.stderr
