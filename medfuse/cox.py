@@ -145,7 +145,7 @@ def fit_cox(
         baseline_hazard=hazard,
         ties=ties,
         iterations=steps,
-        converged=converged,
+        converged=converged and not _blind(x - mean, ridge, sets=sets, information=end.information),
     )
 
 
@@ -230,19 +230,28 @@ def _refuse_collinear(
 ) -> None:
     """Refuse unpenalised covariates that the likelihood does not see: only rows at risk at some event count."""
     free = np.flatnonzero(ridge == 0)
-    if not free.size:
-        return
-    seen = x[sets.stop > sets.start][:, free]
-    constant = free[np.ptp(seen, axis=0) == 0]
+    constant = free[np.ptp(x[sets.stop > sets.start][:, free], axis=0) == 0]
     if constant.size:
         msg = (
             f"fit_cox: covariate {constant[0]} is constant among those at risk at an event; drop it, or give it a "
             "penalty"
         )
         raise ModelError(msg)
-    spread = seen.std(axis=0)
-    average = information[np.ix_(free, free)] / np.outer(spread, spread) / len(sets.rows)
-    centred = (seen - seen.mean(axis=0)) / spread
-    if np.linalg.matrix_rank(centred) < len(free) or np.linalg.eigvalsh(average)[0] < _LEAST_INFORMATION:
+    if _blind(x, ridge, sets=sets, information=information):
         msg = f"fit_cox: the {len(free)} unpenalised covariates are collinear; drop some, or give a penalty"
         raise ModelError(msg)
+
+
+def _blind(
+    x: NDArray[np.float64], ridge: NDArray[np.float64], *, sets: RiskSets, information: NDArray[np.float64]
+) -> bool:
+    """Whether some unpenalised direction has no information: collinear at zero, separated at the maximum."""
+    free = np.flatnonzero(ridge == 0)
+    if not free.size:
+        return False
+    seen = x[sets.stop > sets.start][:, free]
+    spread = seen.std(axis=0)
+    average = information[np.ix_(free, free)] / np.outer(spread, spread) / len(sets.rows)
+    if not np.linalg.eigvalsh(average)[0] > _LEAST_INFORMATION:
+        return True
+    return bool(np.linalg.matrix_rank((seen - seen.mean(axis=0)) / spread) < len(free))

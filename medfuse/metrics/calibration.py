@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from medfuse.cox import fit_cox
+from medfuse.errors import ModelError
 from medfuse.metrics.nonparametric import Convention, censoring_survival, kaplan_meier
 from medfuse.targets import Survival
 
@@ -182,7 +183,10 @@ def _slope(survival: Survival, probability: NDArray[np.float64], horizon: float)
     x = np.log(-np.log1p(-p))
     if event.sum() < 2 or np.ptp(x) < 1e-9:
         return float("nan"), "slope needs two events by the horizon and predictions that differ"
-    fit = fit_cox(x[:, None], Survival(event=event, time=np.minimum(survival.time, horizon)))
+    try:
+        fit = fit_cox(x[:, None], Survival(event=event, time=np.minimum(survival.time, horizon)))
+    except ModelError:
+        return float("nan"), "slope: predictions do not differ among those at risk at an event"
     return (float(fit.coefficients[0]), "") if fit.converged else (float("nan"), "slope: the likelihood is monotone")
 
 

@@ -23,7 +23,7 @@ discrete <- function(d, edges, link) {
   x <- scale(d$x)[long$id, ]
   k <- factor(long$interval, levels = seq_along(edges))
   fit <- glm(long$y ~ 0 + k + x, family = binomial(link), weights = long$w,
-             control = glm.control(epsilon = 1e-14, maxit = 100))
+             control = glm.control(epsilon = 1e-16, maxit = 60))
   level <- coef(fit)[seq_along(edges)]
   slope <- coef(fit)[-seq_along(edges)]
   list(level = unname(level), slope = unname(slope), log_likelihood = -deviance(fit) / 2)
@@ -47,7 +47,7 @@ grid <- function(d, k) as.numeric(unique(quantile(d$time[d$event], seq_len(k) / 
 set.seed(41)
 write_fixture("losses", list(
   cox = lapply(data[c("lung", "veteran", "rossi", "gbsg")], function(d) {
-    beta <- round(runif(ncol(d$x), -1, 1) / apply(d$x, 2, sd), 3)
+    beta <- unname(round(runif(ncol(d$x), -1, 1) / apply(d$x, 2, sd), 3))
     c(list(beta = beta), lapply(c(efron = "efron", breslow = "breslow"), function(t) cox(d, beta, t)))
   }),
   discrete = lapply(data[c("lung", "veteran", "gbsg")], function(d) list(
