@@ -66,7 +66,7 @@ def test_discrete_hazard_loss_is_the_likelihood_of_glm_and_its_maximum(name, lin
     log_likelihood.backward()
     assert float(log_likelihood.detach()) == pytest.approx(case[link]["log_likelihood"], abs=1e-9)
     for gradient in (level.grad, slope.grad):  # glm stopped where the score is zero
-        np.testing.assert_allclose(gradient.numpy(), 0.0, atol=1e-6)
+        np.testing.assert_allclose(gradient.numpy(), 0.0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(fixture("losses")["elsewhere"]))

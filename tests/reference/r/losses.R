@@ -22,8 +22,12 @@ discrete <- function(d, edges, link) {
   long <- person_periods(d, edges)
   x <- scale(d$x)[long$id, ]
   k <- factor(long$interval, levels = seq_along(edges))
-  fit <- glm(long$y ~ 0 + k + x, family = binomial(link), weights = long$w,
-             control = glm.control(epsilon = 1e-16, maxit = 60))
+  step <- function(start, most) suppressWarnings(
+    glm(long$y ~ 0 + k + x, family = binomial(link), weights = long$w, start = start,
+        control = glm.control(epsilon = 1e-14, maxit = most)))
+  fit <- step(NULL, 100)
+  # glm stops when the deviance does; single steps go on until the coefficients do.
+  for (more in 1:40) fit <- step(coef(fit), 1)
   level <- coef(fit)[seq_along(edges)]
   slope <- coef(fit)[-seq_along(edges)]
   list(level = unname(level), slope = unname(slope), log_likelihood = -deviance(fit) / 2)
