@@ -45,7 +45,8 @@ def a_calibration(survival: Survival, at_time: NDArray[np.float64], *, cells: in
 
     References:
         Akritas (1988), Pearson-type goodness-of-fit tests: the univariate case, section 3; Simonsen, Waagepetersen
-        (2025), A-calibration. NOTE[DIFF]: cells of equal expectation instead of equal width.
+        (2025), A-calibration: assessment of prediction models for survival data under censoring.
+        NOTE[DIFF]: cells of equal expectation instead of equal width.
     """
     known = survival.observed
     event, hazard = survival.event[known], -np.log(np.clip(at_time[known], _EPS, 1.0))

@@ -26,7 +26,8 @@ json <- function(v) {
 write_fixture <- function(name, value, packages = "survival") {
   versions <- lapply(setNames(packages, packages), function(p) as.character(packageVersion(p)))
   made_by <- list(script = paste0("tests/reference/r/", basename(here)), r = R.version.string, packages = versions)
-  path <- file.path(dirname(dirname(here)), "fixtures", paste0(name, ".json"))
+  folder <- Sys.getenv("MEDFUSE_FIXTURES", file.path(dirname(dirname(here)), "fixtures"))
+  path <- file.path(folder, paste0(name, ".json"))
   writeLines(json(c(list(made_by = made_by), value)), path)
   cat(name, file.size(path), "bytes\n")
 }
