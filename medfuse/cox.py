@@ -26,8 +26,8 @@ class CoxFit:
         baseline_times, baseline_hazard: (k,) event times and cumulative baseline hazard at the means.
         ties: how tied events were handled.
         iterations: Newton steps taken.
-        converged: False when the steps did not shrink: the likelihood is monotone (separation), and no coefficient of
-            the fit should be read.
+        converged: False when the steps did not shrink, or no information was left where they ended: the likelihood is
+            monotone (separation), and no coefficient of the fit should be read.
     """
 
     coefficients: NDArray[np.float64]
@@ -230,14 +230,16 @@ def _refuse_collinear(
 ) -> None:
     """Refuse unpenalised covariates that the likelihood does not see: only rows at risk at some event count."""
     free = np.flatnonzero(ridge == 0)
-    constant = free[np.ptp(x[sets.stop > sets.start][:, free], axis=0) == 0]
+    seen = x[sets.stop > sets.start][:, free]
+    constant = free[np.ptp(seen, axis=0) == 0]
     if constant.size:
         msg = (
             f"fit_cox: covariate {constant[0]} is constant among those at risk at an event; drop it, or give it a "
             "penalty"
         )
         raise ModelError(msg)
-    if _blind(x, ridge, sets=sets, information=information):
+    rank = np.linalg.matrix_rank((seen - seen.mean(axis=0)) / seen.std(axis=0)) if free.size else 0
+    if rank < len(free) or _blind(x, ridge, sets=sets, information=information):
         msg = f"fit_cox: the {len(free)} unpenalised covariates are collinear; drop some, or give a penalty"
         raise ModelError(msg)
 
@@ -249,9 +251,6 @@ def _blind(
     free = np.flatnonzero(ridge == 0)
     if not free.size:
         return False
-    seen = x[sets.stop > sets.start][:, free]
-    spread = seen.std(axis=0)
+    spread = x[sets.stop > sets.start][:, free].std(axis=0)
     average = information[np.ix_(free, free)] / np.outer(spread, spread) / len(sets.rows)
-    if not np.linalg.eigvalsh(average)[0] > _LEAST_INFORMATION:
-        return True
-    return bool(np.linalg.matrix_rank((seen - seen.mean(axis=0)) / spread) < len(free))
+    return bool(not np.linalg.eigvalsh(average)[0] > _LEAST_INFORMATION)

@@ -12,14 +12,32 @@ Ties = Literal["efron", "breslow"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Beyond:
+    """Sums over the rows whose place is above 0, 1, ..., k - 1: rows in order of place, and the first of each sum."""
+
+    order: NDArray[np.intp]
+    first: NDArray[np.intp]
+
+    def __call__(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
+        nobody = np.zeros((1, *value.shape[1:]))
+        falling = np.concatenate([nobody, value[self.order[::-1]]]).cumsum(axis=0)
+        return np.asarray(falling[len(value) - self.first], dtype=np.float64)
+
+
+def _beyond(place: NDArray[np.intp], *, count: int) -> _Beyond:
+    order = np.argsort(place, kind="stable")
+    return _Beyond(order=order, first=np.searchsorted(place[order], np.arange(count), side="right"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiskSets:
     """Who is at risk at which of the k distinct event times: row i at ``times[start[i] : stop[i]]``.
 
     Attributes:
         times: (k,) distinct event times, increasing.
         start, stop: (n,) event times at or before the entry and the time of each row.
-        by_start, by_stop: (n,) rows in increasing order of each.
-        delayed: whether any row enters after the first event time.
+        staying: sums over the rows that have not left at each event time.
+        coming: sums over the rows that have not entered yet; None when all enter before the first event.
         rows: (d,) rows of the events, by time.
         group: (d,) place of each event in ``times``.
         share: (d,) part of the tied events that Efron takes out of the risk set; zero for Breslow.
@@ -28,19 +46,15 @@ class RiskSets:
     times: NDArray[np.float64]
     start: NDArray[np.intp]
     stop: NDArray[np.intp]
-    by_start: NDArray[np.intp]
-    by_stop: NDArray[np.intp]
-    delayed: bool
+    staying: _Beyond
+    coming: _Beyond | None
     rows: NDArray[np.intp]
     group: NDArray[np.intp]
     share: NDArray[np.float64]
 
     def sums(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         """(k, ...) sum of ``value`` (n, ...) over the rows at risk at each event time."""
-        left_later = _sum_beyond(value, self.stop, self.by_stop, count=len(self.times))
-        if not self.delayed:
-            return left_later
-        return left_later - _sum_beyond(value, self.start, self.by_start, count=len(self.times))
+        return self.staying(value) if self.coming is None else self.staying(value) - self.coming(value)
 
     def tied_sums(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         """(k, ...) sum of ``value`` (n, ...) over the rows with an event at each event time."""
@@ -55,15 +69,6 @@ class RiskSets:
         own = np.bincount(self.group, weights=self.share * inverse, minlength=len(self.times))
         weight[self.rows] -= own[self.group]
         return np.asarray(weight, dtype=np.float64)
-
-
-def _sum_beyond(
-    value: NDArray[np.float64], place: NDArray[np.intp], order: NDArray[np.intp], *, count: int
-) -> NDArray[np.float64]:
-    """(count, ...) sum of ``value`` over the rows whose ``place`` is above 0, 1, ..., count - 1."""
-    first = np.searchsorted(place[order], np.arange(count), side="right")
-    nobody = np.zeros((1, *value.shape[1:]))
-    return np.asarray(np.concatenate([value[order], nobody])[::-1].cumsum(axis=0)[::-1][first], dtype=np.float64)
 
 
 def risk_sets(survival: Survival, entry: NDArray[np.float64] | None, *, ties: Ties) -> RiskSets:
@@ -85,9 +90,8 @@ def risk_sets(survival: Survival, entry: NDArray[np.float64] | None, *, ties: Ti
         times=times,
         start=start,
         stop=stop,
-        by_start=np.argsort(start, kind="stable"),
-        by_stop=np.argsort(stop, kind="stable"),
-        delayed=bool(start.any()),
+        staying=_beyond(stop, count=len(times)),
+        coming=_beyond(start, count=len(times)) if start.any() else None,
         rows=np.flatnonzero(survival.event)[order],
         group=group,
         share=position / count[group] if ties == "efron" else np.zeros(len(group)),
@@ -97,8 +101,9 @@ def risk_sets(survival: Survival, entry: NDArray[np.float64] | None, *, ties: Ti
 def denominators(sets: RiskSets, hazard: NDArray[np.float64]) -> NDArray[np.float64]:
     """(d,) summed hazard of those at risk with each event, less Efron's share of the tied ones."""
     tied = sets.tied_sums(hazard)
-    # Sums of delayed entries are differences: rounding must not take more than those who die then out of a risk set.
-    at_risk = np.maximum(sets.sums(hazard), tied) if sets.delayed else sets.sums(hazard)
+    at_risk = sets.sums(hazard)
+    if sets.coming is not None:  # a difference: rounding must not take those who die then out of their risk set
+        at_risk = np.maximum(at_risk, tied)
     return np.asarray(at_risk[sets.group] - sets.share * tied[sets.group], dtype=np.float64)
 
 

@@ -1,7 +1,7 @@
 """fit_cox against R's coxph, efron and breslow, on seven data sets; one of them (start, stop].
 
-Asked: 1e-10 relative, 1e-13 for log-likelihoods, 1e-12 absolute for curves. Largest found on one x86-64 machine: 1e-13 for
-coefficients, 4e-12 for standard errors (gbsg), 1e-15 for log-likelihoods, 3e-14 for hazards, 4e-15 for curves.
+Asked: 1e-10 relative, 1e-13 for log-likelihoods, 1e-12 absolute for curves. Largest found on one x86-64 machine: 1e-13
+for coefficients, 4e-12 for standard errors (gbsg), 1e-15 for log-likelihoods, 3e-14 for hazards, 4e-15 for curves.
 """
 
 from itertools import pairwise

@@ -1,6 +1,7 @@
 """Kaplan-Meier and what follows from it against survfit, log-rank tests against survdiff.
 
-Asked: 1e-10 absolute for probabilities, 1e-10 relative for the rest. Largest found on one x86-64 machine: 6e-16 and 4e-14.
+Asked: 1e-10 absolute for probabilities, 1e-10 relative for the rest. Largest found on one x86-64 machine: 6e-16 and
+4e-14.
 """
 
 import numpy as np
