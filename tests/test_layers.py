@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "files", "doctor", "processes"},
     {"config", "card", "tables", "targets", "sample", "prediction"},
-    {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox"},
+    {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "models", "metrics"},
     {"dataset", "training", "baselines", "evaluation", "audit"},
     {"checking", "run", "frames"},
