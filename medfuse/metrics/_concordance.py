@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 # vectors, and one walk with its mispredicted branches and address arithmetic serves all 64.
 LANES = 64
 
+
 @numba.njit(cache=True)
 def _add(tree: NDArray[np.float64], position: int, weight: float) -> None:
     i = position + 1
@@ -155,7 +156,11 @@ def scatter_draws(draws: NDArray[np.uint32], rows: NDArray[np.int64], counts: ND
 
 @numba.njit(cache=True, nogil=True)
 def _add_lanes(
-    tree: NDArray[np.uint32], at: NDArray[np.uint32], inside: NDArray[np.uint32], position: int, count: NDArray[np.uint8]
+    tree: NDArray[np.uint32],
+    at: NDArray[np.uint32],
+    inside: NDArray[np.uint32],
+    position: int,
+    count: NDArray[np.uint8],
 ) -> None:
     i = position + 1
     while i < len(tree):
@@ -168,6 +173,16 @@ def _add_lanes(
 
 
 @numba.njit(cache=True, nogil=True)
+def _below_lanes(tree: NDArray[np.uint32], position: int, below: NDArray[np.uint32]) -> None:
+    below[:] = 0
+    i = position
+    while i > 0:
+        for b in range(LANES):
+            below[b] += tree[i, b]
+        i -= i & (-i)
+
+
+@numba.njit(cache=True, nogil=True)
 def count_resamples(
     order: NDArray[np.int64],
     group: NDArray[np.int64],
@@ -176,22 +191,24 @@ def count_resamples(
     counts: NDArray[np.uint8],
     pair_weight: NDArray[np.float64],
     work: NDArray[np.uint32],
-) -> NDArray[np.float64]:
-    """:func:`count_pairs` of ``LANES`` resamples in one walk: (2, LANES) sums of pair scores (1, 1/2, 0) and weights.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """:func:`count_pairs` of ``LANES`` resamples in one walk: their sums of pair scores (1, 1/2, 0) and of weights.
 
     With pair weights of 1 every partial sum is a multiple of 1/2 below 2**53 (n < 9e7), and so exact.
 
     Args:
-        order, group: (k,) as in :func:`count_pairs`.
-        event, rank, pair_weight: (n,) by row, as in :func:`count_pairs`.
+        order: (k,) rows by time, latest first; within a time the censored first.
+        group: (k,) group of equal times of each row in that order.
+        event: (n,) by row.
+        rank: (n,) dense rank of the risk score.
         counts: (n, LANES) how often each row stands in each resample.
-        work: (2, ranks + 1, LANES) scratch, overwritten: memory that is not mapped anew for each call.
+        pair_weight: (n,) weight of the pairs whose earlier member is the row.
+        work: (2 * ranks + 1, LANES) scratch, overwritten: memory that is not mapped anew for each call.
     """
-    tree, at = work[0], work[1]
-    tree[:] = 0
-    at[:] = 0
+    work[:] = 0
+    at, tree = work[: len(work) // 2], work[len(work) // 2 :]
     inside, below = np.zeros(LANES, np.uint32), np.zeros(LANES, np.uint32)
-    out = np.zeros((2, LANES))
+    score, pairs = np.zeros(LANES), np.zeros(LANES)
     n = len(order)
     start = 0
     while start < n:
@@ -204,19 +221,15 @@ def count_resamples(
         for k in range(start, stop):
             row = order[k]
             if event[row] and pair_weight[row] != 0.0:
-                below[:] = 0
-                i = rank[row]
-                while i > 0:
-                    for b in range(LANES):
-                        below[b] += tree[i, b]
-                    i -= i & (-i)
+                weight, same, count = pair_weight[row], at[rank[row]], counts[row]
+                _below_lanes(tree, rank[row], below)
                 for b in range(LANES):
-                    scale = pair_weight[row] * counts[row, b]
-                    out[0, b] += scale * (below[b] + 0.5 * at[rank[row], b])
-                    out[1, b] += scale * inside[b]
+                    scale = weight * count[b]
+                    score[b] += scale * (below[b] + 0.5 * same[b])
+                    pairs[b] += scale * inside[b]
         for k in range(start, stop):
             row = order[k]
             if event[row]:
                 _add_lanes(tree, at, inside, rank[row], counts[row])
         start = stop
-    return out
+    return score, pairs
