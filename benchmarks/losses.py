@@ -25,6 +25,7 @@ from torchsurv.loss.cox import neg_partial_log_likelihood
 from medfuse.losses import cox_loss, discrete_hazard_loss, risk_sets
 
 Run = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+CALLS = {1_000: 50, 10_000: 10}  # per turn and number of patients; 1 above
 
 
 def cohort(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -126,7 +127,7 @@ def cox(n: int, repeats: int) -> dict:
         runs["n x n exp, breslow"] = both_ways(naive_exp, *data)
         runs["n x n logsumexp, breslow"] = both_ways(naive_logsumexp, *data)
         ours |= {"n x n exp, breslow": "medfuse breslow", "n x n logsumexp, breslow": "medfuse breslow"}
-    found = compare(runs, ours=ours, repeats=repeats, calls=max(1, 20_000 // n))
+    found = compare(runs, ours=ours, repeats=repeats, calls=CALLS.get(n, 1))
     sort = round_robin({"argsort": lambda: torch.argsort(data[2], descending=True)}, repeats=repeats, calls=5)
     found["times"]["limit: one torch.argsort"] = sort["argsort"]
     median = {name: t["median_ms"] for name, t in found["times"].items()}
@@ -169,7 +170,7 @@ def discrete(n: int, intervals: int, repeats: int) -> dict:
         "sigmoid, cumprod, clamp, log": both_ways(clamped_hazard, z, event, interval),
     }
     twins = {"sigmoid, cumprod, clamp, log": "medfuse"}
-    return compare(runs, ours=twins, repeats=repeats, calls=max(1, 10_000 // n))
+    return compare(runs, ours=twins, repeats=repeats, calls=CALLS.get(n, 1))
 
 
 def stress() -> dict[str, dict[str, bool]]:
