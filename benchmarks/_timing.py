@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,18 +51,13 @@ def ratios(times: dict[str, dict[str, float]], ours: str) -> dict[str, float]:
 
 
 def extra_peak_mib(run: Callable[[], object]) -> float:
-    """Most resident memory during one call beyond what was resident before, MiB (Linux: VmHWM, set back first)."""
-    run()
+    """Most memory that numpy and Python held during one call beyond what they held before, MiB."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmHWM")
+    tracemalloc.start()
     run()
-    return round((_status("VmHWM") - before) / 1024, 1)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return round(peak / 2**20, 2)
 
 
 def load() -> list[float]:
