@@ -2,8 +2,9 @@
 
 Forward and backward. Usage: python benchmarks/losses.py [--threads 1] [--repeats 9] [--out FILE.json]
 Every candidate must give the same loss as ours before it is timed (torchsurv's sum is divided by the number of events).
-Candidates take turns, so that noise hits all alike. One thread, because on a shared machine with few cores every
-parallel torch operation waits for the slowest core (8 ms each, measured). Goals: P1, P2 of ../shared/performance.md.
+Candidates take turns, so that noise hits all alike, and ratios are of processor time. One thread, because on a shared
+machine with few cores every parallel torch operation waits for the slowest core (8 ms each, measured).
+Goals: P1, P2 of ../shared/performance.md.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _timing import load, machine, round_robin
+from _timing import load, machine, ratios, round_robin
 from torch.nn import functional
 from torchsurv.loss.cox import neg_partial_log_likelihood
 
@@ -106,8 +107,8 @@ def compare(runs: dict[str, Run], *, ours: dict[str, str], repeats: int, calls: 
         assert gap < 1e-3, f"{name}: gradient differs by {gap}"
         agreement[name] = {"relative_loss_difference": error, "relative_gradient_difference": gap}
     times = round_robin(dict(runs), repeats=repeats, calls=calls)
-    ratios = {name: times[name]["median_ms"] / times[twin]["median_ms"] for name, twin in ours.items()}
-    return {"times": times, "times_ours": ratios, "agreement": agreement}
+    found = {name: ratios(times, twin)[name] for name, twin in ours.items()}
+    return {"times": times, "times_ours": found, "agreement": agreement}
 
 
 def errors(runs: dict[str, Run], exact: dict[str, Run]) -> dict[str, dict[str, float]]:
@@ -146,11 +147,11 @@ def cox(n: int, repeats: int) -> dict:
     found["error_against_float64"] = errors(efron, dict.fromkeys(efron, right))
     sort = round_robin({"argsort": lambda: torch.argsort(data[2], descending=True)}, repeats=repeats, calls=5)
     found["times"]["limit: one torch.argsort"] = sort["argsort"]
-    median = {name: t["median_ms"] for name, t in found["times"].items()}
+    median = {name: t["cpu_ms"] for name, t in found["times"].items()}
     found["times_ours_order_known"] = {
         "torchsurv efron": median["torchsurv efron"] / median["medfuse efron, order known"]
     }
-    found["in_argsorts"] = median["medfuse efron"] / sort["argsort"]["median_ms"]
+    found["in_argsorts"] = median["medfuse efron"] / sort["argsort"]["cpu_ms"]
     return found | {"events": int(data[1].sum()), "unique_times": len(data[2].unique()), "load": load()}
 
 

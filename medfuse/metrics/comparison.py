@@ -96,7 +96,7 @@ def bootstrap_values(
     models = np.atleast_2d(risk)
     n = len(survival)
     parts = _parts(np.zeros(n) if strata is None else np.asarray(strata))
-    weight = np.ones(n) if pair_weight is None else np.asarray(pair_weight, dtype=np.float64)
+    weight = np.broadcast_to(1.0 if pair_weight is None else pair_weight, (n,)).astype(np.float64)
     walks, rank = _walks(survival, models, parts)
     blocks = -(-n_resamples // LANES)
     workers = max(1, min(numba.get_num_threads() if threads is None else threads, blocks))
