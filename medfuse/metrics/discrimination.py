@@ -63,9 +63,8 @@ def ranked(survival: Survival, risk_score: NDArray[np.float64]) -> Ranked:
 
 def _concordance_of(r: Ranked, pair_weight: NDArray[np.float64], *, with_error: bool = True) -> Concordance:
     n = len(r.order)
-    ones = np.ones(n)
     concordant, discordant, tied = (
-        _concordance.count_pairs(r.order, r.group, r.event, r.rank, ones, pair_weight, r.ranks) if n else (0.0,) * 3
+        _concordance.count_pairs(r.order, r.group, r.event, r.rank, pair_weight, r.ranks) if n else (0.0,) * 3
     )
     pairs = concordant + discordant + tied
     if pairs <= 0:
@@ -137,13 +136,20 @@ def uno_c(
         prediction procedures with censored survival data, equation 6.
     """
     survival, risk = _known(survival, risk_score)
+    weight = uno_weight(survival, train=train, tau=tau, convention=convention)
+    return _concordance_of(ranked(survival, risk), weight, with_error=with_error)
+
+
+def uno_weight(
+    survival: Survival, *, train: Survival, tau: float | None = None, convention: Literal["r", "sksurv"] = "r"
+) -> NDArray[np.float64]:
+    """(n,) weight of the pairs whose earlier member is the patient, as in :func:`uno_c`; 0 where none counts."""
     curve = censoring_survival(train.time[train.observed], train.event[train.observed])
     probability = curve.left(survival.time) if convention == "r" else curve(survival.time)
-    counted = survival.event & (probability > 0)
+    counted = survival.event & survival.observed & (probability > 0)
     if tau is not None:
         counted &= survival.time < tau
-    weight = np.where(counted, 1.0 / np.where(probability > 0, probability, 1.0) ** 2, 0.0)
-    return _concordance_of(ranked(survival, risk), weight, with_error=with_error)
+    return np.where(counted, 1.0 / np.where(probability > 0, probability, 1.0) ** 2, 0.0)
 
 
 def stratified_c(survival: Survival, risk_score: NDArray[np.float64], strata: NDArray[np.generic]) -> Concordance:
