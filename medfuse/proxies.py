@@ -161,6 +161,51 @@ def _rebuilt(x: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
     return 1 - left / total if total > 0 else 0.0
 
 
+def _forward(parts: NDArray[np.float64], base: NDArray[np.float64], truth: NDArray[np.float64]) -> list[int]:
+    """Parts in the order in which each explains most of what those before it left of the truth.
+
+    Args:
+        parts: (n, p).
+        base: (n, m) what is known anyway.
+        truth: (n,).
+    """
+    q = np.linalg.qr(base)[0]
+    left, rest = parts - q @ (q.T @ parts), truth - q @ (q.T @ truth)
+    start = np.linalg.norm(parts, axis=0)
+    picked: list[int] = []
+    for _ in range(min(parts.shape[1], len(truth) // 6 - base.shape[1])):
+        norm = np.linalg.norm(left, axis=0)
+        gain = np.where(norm > 1e-6 * start, np.abs(rest @ left) / np.maximum(norm, 1e-300), 0.0)
+        best = int(np.argmax(gain))
+        if gain[best] <= 1e-9 * np.linalg.norm(truth):
+            break
+        picked.append(best)
+        direction = left[:, best] / norm[best]
+        rest = rest - direction * (direction @ rest)
+        left = left - np.outer(direction, direction @ left)
+    return picked
+
+
+def _parts(s: Suspects, chosen: NDArray[np.intp], rows: NDArray[np.intp]) -> tuple[list[int], NDArray[np.float64]]:
+    """Standardised numbers of the chosen columns, one per level of a category, means where missing; and whose."""
+    owner: list[int] = []
+    parts: list[NDArray[np.float64]] = []
+    for c in chosen.tolist():
+        value = s.value[rows, c].astype(np.float64)
+        missing = np.isnan(value)
+        if missing.all():
+            continue
+        forms = [np.where(missing, np.nanmean(value), value)]
+        if s.coded[c]:
+            levels, count = np.unique(value[~missing], return_counts=True)
+            forms = [(value == level).astype(np.float64) for level in levels[np.argsort(-count)][:10]]
+        for form in forms:
+            if form.std() > 0:
+                owner.append(c)
+                parts.append((form - form.mean()) / form.std())
+    return owner, np.stack(parts, axis=1) if parts else np.zeros((len(rows), 0))
+
+
 def _together(s: Suspects, target: Target, chosen: NDArray[np.intp], known: NDArray[np.float64]) -> list[str]:
     """Columns that only together are the outcome: its parts, or two dates whose difference is the time.
 
@@ -171,32 +216,22 @@ def _together(s: Suspects, target: Target, chosen: NDArray[np.intp], known: NDAr
         known: (n, m) what the card says of the patients, such as index time; no evidence, but a part all the same.
     """
     rows = np.flatnonzero(target.observed)
-    parts: list[tuple[int, NDArray[np.float64]]] = []
-    for c in chosen:
-        value = s.value[rows, c].astype(np.float64)
-        missing = np.isnan(value)
-        if s.coded[c]:
-            levels, count = np.unique(value[~missing], return_counts=True)
-            parts += [(c, (value == level).astype(np.float64)) for level in levels[np.argsort(-count)][:10]]
-        elif not missing.all():
-            parts.append((c, np.where(missing, np.nanmean(value), value)))
+    owner, parts = _parts(s, chosen, rows)
+    if len(rows) < 30 or not owner:
+        return []
+    given = known[rows] - known[rows].mean(axis=0)
+    base = np.column_stack([np.ones(len(rows)), given / np.maximum(given.std(axis=0), 1e-12)])
     found: list[str] = []
-    extra = [np.ones(len(rows)), *((k[rows] - k[rows].mean()) / (k[rows].std() or 1.0) for k in known.T)]
-    for truth in _truths(target.take(rows)) if len(rows) >= 30 and parts else []:
-        strength = np.array([_correlation(v, truth) for _, v in parts])
-        best = [
-            parts[p] for p in np.argsort(-strength, kind="stable")[: len(rows) // 6 - len(extra)] if strength[p] > 0
-        ]
-        scaled = [(c, (v - v.mean()) / v.std()) for c, v in best]
-        design = np.stack([*extra, *(v for _, v in scaled)], axis=1)
-        if _rebuilt(design, truth) <= _REBUILDS:
+    for truth in _truths(target.take(rows)):
+        picked = _forward(parts, base, truth)
+        if _rebuilt(np.column_stack([base, parts[:, picked]]), truth) <= _REBUILDS:
             continue
-        kept = list(scaled)
-        for part in reversed(scaled):  # the weakest first: leave out whatever is not needed
-            fewer = [other for other in kept if other is not part]
-            if _rebuilt(np.stack([*extra, *(v for _, v in fewer)], axis=1), truth) > _REBUILDS:
+        kept = list(picked)
+        for part in reversed(picked):  # the weakest first: leave out whatever is not needed
+            fewer = [other for other in kept if other != part]
+            if _rebuilt(np.column_stack([base, parts[:, fewer]]), truth) > _REBUILDS:
                 kept = fewer
-        found += [s.names[c] for c, _ in kept]
+        found += [s.names[owner[p]] for p in kept]
     return list(dict.fromkeys(found))
 
 

@@ -22,7 +22,7 @@ _COLUMNS = 2048  # columns that are enough to recognise a neighbour
 _NEAR = 5  # the neighbour that gives the local scale; up to four copies of a person leave it a stranger
 _MAX_DIMENSION = 25.0
 _RATIO = 1 / 3  # of the 5th neighbour's distance; the nearest strangers of five TCGA cohorts reach 0.45
-_CHANCE = 1e-4  # expected number of such pairs by chance, per modality
+_CHANCE = 1e-3  # expected number of such pairs by chance, per modality
 _LEVELS = 12  # distinct values below which a column is a code, and equal codes are ordinary
 _HOLDERS = 4  # patients with one row, beyond which the row is a default and nobody's
 _FAR = 1e6  # stands for a distance over too few shared cells
@@ -226,6 +226,14 @@ def _cell_by_cell(
     return np.stack(columns, axis=1)
 
 
+def _dimension(near: NDArray[np.float64], k: int) -> float:
+    """Intrinsic dimension d: the ball of the 2k-th neighbour holds twice as many as that of the k-th, so r grows by
+    2^(1/d)."""
+    whole = near[:, -1] < _FAR
+    growth = float(np.median(np.log(near[whole, -1] / near[whole, k - 1]))) if whole.any() else 0.0
+    return float(min(_MAX_DIMENSION, np.log(2) / growth)) if growth > 0 else _MAX_DIMENSION
+
+
 def _near_rows(x: NDArray[np.float64]) -> set[tuple[int, int]]:
     z, resolution = _standardised(x)
     n = len(z)
@@ -236,9 +244,13 @@ def _near_rows(x: NDArray[np.float64]) -> set[tuple[int, int]]:
     whole = near[:, -1] < _FAR
     if not whole.any():
         return set()
-    growth = float(np.median(np.log(near[whole, -1] / near[whole, k - 1])))
-    dimension = min(_MAX_DIMENSION, np.log(2) / growth if growth > 0 else _MAX_DIMENSION)
+    dimension = _dimension(near, k)
     if z.shape[1] < WIDE:
+        # Few patients make the dimension seem low. How low is seen where it is known: in shuffled columns.
+        rng = np.random.default_rng(0)
+        shuffled = np.stack([rng.permutation(column) for column in z.T], axis=1)
+        seen = _dimension(_neighbours(shuffled, resolution, k)[1], k)
+        dimension = min(_MAX_DIMENSION, z.shape[1] * min(1.0, dimension / seen))
         near = np.where(near < _FAR, _cell_by_cell(z, resolution, who), _FAR)
     usual = float(np.median(near[whole, k - 1]))
     typical = float(np.median(cells[whole]))
