@@ -19,9 +19,9 @@ _ROUNDS = 2
 
 
 def _replaced(
-    modality: ModalityData, sample: ModalitySample, *, rng: np.random.Generator, coded: int
+    modality: ModalityData, sample: ModalitySample, *, rng: np.random.Generator, coded: bool
 ) -> ModalitySample:
-    """Other content of the same form: wild numbers, other levels, other cells missing."""
+    """Other content of the same form: wild numbers, the last level or the first, other cells missing."""
     shape = sample.tokens.shape
     # Of both signs and unlike sizes, so that extremes, variances, ranks and selections all move.
     wild = rng.normal(size=shape) * 10.0 ** rng.uniform(-1, 4, size=shape)
@@ -32,7 +32,7 @@ def _replaced(
     tokens[0, 1] = 1.0
     for c, column in enumerate(modality.columns):
         if column.kind != "numeric":
-            tokens[c] = np.array([(coded + rng.integers(2)) % max(1, len(column.levels)), 1.0])
+            tokens[c] = np.array([len(column.levels) - 1 if coded else 0, 1.0])
     tokens[tokens[:, 1] == 0, 0] = 0.0
     return ModalitySample(tokens=tokens, position=sample.position)
 
@@ -45,8 +45,17 @@ def _perturbed(modality: ModalityData, train: set[PatientId], *, seed: int) -> M
         if patient in train:
             samples[patient] = sample
         elif seed == 0 or n % 2:
-            samples[patient] = _replaced(modality, sample, rng=rng, coded=seed * n)
+            samples[patient] = _replaced(modality, sample, rng=rng, coded=seed == 0)
     return dataclasses.replace(modality, samples=samples)
+
+
+def _with_unseen_level(modality: ModalityData) -> ModalityData:
+    """One more level in every coded column, which nobody of the cohort has."""
+    columns = tuple(
+        c if c.kind == "numeric" else dataclasses.replace(c, levels=(*c.levels, "(outside train only)"))
+        for c in modality.columns
+    )
+    return dataclasses.replace(modality, columns=columns)
 
 
 def _differing(before: Fitted, after: Fitted) -> set[str]:
@@ -71,6 +80,7 @@ def fit_isolation(
         split: whose train side is fitted on.
     """
     train = set(split.train)
+    data = {name: _with_unseen_level(modality) for name, modality in data.items()}
     before = fit(data, split.train)
     changed: set[str] = set()
     for seed in range(_ROUNDS):

@@ -1,5 +1,6 @@
 """Columns that know the outcome: copies, bins, recodings and parts of it, and absences that only follow from it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from medfuse.types import PatientId
 
 _ORDERS = 0.95  # a single column that orders survival better than this knows it
 _DIAGNOSES = 0.98  # classes and values may have one strong honest predictor: a receptor's gene, an earlier measurement
-_UNTIED = 0.98  # concordance among untied pairs: bins of the outcome tie, but never disagree with it
+_UNTIED = 0.99  # concordance among untied pairs: bins of the times tie, but never disagree with them
 _REBUILDS = 0.97  # share of the outcome's variance that several columns together rebuild
 _LEAST = 8  # patients in the smaller group below which perfect agreement is luck
 _SHORTLIST = 100
@@ -74,6 +75,8 @@ def _knows_survival(target: Survival, value: NDArray[np.float64]) -> bool:
         return False
     if max(c.value, 1 - c.value) > _ORDERS:
         return True
+    # A strong predictor orders events; only what was made from the times orders the censored ones as well.
+    c = harrell_c(dataclasses.replace(target, event=np.ones_like(event)), value, with_error=False)
     untied = c.concordant + c.discordant
     sizes = np.unique(value, return_counts=True)[1]
     agrees = max(c.concordant, c.discordant) > _UNTIED * untied

@@ -227,8 +227,7 @@ def _cell_by_cell(
 
 
 def _dimension(near: NDArray[np.float64], k: int) -> float:
-    """Intrinsic dimension d: the ball of the 2k-th neighbour holds twice as many as that of the k-th, so r grows by
-    2^(1/d)."""
+    """Intrinsic dimension d: the 2k-th neighbour's ball holds twice as many as the k-th's, so r grows by 2^(1/d)."""
     whole = near[:, -1] < _FAR
     growth = float(np.median(np.log(near[whole, -1] / near[whole, k - 1]))) if whole.any() else 0.0
     return float(min(_MAX_DIMENSION, np.log(2) / growth)) if growth > 0 else _MAX_DIMENSION
@@ -245,20 +244,20 @@ def _near_rows(x: NDArray[np.float64]) -> set[tuple[int, int]]:
     if not whole.any():
         return set()
     dimension = _dimension(near, k)
+    per_cell = dimension / float(np.median(cells[whole]))
     if z.shape[1] < WIDE:
         # Few patients make the dimension seem low. How low is seen where it is known: in shuffled columns.
         rng = np.random.default_rng(0)
         shuffled = np.stack([rng.permutation(column) for column in z.T], axis=1)
         seen = _dimension(_neighbours(shuffled, resolution, k)[1], k)
-        dimension = min(_MAX_DIMENSION, z.shape[1] * min(1.0, dimension / seen))
+        per_cell = min(1.0, dimension / seen)
         near = np.where(near < _FAR, _cell_by_cell(z, resolution, who), _FAR)
     usual = float(np.median(near[whole, k - 1]))
-    typical = float(np.median(cells[whole]))
     pairs = set()
     for a, j in np.argwhere(near[:, : k - 1] < _FAR):
         b = who[a, j]
         scale = min(near[a, k - 1], near[b, k - 1], usual)
-        power = dimension * min(1.0, cells[a, j] / typical)
+        power = min(_MAX_DIMENSION, per_cell * cells[a, j])
         ratio = near[a, j] / scale if scale > 0 else 1.0
         if ratio < _RATIO and (k - 1) * n * ratio**power < _CHANCE:
             pairs.add((int(min(a, b)), int(max(a, b))))

@@ -175,12 +175,12 @@ def world(seed: int, *, n: int = 120, only: tuple[str, ...] | None = None, event
         "marker": Values(value=50 + 10 * severity + 8 * rng.normal(size=n), unit="mg/L"),
     }
     sites = [f"Site {k}" for k in rng.integers(8, size=n)]
-    cohort = cohort_of(ids, targets, data, sites=sites, index_times=days)
+    cohort = cohort_of(ids, targets, list(data) or ["none"], sites=sites, index_times=days)
     splits = generated_splits(cohort, outcome="death", folds=4, seed=seed)
     return World(cohort=cohort, data=data, splits=splits, rng=rng)
 
 
-# --- planting -----------------------------------------------------------------------------------------------------------
+# --- planting ---------------------------------------------------------------------------------------------------------
 
 
 def with_records(w: World, **changes) -> World:

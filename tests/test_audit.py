@@ -5,12 +5,16 @@ import json
 
 import numpy as np
 import pytest
+from clean import CLEAN
 from leaks import bags, flipped, on_values, table, truth, with_columns, with_content, with_records, world
 
 from medfuse.audit import AuditReport, audit, fit_isolation, outcome_isolation, require_clean, same_names
-from medfuse.errors import LeakError
-from medfuse.sample import Column, ModalityData, ModalitySample
-from medfuse.splits import Split, generated_splits
+from medfuse.cohort import read_cohort
+from medfuse.config import SplitsRecipe, read_card
+from medfuse.dataset import load_modalities
+from medfuse.errors import LeakError, MedfuseError
+from medfuse.sample import Column, ModalitySample
+from medfuse.splits import Split, generated_splits, make_splits
 
 SEED = 7
 
@@ -19,7 +23,7 @@ def audited(w) -> AuditReport:
     return audit(w.cohort, w.data, w.splits, w.outcome, group_by_site=w.group_by_site)
 
 
-# --- one person on two sides --------------------------------------------------------------------------------------------
+# --- one person on two sides ------------------------------------------------------------------------------------------
 
 
 def same_person(first: str, second: str):
@@ -74,7 +78,7 @@ def sites(rename):
     return plant
 
 
-# --- one person's content under two ids ---------------------------------------------------------------------------------
+# --- one person's content under two ids -------------------------------------------------------------------------------
 
 
 def copy(name, change, *, kind="", only=None, n=120):
@@ -137,7 +141,7 @@ def everyone_twice(seed):
     return with_content(w, "genes", lambda t: noisy(0.02)(t, w.rng), pairs), "near-duplicate profile", ()
 
 
-# --- columns that know the outcome --------------------------------------------------------------------------------------
+# --- columns that know the outcome ------------------------------------------------------------------------------------
 
 
 def columns(make, names, *, name="clinical", outcome="death", evidence=None):
@@ -223,7 +227,7 @@ LEAKS = {
     "person: letter case": same_person("MRN-0042", "mrn-0042"),
     "person: zero padding": same_person("MRN 42", "MRN 0042"),
     "person: separators and spaces": same_person("hosp_17/3 ", "HOSP 17-3"),
-    "person: full-width digits": same_person("\uff14\uff12", "42"),  # noqa: RUF001 of no matter: that is the leak
+    "person: full-width digits": same_person("\uff14\uff12", "42"),
     "patient: float form": same_patient("12", "12.0", [str(k) for k in range(100, 218)]),
     "patient: padding and case": same_patient("pat7", "PAT007", [f"PAT{k:03d}" for k in range(100, 218)]),
     "person: tuning and held_out": in_between("tuning"),
@@ -240,7 +244,10 @@ LEAKS = {
     "genes: everyone twice": everyone_twice,
     "laboratory: copy": labs_only(lambda t, rng: t),
     "laboratory: noise": labs_only(noisy(0.003)),
-    "laboratory: some cells missing": labs_only(lambda t, rng: t * (rng.random(len(t)) > 0.25)[:, None]),
+    "laboratory: two cells missing": labs_only(lambda t, rng: t * ~np.isin(np.arange(len(t)), [1, 6])[:, None]),
+    "laboratory: one cell corrected": labs_only(
+        lambda t, rng: t * np.where(np.arange(len(t)) == 8, 1.3, 1.0)[:, None] ** [[1, 0]]
+    ),
     "tiles: in another order": copy("tiles", lambda t, rng: t[rng.permutation(len(t))]),
     "tiles: a third of them": copy("tiles", lambda t, rng: t[rng.permutation(len(t))[: len(t) // 3]]),
     "tiles: half of them, half precision": copy("tiles", lambda t, rng: t[::2].astype(np.float16)),
@@ -299,3 +306,214 @@ def caught(plant, seed) -> str:
 @pytest.mark.parametrize("name", LEAKS)
 def test_a_planted_leak_is_found_and_named(name):
     assert caught(LEAKS[name], SEED) == ""
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_clean_cohort_raises_no_alarm(name):
+    assert audited(CLEAN[name](SEED)).findings == ()
+
+
+# --- fitted on held-out rows ------------------------------------------------------------------------------------------
+
+
+def _genes(data, ids):
+    return np.stack([data["genes"].samples[i].tokens[:, 0] for i in ids if i in data["genes"].samples]).astype(float)
+
+
+def scaler(data, ids):
+    x = _genes(data, ids)
+    return {"mean": x.mean(axis=0), "scale": x.std(axis=0)}
+
+
+def components(data, ids):
+    x = _genes(data, ids)
+    return {"components": np.linalg.svd(x - x.mean(axis=0), full_matrices=False)[2][:3]}
+
+
+def imputer(data, ids):
+    tokens = np.stack([data["clinical"].samples[i].tokens[:, 0] for i in ids])
+    return {"median": np.median(tokens, axis=0)}
+
+
+def selection(data, ids):
+    return {"chosen": np.sort(np.argsort(_genes(data, ids).var(axis=0))[-20:])}
+
+
+def vocabulary(data, ids):
+    stage = [c.name for c in data["clinical"].columns].index("stage")
+    cells = [data["clinical"].samples[i].tokens[stage] for i in ids]
+    return {"levels": np.array(sorted({f"level {v:.0f}" for v, known in cells if known}), dtype=object)}
+
+
+def missing_filter(data, ids):
+    return {"kept": np.mean([data["clinical"].samples[i].tokens[:, 1] for i in ids], axis=0) > 0.94}
+
+
+def prototypes(data, ids):
+    tokens = np.concatenate([data["tiles"].samples[i].tokens for i in ids])
+    centres = tokens[:4]
+    for _ in range(5):
+        nearest = ((tokens[:, None] - centres) ** 2).sum(axis=-1).argmin(axis=1)
+        centres = np.stack(
+            [tokens[nearest == k].mean(axis=0) if (nearest == k).any() else centres[k] for k in range(4)]
+        )
+    return {"centres": centres}
+
+
+def bag_length(data, ids):
+    return {"longest": np.array(max(abs(data["tiles"].samples[i].tokens).max() for i in ids))}
+
+
+def time_grid(cohort, ids):
+    target = cohort.target("death", ids)
+    return {"grid": np.quantile(target.time[target.event], np.linspace(0, 1, 9))}
+
+
+def threshold(cohort, ids):
+    target = cohort.target("receptor", ids)
+    return {"threshold": np.array(target.label.mean())}
+
+
+def value_scale(cohort, ids):
+    return {"scale": np.array(cohort.target("marker", ids).value.std())}
+
+
+ROWS = [scaler, components, imputer, selection, vocabulary, missing_filter, prototypes, bag_length]
+OUTCOMES = [time_grid, threshold, value_scale]
+
+
+@pytest.mark.parametrize("fit", ROWS, ids=lambda f: f.__name__)
+def test_what_is_fitted_on_held_out_rows_is_named(fit):
+    w = world(SEED)
+    split = w.splits[0]
+    assert fit_isolation(fit, w.data, split) == ()
+
+    def on_everyone(data, ids):
+        return fit(data, [i for i in w.ids if all(i in modality.samples for modality in data.values())])
+
+    leaky = fit_isolation(on_everyone, w.data, split)
+    assert leaky == tuple(sorted(fit(w.data, split.train)))
+
+
+@pytest.mark.parametrize("fit", OUTCOMES, ids=lambda f: f.__name__)
+def test_what_is_fitted_on_held_out_outcomes_is_named(fit):
+    w = world(SEED)
+    split = w.splits[0]
+    assert outcome_isolation(fit, w.cohort, split) == ()
+    leaky = outcome_isolation(lambda cohort, ids: fit(cohort, cohort.patient_ids), w.cohort, split)
+    assert leaky == tuple(fit(w.cohort, split.train))
+
+
+# --- refused before the audit: what files say -------------------------------------------------------------------------
+
+CARD = """---
+name: dated
+title: A dated cohort
+governance: {licence: CC0, source: made up, citation: none, consent: none needed, deidentification: made up}
+patients: {file: patients.csv, id: id}
+groups: {person: person}
+outcomes:
+  death: {kind: survival, time: days, unit: days, event: status, event_codes: ["1"], censored_codes: ["0"]}
+modalities:
+  labs: {loader: tabular, file: labs.csv, repeated_rows: mean, days_from_index: day, columns: {hb: {unit: g/dL}}}
+  genes: {loader: expression, file: genes.csv, columns: "g_*", unit: tpm, days_from_index: day}
+folds: {pattern: "fold{k}.csv", k: 1}
+---
+
+# Dated
+"""
+
+
+def written(folder, *, days=("-3", "-1", "0"), genes="-2", person="p3", held_out="p4", card=CARD):
+    """Four files of a small cohort; patient p2 has several rows of laboratory values."""
+    (folder / "dated.md").write_text(card)
+    people = [f"p{k}" for k in range(1, 9)]
+    rows = [f"{p},{person if p == 'p5' else p},{90 * k},{k % 2}" for k, p in enumerate(people, 1)]
+    (folder / "patients.csv").write_text("\n".join(["id,person,days,status", *rows]))
+    lab_rows = [f"{p},{10 + k},-1" for k, p in enumerate(people) if p != "p2"]
+    lab_rows += [f"p2,{11 + k},{day}" for k, day in enumerate(days)]
+    (folder / "labs.csv").write_text("\n".join(["id,hb,day", *lab_rows]))
+    gene_rows = [f"{p},{k},{k * k},{genes if p == 'p6' else -1}" for k, p in enumerate(people)]
+    (folder / "genes.csv").write_text("\n".join(["id,g_A,g_B,day", *gene_rows]))
+    pairs = zip(["p1", "p2", "p3", held_out], ["p4", "p5", "p6", "p7"], strict=True)
+    (folder / "fold0.csv").write_text("\n".join(["train,val", *(f"{a},{b}" for a, b in pairs)]))
+    cohort = read_cohort(read_card(folder / "dated.md"), data_root=folder)
+    make_splits(cohort, SplitsRecipe(), "death")
+    return load_modalities(cohort, store_root=folder / "store")
+
+
+REFUSED = {
+    "index time: a table": ({"days": ("-1", "3", "12")}, "after index time"),
+    "index time: one of several rows": ({"days": ("-9", "-5", "0.5")}, "after index time"),
+    "index time: expression": ({"genes": "30"}, "after index time"),
+    "index time: dated where rows are genes": (
+        {"card": CARD.replace("loader: expression", "loader: expression, orientation: genes_by_patients")},
+        "transpose",
+    ),
+    "folds: one person under two ids": ({"person": "p3", "held_out": "p8"}, "same person"),
+    "folds: a patient twice": ({"held_out": "p4"}, "p4"),
+}
+
+
+def test_files_without_a_leak_are_read(tmp_path):
+    assert set(written(tmp_path, person="p5", held_out="p8")) == {"labs", "genes"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_leak_that_the_files_state_is_refused(tmp_path, name):
+    changes, said = REFUSED[name]
+    with pytest.raises(MedfuseError, match=said):
+        written(tmp_path, **{"person": "p5", "held_out": "p8", **changes})
+
+
+# --- around it --------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_forty_of_each():
+    assert len(LEAKS) + len(ROWS) + len(OUTCOMES) + len(REFUSED) >= 40
+    assert len(CLEAN) >= 40
+
+
+def test_a_leak_stops_with_its_evidence_and_without_values():
+    w, _, (a, b) = LEAKS["genes: noise"](SEED)
+    report = audited(w)
+    with pytest.raises(LeakError, match=rf"genes.*{min(a, b)} ~ {max(a, b)}.*allow_leaks"):
+        require_clean(report, allow=False)
+    require_clean(report, allow=True)
+    said = json.dumps(report.to_dict())
+    values = {f"{v:.4g}" for v in w.data["genes"].samples[a].tokens[:, 0]}
+    assert not any(value in said for value in values if len(value) > 4)
+
+
+def test_a_narrow_copy_that_other_modalities_contradict_is_a_warning():
+    w = world(SEED)
+    a, b = w.pair
+    findings = audited(with_content(w, "clinical", lambda tokens: tokens)).findings
+    assert [(f.severity, f.evidence) for f in findings] == [("warning", (f"{min(a, b)} ~ {max(a, b)}",))]
+
+
+def test_copies_on_one_side_are_no_leak():
+    w = world(SEED, only=("genes",))
+    a, b = w.splits[0].train[:2]
+    w = dataclasses.replace(with_content(w, "genes", lambda t: t, [(a, b)]), splits=w.splits[:1])
+    assert audited(w).findings == ()
+
+
+def test_a_check_without_splits_still_runs():
+    w = dataclasses.replace(world(SEED, n=12), splits=[])
+    assert audited(w).ok
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("P-001", "p 1", True),
+        ("12.0", "12", True),
+        ("1-11", "11-1", False),
+        ("a01-1", "a1-01", False),
+        ("A1", "B1", False),
+    ],
+)
+def test_names_as_people_write_them(first, second, same):
+    form = same_names([first, second])
+    assert (form[first] == form[second]) is same
