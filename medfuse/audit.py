@@ -180,15 +180,23 @@ def _content(cohort: Cohort, data: Mapping[str, ModalityData], splits: Sequence[
     other modalities differ is a warning.
     """
     sides = [{i: side for side in _SIDES for i in getattr(split, side)} for split in splits]
+    equal = {name: [p for p in equal_content(m) if _apart(sides, *p)] for name, m in data.items()}
+    near = {name: [p for p in near_content(m) if _apart(sides, *p)] for name, m in data.items()}
+    alike = {name: {frozenset(p) for p in (*equal[name], *near[name])} for name in data}
+
+    def differ(a: PatientId, b: PatientId, name: str) -> bool:
+        others = [other for other in data if other != name and {a, b} not in alike[other]]
+        return any(told_apart(data[other], a, b) for other in others)
+
     for name, modality in data.items():
-        equal = [pair for pair in equal_content(modality) if _apart(sides, *pair)]
-        near = [pair for pair in near_content(modality) if _apart(sides, *pair) and pair not in set(equal)]
+        again = {frozenset(p) for p in equal[name]}
+        near[name] = [p for p in near[name] if frozenset(p) not in again]
         wide = modality.layout == "vectors" or len(modality.columns) >= WIDE
-        for kind, pairs in (("duplicate content", equal), ("near-duplicate profile", near)):
+        for kind, pairs in (("duplicate content", equal[name]), ("near-duplicate profile", near[name])):
             grave: list[str] = []
             slight: list[str] = []
             for a, b in pairs:
-                differs = not wide and any(told_apart(m, a, b) for other, m in data.items() if other != name)
+                differs = not wide and differ(a, b, name)
                 (slight if differs else grave).append(f"{a} = {b}" if kind == "duplicate content" else f"{a} ~ {b}")
             for severity, found in (("error", grave), ("warning", slight)):
                 if found:

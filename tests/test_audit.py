@@ -110,6 +110,17 @@ def labs_only(change):
     return plant
 
 
+def two_narrow_tables(seed):
+    """Neither table clears the other: both are copies with noise."""
+    w = world(seed, only=("clinical",))
+    w.data["urine"] = table("urine", w.ids, w.rng.normal(size=(len(w.ids), 14)))
+    a, b = w.pair
+    rng = w.rng
+    for name in ("clinical", "urine"):
+        w = with_content(w, name, lambda t: noisy(0.003)(t, rng))
+    return w, "near-duplicate profile", (a, b)
+
+
 def one_vector(change):
     """One embedding per patient."""
 
@@ -244,6 +255,7 @@ LEAKS = {
     "genes: everyone twice": everyone_twice,
     "laboratory: copy": labs_only(lambda t, rng: t),
     "laboratory: noise": labs_only(noisy(0.003)),
+    "two narrow tables: noise": two_narrow_tables,
     "laboratory: two cells missing": labs_only(lambda t, rng: t * ~np.isin(np.arange(len(t)), [1, 6])[:, None]),
     "laboratory: one cell corrected": labs_only(
         lambda t, rng: t * np.where(np.arange(len(t)) == 8, 1.3, 1.0)[:, None] ** [[1, 0]]
