@@ -16,7 +16,7 @@ LAYERS = [
     {"config", "card", "tables", "targets", "sample", "prediction"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "models", "metrics"},
-    {"dataset", "training", "baselines", "evaluation", "audit"},
+    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
     {"checking", "run", "frames"},
     {"tracking", "report", "figures"},
     {"workflow"},
