@@ -141,7 +141,7 @@ def uno_c(
 
 
 def uno_weight(
-    survival: Survival, *, train: Survival, tau: float | None = None, convention: Literal["r", "sksurv"] = "r"
+    survival: Survival, *, train: Survival, tau: float | None = None, convention: Convention = "r"
 ) -> NDArray[np.float64]:
     """(n,) weight of the pairs whose earlier member is the patient, as in :func:`uno_c`; 0 where none counts."""
     curve = censoring_survival(train.time[train.observed], train.event[train.observed])

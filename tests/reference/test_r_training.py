@@ -1,4 +1,4 @@
-"""The training path against R: a linear network in the product's own loop, and the baselines of training/hazard.py."""
+"""The training path against R: a linear network in the product's own loop, and the slope of recalibration."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import torch
 from from_r import array, dataset, fixture
 
 from medfuse.batch import Batch, ModalityShape, target_tensors
-from medfuse.cox import baseline_cumulative_hazard, fit_cox
+from medfuse.cox import fit_cox
 from medfuse.models.encoders.linear import LinearEncoder
 from medfuse.models.fusion.base import Fused, Fusion
 from medfuse.models.heads import HEADS
 from medfuse.models.model import MultimodalModel
 from medfuse.models.settings import HeadSettings
 from medfuse.training.fit import fit_member
-from medfuse.training.hazard import cox_slope, fit_baseline
+from medfuse.training.recalibration import cox_slope
 from medfuse.training.settings import TrainSettings
 
 
@@ -72,17 +72,14 @@ def test_a_linear_network_trained_by_fit_member_reaches_the_coefficients_of_r(na
 
 
 @pytest.mark.parametrize("name", ["lung", "veteran", "rossi", "gbsg", "pbc"])
-def test_slope_and_baseline_of_training_are_breslows(name):
-    """training/hazard.py may not import cox.py (it loads in numpy alone); it must say the same, which R says too."""
+def test_the_slope_of_recalibration_is_breslows(name):
+    """Training may not import cox.py (it loads in numpy alone); it must say the same, which R says too."""
     x, survival, _ = dataset(name)
     score = x @ np.array(fixture("cox")["fits"][name]["breslow"]["coefficients"])
     score -= score.mean()
     fit = fit_cox(score[:, None], survival, ties="breslow")
     assert fit.coefficients[0] == pytest.approx(1, abs=1e-9)  # the fitted score needs no further slope
     assert cox_slope(survival, score) == pytest.approx(1, abs=1e-9)
-    times, hazard = baseline_cumulative_hazard(survival, score, ties="breslow")
-    found = fit_baseline(survival, score, times=times)
-    np.testing.assert_allclose(found.cumulative, hazard, rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["lung", "rossi"])
