@@ -11,8 +11,7 @@ class MedfuseModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
     """Predicts patients with all members of all folds, averaged, as ``medfuse predict`` does.
 
     Input: one row per patient, a column ``patient_id`` and columns ``MODALITY.COLUMN``; a missing cell is missing,
-    and a
-    modality without any cell is absent.
+    a modality without any cell is absent, and a patient without any modality gets the population estimate.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -22,6 +21,7 @@ class MedfuseModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
         from medfuse.training import load_fold
 
         self._run = open_run(context.artifacts["run"])
+        self._run.verify()
         self._folds = [load_fold(self._run.fold_folder(s["name"])) for s in self._run.read("splits")["splits"]]
         self._classes = classes_of(self._run)
 

@@ -1,6 +1,13 @@
-"""The leak audit: does anything of the held-out patients, or of the outcome itself, reach the fit?"""
+"""The leak audit: does anything of the held-out patients, or of the outcome itself, reach the fit?
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+Who stands on two sides is looked for here, whose content does in :mod:`medfuse.twins`, which columns know the outcome
+in :mod:`medfuse.proxies`, and what was fitted on held-out rows in :mod:`medfuse.isolation`.
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,18 +16,25 @@ from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
 from medfuse.errors import LeakError
-from medfuse.files import sha256_bytes
-from medfuse.metrics.discrimination import auroc, harrell_c
-from medfuse.preprocessing import fit_preprocessing, stack, to_arrays
-from medfuse.sample import ModalityData, ModalitySample
+from medfuse.isolation import fit_isolation, fitted_preprocessing, outcome_isolation
+from medfuse.proxies import joint_columns, outcome_columns
+from medfuse.sample import ModalityData
 from medfuse.splits import Split
-from medfuse.targets import Labels, Survival, Target, Values
+from medfuse.twins import WIDE, equal_content, near_content, told_apart
 from medfuse.types import PatientId
 
-_PROXY = 0.95  # a single column that orders outcomes better than this knows them
-_TWIN = 0.999  # two profiles that correlate more than this are one sample
-_INFORMATIVE = 10  # distinct measured values below which equal rows are coincidence
-_WIDE = 50  # columns from which one equal modality suffices
+__all__ = [
+    "AuditReport",
+    "Finding",
+    "audit",
+    "fit_isolation",
+    "fitted_preprocessing",
+    "outcome_isolation",
+    "require_clean",
+]
+
+_SIDES = ("train", "tuning", "held_out", "external")
+_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,143 +77,65 @@ def require_clean(report: AuditReport, *, allow: bool) -> None:
     raise LeakError(msg)
 
 
-def _persons(cohort: Cohort, split: Split) -> Iterator[Finding]:
-    person = {record.patient_id: record.person for record in cohort.records}
-    train = {person[i]: i for i in (*split.train, *split.tuning)}
-    shared = [(train[person[i]], i) for i in split.held_out if person[i] in train]
-    if shared:
-        yield Finding(
-            kind="shared person",
-            severity="error",
-            message=f"split {split.name}: {len(shared)} persons stand in train and in held_out",
-            evidence=tuple(f"{a} = {b}" for a, b in shared[:10]),
-        )
+# --- the same name, differently written -------------------------------------------------------------------------------
 
 
-def _digests(modality: ModalityData) -> dict[PatientId, str]:
-    """Content of each patient with enough measured values that equality is no coincidence; codes do not count."""
-    numeric = np.array([c.kind == "numeric" for c in modality.columns], dtype=bool)
-    found = {}
-    for patient, sample in modality.samples.items():
-        tokens = np.asarray(sample.tokens)
-        value = tokens[numeric & (tokens[:, 1] > 0), 0] if modality.layout == "columns" else tokens.ravel()
-        if len(np.unique(value)) >= _INFORMATIVE:
-            found[patient] = sha256_bytes(np.ascontiguousarray(tokens).tobytes())
-    return found
+def _parts(text: str) -> tuple[str, ...]:
+    """Runs of letters and of digits: "P-001", "p 001" and "P001" are alike, "1-11" and "11-1" are not."""
+    plain = unicodedata.normalize("NFKC", text).casefold().strip()
+    plain = re.sub(r"^(\d+)\.0+$", r"\1", plain)  # a number that went through a table of floats
+    return tuple(re.findall(r"\d+|[^\W\d_]+", plain)) or (plain,)
 
 
-def _content(data: Mapping[str, ModalityData], sides: Mapping[PatientId, set[str]]) -> Iterator[Finding]:
-    """Equal content under two ids that some split keeps apart.
+def same_names(texts: Sequence[str]) -> dict[str, str]:
+    """Each text -> one form per name: letter case, spaces, separators, zero padding and a trailing ".0" do not count.
 
-    An error when the content is wide, or when nothing tells the two patients apart; a narrow panel that agrees while
-    other modalities differ (a default row, say) is a warning.
+    Padding counts as padding only where the lengths differ ("a01-1" and "a1-01" are two names), and case only where
+    the names keep to a few styles: among random pseudonyms of both cases it tells people apart.
     """
-    digests = {name: _digests(modality) for name, modality in data.items()}
-    for name, found in digests.items():
-        first_of: dict[str, PatientId] = {}
-        grave: list[str] = []
-        slight: list[str] = []
-        for patient, digest in found.items():
-            first = first_of.setdefault(digest, patient)
-            if first == patient or sides.get(first) == sides.get(patient):
-                continue
-            wide = data[name].samples[patient].tokens.shape[0] >= _WIDE or data[name].layout == "vectors"
-            differs = any(
-                other[first] != other[patient] for other in digests.values() if first in other and patient in other
-            )
-            (grave if wide or not differs else slight).append(f"{first} = {patient}")
-        for severity, pairs in (("error", grave), ("warning", slight)):
-            if pairs:
-                yield Finding(
-                    kind="duplicate content",
-                    severity=severity,  # type: ignore[arg-type]  # one of the two literals above
-                    message=f"modality {name}: {len(pairs)} pairs of patients on two sides have identical content",
-                    evidence=tuple(pairs[:10]),
-                )
+    distinct = list(dict.fromkeys(texts))
+    styles = {re.sub(r"[^\W\d_]", lambda m: "a" if m[0].islower() else "A", re.sub(r"\d", "9", t)) for t in distinct}
+    both = [t for t in distinct if t.lower() != t and t.upper() != t]
+    if len(styles) > max(8, len(distinct) / 4) and len(both) > len(distinct) / 2:
+        return {text: text.strip() for text in distinct}
+    groups: dict[tuple[str, ...], dict[int, tuple[str, ...]]] = defaultdict(dict)
+    form = {}
+    for text in distinct:
+        parts = _parts(text)
+        bare = tuple(p.lstrip("0") or "0" if p.isdigit() else p for p in parts)
+        length = sum(len(p) for p in parts)
+        same_length = groups[bare].setdefault(length, parts)
+        form[text] = "\0".join(bare if same_length == parts else parts)
+    return form
 
 
-def _profiles(data: Mapping[str, ModalityData], sides: Mapping[PatientId, set[str]]) -> Iterator[Finding]:
-    """Nearly equal numeric profiles of two patients on two sides: the same sample measured or rounded twice."""
-    for name, modality in data.items():
-        if modality.layout != "columns" or len(modality.columns) < 50:
-            continue
-        ids = list(modality.samples)
-        tokens, _ = stack(modality, ids)
-        value = tokens[:, :, 0].astype(np.float64)
-        if len(np.unique(value[:50])) < 20:
-            continue  # yes/no columns: near-equality is ordinary there
-        # About the median profile, because all tissues resemble each other in the raw values; clipped, because one
-        # extreme gene makes any two profiles that share it correlate.
-        value -= np.median(value, axis=0)
-        spread = np.median(np.abs(value), axis=0)
-        value = np.clip(value / np.where(spread > 0, spread, 1.0), -5, 5)
-        value -= value.mean(axis=1, keepdims=True)
-        norm = np.linalg.norm(value, axis=1, keepdims=True)
-        unit = value / np.where(norm > 0, norm, 1)
-        close = np.argwhere(np.triu(unit @ unit.T, k=1) > _TWIN)
-        pairs = [f"{ids[a]} ~ {ids[b]}" for a, b in close if sides.get(ids[a]) != sides.get(ids[b])]
-        if pairs:
-            yield Finding(
-                kind="near-duplicate profile",
-                severity="error",
-                message=f"modality {name}: {len(pairs)} pairs of patients on two sides correlate above {_TWIN}",
-                evidence=tuple(pairs[:10]),
-            )
+def _named(cohort: Cohort, split: Split, form: Mapping[str, str], *, what: str) -> dict[str, dict[str, PatientId]]:
+    """Name -> side -> first patient of that name there."""
+    records = {record.patient_id: record for record in cohort.records}
+    where: dict[str, dict[str, PatientId]] = defaultdict(dict)
+    for side in _SIDES:
+        for patient in getattr(split, side):
+            name = getattr(records[patient], what) if patient in records else None
+            if name is not None:
+                where[form[name]].setdefault(side, patient)
+    return where
 
 
-def _proxy_score(target: Target, value: NDArray[np.float64]) -> float:
-    if isinstance(target, Survival):
-        c = harrell_c(target, value).value
-    elif isinstance(target, Labels):
-        c = auroc(target.label == len(target.classes) - 1, value)
-    else:
-        spread = value.std() * target.value.std()
-        c = 0.5 if spread == 0 else 0.5 + abs(float(np.corrcoef(value, target.value)[0, 1])) / 2
-    return 0.5 if np.isnan(c) else max(c, 1 - c)
-
-
-def _equals(target: Target, value: NDArray[np.float64]) -> bool:
-    """Whether a column is the outcome itself, perhaps in other units or with its codes swapped."""
-    truths: list[NDArray[np.float64]] = []
-    if isinstance(target, Survival):
-        truths = [target.event.astype(np.float64), target.time]
-    elif isinstance(target, Labels):
-        truths = [target.label.astype(np.float64)]
-    elif isinstance(target, Values):
-        truths = [target.value]
-    return any(
-        truth.std() > 0 and value.std() > 0 and abs(float(np.corrcoef(value, truth)[0, 1])) > 0.9999 for truth in truths
-    )
-
-
-def _proxies(cohort: Cohort, data: Mapping[str, ModalityData], split: Split, outcome: str) -> Iterator[Finding]:
-    """Columns that know the outcome, looked for among train patients only."""
-    spec = cohort.card.outcomes[outcome]
-    names = {n for n in (spec.time, spec.event, spec.column) if n}
-    for name, modality in data.items():
-        if modality.layout != "columns":
-            continue
-        ids = [i for i in split.train if i in modality.samples]
-        target = cohort.target(outcome, ids)
-        tokens, _ = stack(modality, ids)
-        labelled = [c.name for c in modality.columns if c.name in names]
-        derived = []
-        for c, column in enumerate(modality.columns):
-            known = (tokens[:, c, 1] > 0) & target.observed
-            if known.sum() < 10 or column.name in labelled:
-                continue
-            rows = np.flatnonzero(known)
-            value = tokens[rows, c, 0].astype(np.float64)
-            part = target.take(rows)
-            if _equals(part, value) or _proxy_score(part, value) > _PROXY:
-                derived.append(column.name)
-        if labelled or derived:
-            yield Finding(
-                kind="label-derived column",
-                severity="error",
-                message=f"modality {name}: {len(labelled) + len(derived)} columns are or know the outcome {outcome}",
-                evidence=tuple([*labelled, *derived][:10]),
-            )
+def _on_two_sides(cohort: Cohort, split: Split, *, what: Literal["person", "patient_id", "site"]) -> Iterator[Finding]:
+    names = [getattr(record, what) for record in cohort.records if getattr(record, what) is not None]
+    where = _named(cohort, split, same_names(names), what=what)
+    shared = [list(sides.items()) for sides in where.values() if len(sides) > 1]
+    if shared:
+        noun = {"person": "persons", "patient_id": "patients", "site": "sites"}[what]
+        column = {"person": cohort.card.groups.person, "site": cohort.card.groups.site}.get(what)
+        column = column or cohort.card.patients.id or "row number"
+        place = f"{cohort.card.patients.file}, column {column!r}"
+        yield Finding(
+            kind=f"shared {noun[:-1]}",
+            severity="error",
+            message=f"split {split.name}: {len(shared)} {noun} stand on two sides ({place})",
+            evidence=tuple(" = ".join(f"{patient} ({side})" for side, patient in s) for s in shared[:_SHOWN]),
+        )
 
 
 def _unlisted(split: Split) -> Iterator[Finding]:
@@ -208,80 +144,139 @@ def _unlisted(split: Split) -> Iterator[Finding]:
             kind="unmatched ids",
             severity="warning",
             message=f"split {split.name}: {len(split.unmatched)} published ids are not in the cohort",
-            evidence=tuple(split.unmatched[:10]),
+            evidence=tuple(split.unmatched[:_SHOWN]),
         )
 
 
-def fit_isolation(
-    fit: Callable[[Mapping[str, ModalityData], Sequence[PatientId]], Mapping[str, NDArray[Any]]],
-    data: Mapping[str, ModalityData],
-    split: Split,
-) -> tuple[str, ...]:
-    """Perturb every row outside ``split.train`` and fit again: names of fitted arrays that changed by a bit.
+def _without_site(cohort: Cohort, splits: Sequence[Split]) -> Iterator[Finding]:
+    used = {i for split in splits for side in _SIDES for i in getattr(split, side)}
+    without = [r.patient_id for r in cohort.records if r.site is None and r.patient_id in used]
+    if without:
+        yield Finding(
+            kind="shared site",
+            severity="warning",
+            message=f"{len(without)} patients have no site, so grouping by site cannot be verified for them",
+            evidence=tuple(without[:_SHOWN]),
+        )
 
-    Args:
-        fit: fits on the given ids and returns everything it fitted.
-        data: modalities.
-        split: whose train side is fitted on.
+
+# --- the same content under two ids -----------------------------------------------------------------------------------
+
+
+def _file(cohort: Cohort, name: str) -> str:
+    card = cohort.card.modalities.get(name)
+    return f"modality {name} ({', '.join(card.sources()[:2])})" if card else f"modality {name}"
+
+
+def _apart(sides: Sequence[Mapping[PatientId, str]], a: PatientId, b: PatientId) -> bool:
+    """Whether some split has the two on different sides."""
+    return any(a in split and b in split and split[a] != split[b] for split in sides)
+
+
+def _content(cohort: Cohort, data: Mapping[str, ModalityData], splits: Sequence[Split]) -> Iterator[Finding]:
+    """One person's content on two sides, under two ids.
+
+    An error when the content is wide, or when nothing tells the two patients apart; a narrow panel that agrees while
+    other modalities differ is a warning.
     """
-    train = set(split.train)
+    sides = [{i: side for side in _SIDES for i in getattr(split, side)} for split in splits]
+    equal = {name: [p for p in equal_content(m) if _apart(sides, *p)] for name, m in data.items()}
+    near = {name: [p for p in near_content(m) if _apart(sides, *p)] for name, m in data.items()}
+    alike = {name: {frozenset(p) for p in (*equal[name], *near[name])} for name in data}
 
-    def perturbed(modality: ModalityData) -> ModalityData:
-        samples = {}
-        for patient, sample in modality.samples.items():
-            tokens = sample.tokens
-            if patient not in train:
-                tokens = np.array(tokens)
-                if modality.layout == "columns":
-                    numeric = np.array([c.kind == "numeric" for c in modality.columns])
-                    tokens[numeric, 0] = tokens[numeric, 0] * -3 + 17
-                else:
-                    tokens = tokens * -3 + 17
-            samples[patient] = ModalitySample(tokens=tokens, position=sample.position)
-        return ModalityData(
-            name=modality.name,
-            layout=modality.layout,
-            features=modality.features,
-            columns=modality.columns,
-            identities=modality.identities,
-            samples=samples,
-        )
+    def differ(a: PatientId, b: PatientId, name: str) -> bool:
+        others = [other for other in data if other != name and {a, b} not in alike[other]]
+        return any(told_apart(data[other], a, b) for other in others)
 
-    before = fit(data, split.train)
-    after = fit({name: perturbed(modality) for name, modality in data.items()}, split.train)
-    return tuple(name for name in before if before[name].tobytes() != after[name].tobytes())
-
-
-def fitted_preprocessing(data: Mapping[str, ModalityData], ids: Sequence[PatientId]) -> dict[str, NDArray[Any]]:
-    """Everything that preprocessing fits, by name, for :func:`fit_isolation`."""
-    return {
-        f"{name}.{key}": array
-        for name, modality in data.items()
-        for key, array in to_arrays(fit_preprocessing(modality, ids))[0].items()
-    }
+    for name, modality in data.items():
+        again = {frozenset(p) for p in equal[name]}
+        near[name] = [p for p in near[name] if frozenset(p) not in again]
+        wide = modality.layout == "vectors" or len(modality.columns) >= WIDE
+        for kind, pairs in (("duplicate content", equal[name]), ("near-duplicate profile", near[name])):
+            grave: list[str] = []
+            slight: list[str] = []
+            for a, b in pairs:
+                differs = not wide and differ(a, b, name)
+                (slight if differs else grave).append(f"{a} = {b}" if kind == "duplicate content" else f"{a} ~ {b}")
+            for severity, found in (("error", grave), ("warning", slight)):
+                if found:
+                    said = "share rows of" if kind == "duplicate content" else "are nearer than strangers can be in"
+                    yield Finding(
+                        kind=kind,
+                        severity=severity,  # type: ignore[arg-type]  # one of the two literals above
+                        message=f"{len(found)} pairs of patients on two sides {said} {_file(cohort, name)}",
+                        evidence=tuple(found[:_SHOWN]),
+                    )
 
 
-def audit(cohort: Cohort, data: Mapping[str, ModalityData], splits: Sequence[Split], outcome: str) -> AuditReport:
+# --- the outcome among the columns ------------------------------------------------------------------------------------
+
+
+def _index_days(cohort: Cohort, ids: Sequence[PatientId]) -> NDArray[np.float64]:
+    """(n, 1) index times in days, or (n, 0) unless every patient has one."""
+    records = {record.patient_id: record for record in cohort.records}
+    try:
+        days = np.array([records[i].index_time or "NaT" for i in ids], dtype="datetime64[D]").astype(np.float64)
+    except ValueError:
+        return np.zeros((len(ids), 0))
+    missing = any(records[i].index_time is None for i in ids)
+    return np.zeros((len(ids), 0)) if missing else days[:, None]
+
+
+def _proxies(cohort: Cohort, data: Mapping[str, ModalityData], split: Split, outcome: str) -> Iterator[Finding]:
+    """Columns that know the outcome, looked for among train patients only."""
+    spec = cohort.card.outcomes[outcome]
+    names = {n for n in (spec.time, spec.event, spec.column) if n}
+    ids = split.train
+    target, known = cohort.target(outcome, ids), _index_days(cohort, ids)
+    found: list[tuple[str, list[str]]] = []
+    for name, modality in data.items():
+        labelled = [c.name for c in modality.columns if _parts(c.name) in {_parts(n) for n in names}]
+        derived = outcome_columns(modality, ids, target, known=known)
+        found.append((_file(cohort, name), list(dict.fromkeys([*labelled, *derived]))))
+    if not any(columns for _, columns in found):
+        found = [("tables together", joint_columns(data, ids, target, known=known))]
+    for where, columns in found:
+        if columns:
+            yield Finding(
+                kind="label-derived column",
+                severity="error",
+                message=f"{where}: {len(columns)} columns are or know the outcome {outcome}",
+                evidence=tuple(columns[:_SHOWN]),
+            )
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def audit(
+    cohort: Cohort,
+    data: Mapping[str, ModalityData],
+    splits: Sequence[Split],
+    outcome: str | Sequence[str],
+    *,
+    group_by_site: bool = False,
+) -> AuditReport:
     """Look for leaks; nothing is raised, the caller decides (:func:`require_clean`).
 
     Args:
         cohort: patients and outcomes.
         data: modalities.
         splits: outer splits.
-        outcome: the outcome that is predicted.
+        outcome: the outcomes that are predicted, or the one.
+        group_by_site: sites were asked to stay on one side.
     """
     findings: list[Finding] = []
-    sides: dict[PatientId, set[str]] = {}
     for split in splits:
-        findings += _persons(cohort, split)
+        twice = list(_on_two_sides(cohort, split, what="person"))
+        findings += twice or _on_two_sides(cohort, split, what="patient_id")
+        findings += _on_two_sides(cohort, split, what="site") if group_by_site else ()
         findings += _unlisted(split)
-        for side in ("train", "held_out"):
-            for patient in getattr(split, side):
-                sides.setdefault(patient, set()).add(f"{split.name}:{side}")
-    findings += _content(data, sides)
-    findings += _profiles(data, sides)
+    findings += _without_site(cohort, splits) if group_by_site else ()
+    findings += _content(cohort, data, splits)
     if splits:
-        findings += _proxies(cohort, data, splits[0], outcome)
+        for name in [outcome] if isinstance(outcome, str) else outcome:
+            findings += _proxies(cohort, data, splits[0], name)
         changed = fit_isolation(fitted_preprocessing, data, splits[0])
         if changed:
             findings.append(
@@ -289,8 +284,10 @@ def audit(cohort: Cohort, data: Mapping[str, ModalityData], splits: Sequence[Spl
                     kind="fit isolation",
                     severity="error",
                     message="perturbing held-out rows changed fitted numbers",
-                    evidence=changed[:10],
+                    evidence=changed[:_SHOWN],
                 )
             )
-    checks = ("shared person", "unmatched ids", "duplicate content", "near-duplicate profile", "label-derived column")
-    return AuditReport(findings=tuple(findings), checks=(*checks, "fit isolation"))
+    dated = [name for name in data if name in cohort.card.modalities and cohort.card.modalities[name].days_from_index]
+    checks = ["shared person", "unmatched ids", "duplicate content", "near-duplicate profile", "label-derived column"]
+    checks += ["fit isolation", *(["shared site"] if group_by_site else []), *(f"index time of {n}" for n in dated)]
+    return AuditReport(findings=tuple(findings), checks=tuple(checks))

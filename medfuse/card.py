@@ -200,11 +200,14 @@ class ModalityCard(Strict):
                 "logged, and columns as a pattern such as '*_rnaseq'"
             )
             raise ValueError(msg)
+        if self.days_from_index and self.orientation == "genes_by_patients":
+            msg = "days_from_index dates rows, and rows of genes_by_patients are genes; transpose the table to date it"
+            raise ValueError(msg)
         if self.unit == "zscore" and not self.zscored_on:
             msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
             raise ValueError(msg)
-        if self.orientation == "genes_by_patients" and (self.days_from_index or self.repeated_rows != "agree"):
-            msg = "days_from_index and repeated_rows need rows of patients; genes_by_patients has columns of patients"
+        if self.repeated_rows != "agree" and self.orientation == "genes_by_patients":
+            msg = "repeated_rows is of rows of patients, and rows of genes_by_patients are genes; leave it out"
             raise ValueError(msg)
         allowed = LOADER_KEYS[self.loader] | {"loader", "id", "description"}
         ignored = [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
 from medfuse.metrics.calibration import binary_calibration, brier, calibration_at, d_calibration, integrated_brier
-from medfuse.metrics.comparison import Interval, bootstrap_c, bootstrap_metric, paired_differences
+from medfuse.metrics.comparison import Interval, bootstrap_c, paired_differences
 from medfuse.metrics.discrimination import auprc, auroc, cumulative_dynamic_auc, harrell_c, uno_c
 from medfuse.metrics.utility import decision_curve
 from medfuse.prediction import Prediction
@@ -214,35 +214,20 @@ def _risks(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
     return np.concatenate([f.prediction.risk_score for f in folds])
 
 
-def _stratified(target: Target, risk: NDArray[np.float64], strata: NDArray[np.int64]) -> float:
-    """AUROC or R2-free score over pairs within folds, weighted by the number of pairs."""
-    if isinstance(target, Labels):
-        label = target.label == len(target.classes) - 1
-        as_time = Survival(event=label, time=np.where(label, 0.0, 1.0), observed=target.observed)
-    else:
-        return float("nan")
-    values, weights = [], []
-    for s in np.unique(strata):
-        c = harrell_c(as_time.take(np.flatnonzero(strata == s)), risk[strata == s])
-        if c.comparable:
-            values.append(c.value)
-            weights.append(c.comparable)
-    return float(np.average(values, weights=weights)) if values else float("nan")
+def _as_times(target: Labels) -> Survival:
+    """Patients of the last class have the event at once, the others never: Harrell's C is then the AUROC."""
+    label = target.label == len(target.classes) - 1
+    return Survival(event=label, time=np.where(label, 0.0, 1.0), observed=target.observed)
 
 
 def _pooled_interval(
     pooled: _Pooled, risk: NDArray[np.float64], rows: NDArray[np.intp], settings: EvaluationSettings
 ) -> Interval:
     target, strata = pooled.target.take(rows), pooled.strata[rows]
+    if isinstance(target, Labels):
+        target = _as_times(target)
     if isinstance(target, Survival):
         return bootstrap_c(target, risk[rows], strata=strata, n_resamples=settings.bootstrap, seed=settings.seed)
-    if isinstance(target, Labels):
-        return bootstrap_metric(
-            lambda index: _stratified(target.take(index), risk[rows][index], strata[index]),
-            strata,
-            n_resamples=min(settings.bootstrap, 300),
-            seed=settings.seed,
-        )
     nan = float("nan")
     return Interval(estimate=nan, low=nan, high=nan, reason="no pooled score for continuous outcomes")
 

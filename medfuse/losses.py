@@ -158,13 +158,19 @@ def interval_exposure(event: Tensor, time: Tensor, edges: Tensor) -> tuple[Tenso
         survived: (n, K) part of each interval that was survived, in [0, 1]. The interval of the event counts as 0.
         died: (n, K) 1 in the interval of the event. An event past the last edge died nowhere: it survived the grid.
     """
+    lived, died = _lived_and_died(event, time, edges)
+    return lived * (1.0 - died), died
+
+
+def _lived_and_died(event: Tensor, time: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``interval_exposure``, but with the part of the interval of the event that was lived."""
     left = torch.cat([edges.new_zeros(1), edges[:-1]])
     last = len(edges) - 1
-    lived = ((time[:, None] - left) / (edges - left)).clamp(0.0, 1.0)
+    lived = (time[:, None] - left).div_(edges - left).clamp_(0.0, 1.0)
     interval = torch.searchsorted(edges, time.contiguous())  # first edge >= time
     inside = event & (interval <= last)
-    died = torch.zeros_like(lived).scatter_(1, interval.clamp(max=last)[:, None], inside[:, None].to(lived.dtype))
-    return lived * (1.0 - died), died
+    died = torch.zeros_like(lived).scatter_(1, interval.clamp_(max=last)[:, None], inside[:, None].to(lived.dtype))
+    return lived, died
 
 
 def discrete_hazard_loss(logits: Tensor, event: Tensor, time: Tensor, edges: Tensor) -> Tensor:
@@ -198,9 +204,10 @@ def discrete_hazard_loss(logits: Tensor, event: Tensor, time: Tensor, edges: Ten
     if not len(wide):
         return wide.sum()
     edges = edges.to(wide.dtype)
-    survived, died = interval_exposure(event.bool(), time.to(wide.dtype), edges)
-    # -log(1 - h) = softplus(z), and -log h = softplus(z) - z
-    return ((survived + died) * functional.softplus(wide) - died * wide).sum() / len(wide)
+    lived, died = _lived_and_died(event.bool(), time.to(wide.dtype), edges)
+    # -log h (died) or -log(1 - h) from the logit, in one pass; the interval of the event has weight 1
+    weight = torch.maximum(lived, died)
+    return functional.binary_cross_entropy_with_logits(wide, died, weight, reduction="sum") / len(wide)
 
 
 def discrete_hazard_prior(event: Tensor, time: Tensor, edges: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from medfuse.errors import StoreError
 from medfuse.files import read_json, seal, verify, write_bytes, write_json, write_text
 from medfuse.prediction import Prediction
 from medfuse.sample import Column, ModalityData, ModalitySample
+from medfuse.tables import same_code
 from medfuse.types import PatientId
 
 FORMAT_VERSION = 1
@@ -34,8 +35,8 @@ class Run:
     Parts: ``run.json`` (what, when, by which code), ``card.md``, ``recipe.yaml`` (resolved), ``splits.json``,
     ``data.json`` (modalities, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
     ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``outcomes.parquet``, ``curves.jsonl``, ``folds/K/``
-    (sealed members),
-    ``report.html``, and ``manifest.json``, the SHA-256 of all of it.
+    (sealed members), ``report.html``, ``manifest.json``, the SHA-256 of all of it, and, outside the seal,
+    ``tracking.json`` (what became of the copy in MLflow).
     """
 
     path: Path
@@ -66,11 +67,15 @@ class Run:
 
     def append_curve(self, row: Mapping[str, Any]) -> None:
         """Add one row to the training curves, flushed: the copy that outlives a crash and a tracking server."""
-        with (self.path / "curves.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        with (self.path / "curves.jsonl").open("ab+") as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # a line cut short by a crash: the new row must not join it
+                    stream.write(b"\n")
+            stream.write(json.dumps(row).encode() + b"\n")
 
     def curves(self) -> list[dict[str, Any]]:
-        """Rows of the training curves; a last line cut short by a crash is left out."""
+        """Rows of the training curves; a line cut short by a crash is left out."""
         path = self.path / "curves.jsonl"
         if not path.is_file():
             return []
@@ -79,7 +84,7 @@ class Run:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                break
+                continue
         return rows
 
     def fold_folder(self, fold: str) -> Path:
@@ -288,6 +293,10 @@ def modalities_from_frame(frame: pd.DataFrame, specs: Mapping[str, Any]) -> dict
         msg = "predict: expected a column 'patient_id', found none; name it, one row per patient"
         raise StoreError(msg)
     ids = [PatientId(str(i)) for i in frame["patient_id"]]
+    if len(set(ids)) < len(ids):
+        twice = next(i for k, i in enumerate(ids) if i in ids[:k])
+        msg = f"predict: expected one row per patient, found patient {twice} in several; merge or rename them"
+        raise StoreError(msg)
     out = {}
     for name, spec in specs.items():
         columns = spec_columns(spec)
@@ -318,16 +327,16 @@ def _column_samples(
         if column.kind == "numeric":
             values[:, c] = pd.to_numeric(frame[key]).to_numpy(dtype=np.float64)
             continue
-        index = {level: float(k) for k, level in enumerate(column.levels)}
         for row, cell in enumerate(frame[key]):
-            if isinstance(cell, str):
-                if cell not in index:
-                    msg = (
-                        f"column {key}, patient {ids[row]}: expected one of {', '.join(column.levels)}, found "
-                        "another level"
-                    )
-                    raise StoreError(msg)
-                values[row, c] = index[cell]
+            if pd.isna(cell):
+                continue
+            # As the loader compares: a code 2 comes from a CSV file as a number, and as 2.0 beside missing cells.
+            hits = [k for k, level in enumerate(column.levels) if same_code(str(cell), level)]
+            if not hits:
+                known = ", ".join(column.levels)
+                msg = f"column {key}, patient {ids[row]}: expected one of {known}, found another level"
+                raise StoreError(msg)
+            values[row, c] = hits[0]
     observed = ~np.isnan(values)
     tokens = np.stack([np.where(observed, values, 0.0), observed], axis=-1).astype(np.float32)
     position = np.arange(len(columns), dtype=np.float32)[:, None]

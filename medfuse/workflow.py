@@ -122,7 +122,7 @@ def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_
     data = load_modalities(cohort, names=recipe.modalities, store_root=store_root)
     splits = make_splits(cohort, recipe.splits, wanted[0])
     say(f"{card.name}: {cohort.attrition.modelled} of {cohort.attrition.total} patients, {len(splits)} splits")
-    report = audit(cohort, data, splits, wanted[0])
+    report = audit(cohort, data, splits, wanted, group_by_site=recipe.splits.group_by_site)
     for finding in report.findings:
         say(f"audit {finding.severity}: {finding.message}")
     require_clean(report, allow=recipe.allow_leaks)

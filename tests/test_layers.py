@@ -12,11 +12,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
-    {"errors", "types", "files", "doctor"},
+    {"errors", "types", "files", "doctor", "processes"},
     {"config", "card", "tables", "targets", "sample", "prediction"},
-    {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox"},
+    {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "models", "metrics"},
-    {"dataset", "training", "baselines", "evaluation", "audit"},
+    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow"},

@@ -7,14 +7,20 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from medfuse.cox import fit_cox
-from medfuse.metrics.nonparametric import censoring_survival, kaplan_meier
+from medfuse.errors import ModelError
+from medfuse.metrics.nonparametric import Convention, censoring_survival, kaplan_meier
 from medfuse.targets import Survival
 
 _EPS = 1e-7
 
 
 def brier(
-    survival: Survival, probability: NDArray[np.float64], times: NDArray[np.float64], *, train: Survival
+    survival: Survival,
+    probability: NDArray[np.float64],
+    times: NDArray[np.float64],
+    *,
+    train: Survival,
+    convention: Convention = "sksurv",
 ) -> NDArray[np.float64]:
     """Brier score under censoring.
 
@@ -23,6 +29,8 @@ def brier(
         probability: (n, t) predicted probability of being event-free at each time.
         times: (t,) days.
         train: patients on whom the censoring distribution G is fitted.
+        convention: weights of events, ``sksurv`` 1 / G(t) as Graf writes it, ``r`` 1 / G(t-) as riskRegression and pec.
+            They differ where events and censorings tie.
 
     Returns:
         (t,) scores, NaN where G reaches 0 before the time.
@@ -34,7 +42,7 @@ def brier(
     known = survival.observed
     time, event, s = survival.time[known], survival.event[known], probability[known]
     curve = censoring_survival(train.time[train.observed], train.event[train.observed])
-    g_time, g_at = curve(time), curve(times)
+    g_time, g_at = (curve.left(time) if convention == "r" else curve(time)), curve(times)
     out = np.full(len(times), np.nan)
     for k, t in enumerate(times):
         had = event & (time <= t)
@@ -47,10 +55,15 @@ def brier(
 
 
 def integrated_brier(
-    survival: Survival, probability: NDArray[np.float64], times: NDArray[np.float64], *, train: Survival
+    survival: Survival,
+    probability: NDArray[np.float64],
+    times: NDArray[np.float64],
+    *,
+    train: Survival,
+    convention: Convention = "sksurv",
 ) -> float:
     """Brier score averaged over ``times`` by the trapezoidal rule; NaN when undefined or with a single time."""
-    scores = brier(survival, probability, times, train=train)
+    scores = brier(survival, probability, times, train=train, convention=convention)
     if len(times) < 2 or np.isnan(scores).any():
         return float("nan")
     return float(np.trapezoid(scores, times) / (times[-1] - times[0]))
@@ -170,7 +183,10 @@ def _slope(survival: Survival, probability: NDArray[np.float64], horizon: float)
     x = np.log(-np.log1p(-p))
     if event.sum() < 2 or np.ptp(x) < 1e-9:
         return float("nan"), "slope needs two events by the horizon and predictions that differ"
-    fit = fit_cox(x[:, None], Survival(event=event, time=np.minimum(survival.time, horizon)))
+    try:
+        fit = fit_cox(x[:, None], Survival(event=event, time=np.minimum(survival.time, horizon)))
+    except ModelError:
+        return float("nan"), "slope: predictions do not differ among those at risk at an event"
     return (float(fit.coefficients[0]), "") if fit.converged else (float("nan"), "slope: the likelihood is monotone")
 
 

@@ -1,14 +1,19 @@
 """Intervals and paired comparisons by case bootstrap within strata (folds)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.metrics import _concordance
+from medfuse.metrics._concordance import LANES
 from medfuse.metrics.discrimination import NO_PAIRS, ranked, stratified_c
 from medfuse.targets import Survival
+
+_DRAWS = 2**16  # drawn at once: 256 KiB, which stay in the cache until they are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +27,37 @@ class Interval:
     reason: str = ""
 
 
-def resample_weights(strata: NDArray[np.generic], *, n_resamples: int, seed: int) -> NDArray[np.float64]:
-    """(n_resamples, n) how often each case is drawn; every stratum keeps its size."""
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((n_resamples, len(strata)))
-    for label in np.unique(strata):
-        rows = np.flatnonzero(strata == label)
-        for row in weights:
-            row[rows] = np.bincount(rng.integers(0, len(rows), size=len(rows)), minlength=len(rows))
-    return weights
+def _draw(parts: Sequence[NDArray[np.int64]], counts: NDArray[np.uint8], *, seed: int, block: int) -> NDArray[np.uint8]:
+    """Fill ``counts`` (n, LANES) with the draws of one block of resamples: ``parts`` are the rows of each stratum.
+
+    A count above 255 would wrap; its probability is below 1e-500.
+    """
+    rng = np.random.default_rng([seed, block])
+    counts[:] = 0
+    for rows in parts:
+        together = max(1, _DRAWS // len(rows))
+        for lane in range(0, LANES, together):
+            shape = (min(together, LANES - lane), len(rows))
+            draws = rng.integers(0, len(rows), size=shape, dtype=np.uint32)
+            _concordance.scatter_draws(draws, rows, counts, lane)
+    return counts
+
+
+def _parts(strata: NDArray[np.generic]) -> list[NDArray[np.int64]]:
+    return [np.flatnonzero(strata == label).astype(np.int64) for label in np.unique(strata)]
+
+
+def resample_weights(strata: NDArray[np.generic], *, n_resamples: int, seed: int) -> NDArray[np.uint8]:
+    """(n_resamples, n) how often each case is drawn; every stratum keeps its size.
+
+    Resamples are drawn in blocks of 64, block b from ``default_rng([seed, b])``: the first ones do not depend on how
+    many are asked for, and none depends on the number of threads. (Before there were blocks all came from
+    ``default_rng(seed)``: intervals of that time differ from today's of the same seed, within bootstrap error.)
+    """
+    parts = _parts(strata)
+    counts = np.empty((len(strata), LANES), np.uint8)
+    blocks = [_draw(parts, counts, seed=seed, block=b).T.copy() for b in range(-(-n_resamples // LANES))]
+    return np.concatenate([np.zeros((0, len(strata)), np.uint8), *blocks])[:n_resamples]
 
 
 def bootstrap_values(
@@ -38,24 +65,85 @@ def bootstrap_values(
     risk_score: NDArray[np.float64],
     *,
     strata: NDArray[np.generic] | None = None,
+    pair_weight: NDArray[np.float64] | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
+    threads: int | None = None,
 ) -> NDArray[np.float64]:
-    """(n_resamples,) Harrell's C over pairs within strata; the order is sorted once, and weights change.
+    """C of each resample over pairs within strata.
 
-    NaN where a resample holds no comparable pair.
+    Patients are sorted and ranked once; a resample is how often each of them counts (:func:`resample_weights`), and
+    64 resamples share each walk of the tree of ranks. Memory is about 0.6 kB per patient and thread at any number of
+    resamples.
+
+    Args:
+        survival: n patients; unobserved ones are drawn and say nothing.
+        risk_score: (n,), or (m, n) of m models, all on the same resamples.
+        strata: (n,) labels, for instance folds.
+        pair_weight: (n,) weight of the pairs whose earlier member is the row: ``uno_weight(...)`` gives Uno's C given
+            the censoring distribution of train; default 1, Harrell's C.
+        n_resamples: number of resamples.
+        seed: >= 0.
+        threads: how many work at once; no value depends on it. Default: ``numba.get_num_threads()``.
+
+    Returns:
+        (n_resamples,), or (m, n_resamples); NaN where a resample holds no comparable pair.
+
+    References:
+        Efron, Tibshirani (1993), An introduction to the bootstrap, section 6.2: resamples as case weights.
     """
-    strata = np.zeros(len(survival)) if strata is None else np.asarray(strata)
-    weights = resample_weights(strata, n_resamples=n_resamples, seed=seed) * survival.observed
-    counts = np.zeros((n_resamples, 3))
-    for label in np.unique(strata):
-        rows = np.flatnonzero(strata == label)
-        r = ranked(survival.take(rows), risk_score[rows])
-        counts += _concordance.count_many(
-            r.order, r.group, r.event, r.rank, np.ascontiguousarray(weights[:, rows]), np.ones(len(rows)), r.ranks
-        )
-    pairs = counts.sum(axis=1)
-    return np.where(pairs > 0, (counts[:, 0] + counts[:, 2] / 2) / np.maximum(pairs, 1e-300), np.nan)
+    risk = np.asarray(risk_score, dtype=np.float64)
+    models = np.atleast_2d(risk)
+    n = len(survival)
+    parts = _parts(np.zeros(n) if strata is None else np.asarray(strata))
+    weight = np.broadcast_to(1.0 if pair_weight is None else pair_weight, (n,)).astype(np.float64)
+    walks, rank = _walks(survival, models, parts)
+    blocks = -(-n_resamples // LANES)
+    workers = max(1, min(numba.get_num_threads() if threads is None else threads, blocks))
+    sums = np.zeros((len(models), 2, blocks, LANES))
+
+    def count(first: int) -> None:
+        counts = np.empty((n, LANES), np.uint8)
+        work = np.empty((1 + 2 * max((w.ranks for w in walks), default=0), LANES), np.uint32)
+        for block in range(first, blocks, workers):
+            _draw(parts, counts, seed=seed, block=block)
+            for w in walks:
+                sums[w.model, :, block] += _concordance.count_resamples(
+                    w.order, w.group, survival.event, rank[w.model], counts, weight, work[: 2 * w.ranks + 1]
+                )
+
+    if workers == 1:
+        count(0)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(count, range(workers)))
+    score, pairs = sums.reshape(len(models), 2, blocks * LANES)[:, :, :n_resamples].transpose(1, 0, 2)
+    values = np.where(pairs > 0, score / np.where(pairs > 0, pairs, 1.0), np.nan)
+    return values.reshape(*risk.shape[:-1], n_resamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walk:
+    """The observed rows of one stratum in the order of a walk, and the number of distinct scores of one model there."""
+
+    model: int
+    order: NDArray[np.int64]
+    group: NDArray[np.int64]
+    ranks: int
+
+
+def _walks(
+    survival: Survival, models: NDArray[np.float64], parts: Sequence[NDArray[np.int64]]
+) -> tuple[list[_Walk], NDArray[np.int64]]:
+    """What to walk, and the (m, n) ranks of the scores within each stratum."""
+    walks, rank = [], np.zeros(models.shape, np.int64)
+    for rows in parts:
+        known = rows[survival.observed[rows]]
+        for m, risk in enumerate(models):
+            r = ranked(survival.take(known), risk[known])
+            rank[m, known] = r.rank
+            walks.append(_Walk(model=m, order=known[r.order], group=r.group, ranks=r.ranks))
+    return walks, rank
 
 
 def _interval(estimate: float, values: NDArray[np.float64], *, level: float, reason: str) -> Interval:
@@ -103,16 +191,12 @@ def paired_differences(
     """
     if not others:
         return {}
-    first = bootstrap_values(survival, risk_score, strata=strata, n_resamples=n_resamples, seed=seed)
     point = stratified_c(survival, risk_score, strata).value
     names = list(others)
     estimates = np.array([point - stratified_c(survival, others[name], strata).value for name in names])
-    draws = np.stack(
-        [
-            first - bootstrap_values(survival, others[name], strata=strata, n_resamples=n_resamples, seed=seed)
-            for name in names
-        ]
-    )
+    models = np.stack([risk_score, *others.values()])
+    values = bootstrap_values(survival, models, strata=strata, n_resamples=n_resamples, seed=seed)
+    draws = values[0] - values[1:]
     draws = draws[:, ~np.isnan(draws).any(axis=0)]
     if draws.shape[1] < 2 or np.isnan(estimates).any():
         nan = float("nan")
@@ -133,18 +217,3 @@ def paired_differences(
         )
         for k, name in enumerate(names)
     }
-
-
-def bootstrap_metric(
-    metric: Callable[[NDArray[np.intp]], float],
-    strata: NDArray[np.generic],
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Case-bootstrap interval of any metric of row indices."""
-    everyone = np.arange(len(strata))
-    weights = resample_weights(strata, n_resamples=n_resamples, seed=seed).astype(np.int64)
-    values = np.array([metric(np.repeat(everyone, row)) for row in weights])
-    return _interval(metric(everyone), values, level=level, reason="")

@@ -4,14 +4,13 @@ Undefined is a result: the value is NaN and ``reason`` says why; never 0.5, neve
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from medfuse.metrics import _concordance
-from medfuse.metrics.nonparametric import censoring_survival
+from medfuse.metrics.nonparametric import Convention, censoring_survival
 from medfuse.targets import Survival
 
 NO_PAIRS = "no comparable pair: nobody with an event was outlived by another patient"
@@ -64,9 +63,8 @@ def ranked(survival: Survival, risk_score: NDArray[np.float64]) -> Ranked:
 
 def _concordance_of(r: Ranked, pair_weight: NDArray[np.float64], *, with_error: bool = True) -> Concordance:
     n = len(r.order)
-    ones = np.ones(n)
     concordant, discordant, tied = (
-        _concordance.count_pairs(r.order, r.group, r.event, r.rank, ones, pair_weight, r.ranks) if n else (0.0,) * 3
+        _concordance.count_pairs(r.order, r.group, r.event, r.rank, pair_weight, r.ranks) if n else (0.0,) * 3
     )
     pairs = concordant + discordant + tied
     if pairs <= 0:
@@ -120,7 +118,7 @@ def uno_c(
     *,
     train: Survival,
     tau: float | None = None,
-    convention: Literal["r", "sksurv"] = "r",
+    convention: Convention = "r",
     with_error: bool = True,
 ) -> Concordance:
     """Uno's C: Harrell's with pairs weighted by the inverse squared probability of being uncensored.
@@ -138,13 +136,20 @@ def uno_c(
         prediction procedures with censored survival data, equation 6.
     """
     survival, risk = _known(survival, risk_score)
+    weight = uno_weight(survival, train=train, tau=tau, convention=convention)
+    return _concordance_of(ranked(survival, risk), weight, with_error=with_error)
+
+
+def uno_weight(
+    survival: Survival, *, train: Survival, tau: float | None = None, convention: Convention = "r"
+) -> NDArray[np.float64]:
+    """(n,) weight of the pairs whose earlier member is the patient, as in :func:`uno_c`; 0 where none counts."""
     curve = censoring_survival(train.time[train.observed], train.event[train.observed])
     probability = curve.left(survival.time) if convention == "r" else curve(survival.time)
-    counted = survival.event & (probability > 0)
+    counted = survival.event & survival.observed & (probability > 0)
     if tau is not None:
         counted &= survival.time < tau
-    weight = np.where(counted, 1.0 / np.where(probability > 0, probability, 1.0) ** 2, 0.0)
-    return _concordance_of(ranked(survival, risk), weight, with_error=with_error)
+    return np.where(counted, 1.0 / np.where(probability > 0, probability, 1.0) ** 2, 0.0)
 
 
 def stratified_c(survival: Survival, risk_score: NDArray[np.float64], strata: NDArray[np.generic]) -> Concordance:
@@ -166,7 +171,12 @@ def stratified_c(survival: Survival, risk_score: NDArray[np.float64], strata: ND
 
 
 def cumulative_dynamic_auc(
-    survival: Survival, risk_score: NDArray[np.float64], *, train: Survival, times: NDArray[np.float64]
+    survival: Survival,
+    risk_score: NDArray[np.float64],
+    *,
+    train: Survival,
+    times: NDArray[np.float64],
+    convention: Convention = "sksurv",
 ) -> NDArray[np.float64]:
     """AUC of telling who has had the event by ``t`` from who is event-free after ``t``.
 
@@ -175,6 +185,7 @@ def cumulative_dynamic_auc(
         risk_score: (n,), or (n, t) with one score per time.
         train: patients on whom the censoring distribution is fitted.
         times: (t,) days.
+        convention: weights of cases, ``sksurv`` 1 / G(t), ``r`` 1 / G(t-) as riskRegression.
 
     Returns:
         (t,) AUC, NaN where there is no case or no control.
@@ -184,7 +195,7 @@ def cumulative_dynamic_auc(
     """
     survival, risk = _known(survival, risk_score)
     curve = censoring_survival(train.time[train.observed], train.event[train.observed])
-    probability = curve(survival.time)
+    probability = curve.left(survival.time) if convention == "r" else curve(survival.time)
     weight = np.where(survival.event & (probability > 0), 1.0 / np.where(probability > 0, probability, 1.0), 0.0)
     out = np.full(len(times), np.nan)
     for k, t in enumerate(times):

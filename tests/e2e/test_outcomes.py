@@ -33,11 +33,12 @@ def trained(folder, card, *more, say=lambda line: None):
 @pytest.mark.parametrize("outcome", ["response", "subtype", "size"])
 def test_one_outcome_from_files_to_predictions(tmp_path, outcome):
     card = made_up.write(tmp_path / "a", n=140, outcomes=(outcome,))
-    run = trained(tmp_path / "a", card, *made_up.LEARN, "modalities=[clinical, genes]", "baselines=null")
+    baselines = "baselines=[ridge]" if outcome == "size" else "baselines=[prevalence, logistic]"
+    run = trained(tmp_path / "a", card, *made_up.LEARN, "modalities=[clinical, genes]", baselines)
     run.verify()
     evaluation = read_evaluations(run)[outcome]
     assert evaluation.score == SCORES[outcome]
-    assert len(evaluation.models) > 1, "no baseline beside the model"
+    assert len(evaluation.models) == (2 if outcome == "size" else 3)  # baselines beside the model
     floor = {"response": 0.65, "subtype": 0.65, "size": 0.1}[outcome]
     assert evaluation.models["medfuse"]["mean"][SCORES[outcome]] > floor  # the planted signal is found
     page = (run.path / "report.html").read_text()

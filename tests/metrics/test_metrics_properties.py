@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medfuse.metrics.calibration import brier, calibration_at, d_calibration, integrated_brier
-from medfuse.metrics.comparison import bootstrap_c, bootstrap_values, paired_differences, resample_weights
+from medfuse.metrics.comparison import bootstrap_c, paired_differences
 from medfuse.metrics.discrimination import auprc, auroc, cumulative_dynamic_auc, harrell_c, stratified_c, uno_c
 from medfuse.metrics.utility import decision_curve
 from medfuse.targets import Survival
@@ -90,15 +90,6 @@ def test_pooling_counts_pairs_within_a_fold_only():
     shifted = risk + 100 * fold  # another scale in every fold changes no pair within one
     assert stratified_c(survival, shifted, fold).value == pytest.approx(stratified_c(survival, risk, fold).value)
     assert harrell_c(survival, shifted).value != pytest.approx(harrell_c(survival, risk).value)
-
-
-def test_bootstrap_weights_equal_resampled_rows():
-    survival, risk, _ = simulated(5, n=60, grid=30)
-    weights = resample_weights(np.zeros(60), n_resamples=20, seed=7).astype(int)
-    values = bootstrap_values(survival, risk, n_resamples=20, seed=7)
-    for row, value in zip(weights, values, strict=True):
-        index = np.repeat(np.arange(60), row)
-        assert harrell_c(survival.take(index), risk[index]).value == pytest.approx(value, abs=1e-12)
 
 
 def test_paired_difference_of_a_model_with_itself_is_zero_and_a_better_one_shows():

@@ -1,0 +1,58 @@
+"""Which process something belongs to, and whether that process is known to be gone."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # Linux, outside containers
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot: it tells a process from a later one of the same number.
+
+    Returns:
+        Empty when there is no such process, or only its remains; "some" where the system does not tell.
+    """
+    if Path("/proc/self/stat").exists():
+        fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return "" if not fields or fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        return "some"
+    return "some"
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that tell this process from every other: host, number, machine, boot, container and time of start."""
+    here = (_text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id"), _namespace(), _started(os.getpid()))
+    return {"medfuse.host": socket.gethostname(), "medfuse.pid": str(os.getpid()), "medfuse.process": "/".join(here)}
+
+
+def is_dead(tags: Mapping[str, str]) -> bool:
+    """Whether the process that set these tags is known to be gone; a doubt, as across containers, counts as alive."""
+    ours = process_tags()
+    here, there = ours["medfuse.process"].split("/"), tags.get("medfuse.process", "").split("/")
+    pid = tags.get("medfuse.pid", "")
+    if tags.get("medfuse.host") != ours["medfuse.host"] or len(there) != len(here) or not pid.isdigit():
+        return False
+    if there[1] != here[1]:  # another boot: gone with it, if it is the same machine and no container on either side
+        return bool(here[0]) and there[0] == here[0] and there[2] == here[2] == _FIRST_PID_NAMESPACE
+    return there[2] == here[2] and _started(int(pid)) != there[3]
