@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -163,14 +163,19 @@ LOADER_KEYS = {
     | {"orientation", "unit", "log_base", "zscored_on", "gmt", "duplicates", "accept_mangled"},
     "vectors": {"file", "files", "unit", "features", "coordinates"},
 }
+# Loaders of raw files: one path per patient (or one table of all), options that the loader checks, and an extractor.
+_RAW_KEYS = {"path", "file", "files", "options", "extractor", "unit", "gmt"}
 
 
 class ModalityCard(Strict):
     """One modality: which loader reads which files, and in what unit."""
 
-    loader: Literal["tabular", "expression", "vectors"]
+    loader: str
     file: str | None = None
-    files: dict[str, str] = Field(default_factory=dict, description="vectors: token identity -> file")
+    files: dict[str, str] = Field(default_factory=dict, description="token identity (a stain, say) -> file or path")
+    path: str | None = Field(default=None, description="raw files: 'imaging/{patient_id}', a file, folder or glob")
+    options: dict[str, Any] = Field(default_factory=dict, description="raw files: what the loader takes")
+    extractor: dict[str, Any] = Field(default_factory=dict, description="raw files: name and options; default by kind")
     id: str | None = None
     columns: dict[str, ColumnCard] | str | None = Field(default=None, description="tabular: columns; else a pattern")
     orientation: Literal["patients_by_genes", "genes_by_patients"] = "patients_by_genes"
@@ -188,9 +193,17 @@ class ModalityCard(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> "ModalityCard":
-        if bool(self.file) == bool(self.files):
-            msg = "a modality needs either file or files"
+        known = sorted(p.stem for p in (Path(__file__).parent / "loaders").glob("[a-z]*.py") if p.stem != "base")
+        if self.loader not in known:
+            msg = f"no loader {self.loader!r}; {nearest(self.loader, known)}"
             raise ValueError(msg)
+        if sum(map(bool, (self.file, self.files, self.path))) != 1:
+            msg = "a modality needs one of file, files and path"
+            raise ValueError(msg)
+        for pattern in (self.path, *self.files.values()) if self.loader not in LOADER_KEYS else ():
+            if pattern and "{patient_id}" not in pattern:
+                msg = "raw files need {patient_id} in path and files; a table of all patients stands under file"
+                raise ValueError(msg)
         if self.loader == "tabular" and not (isinstance(self.columns, dict) and self.columns):
             msg = "tabular needs columns: a mapping of column name to kind, unit, levels, missing"
             raise ValueError(msg)
@@ -200,16 +213,14 @@ class ModalityCard(Strict):
                 "logged, and columns as a pattern such as '*_rnaseq'"
             )
             raise ValueError(msg)
-        if self.days_from_index and self.orientation == "genes_by_patients":
-            msg = "days_from_index dates rows, and rows of genes_by_patients are genes; transpose the table to date it"
+        if self.orientation == "genes_by_patients" and (self.days_from_index or self.repeated_rows != "agree"):
+            key = "days_from_index dates" if self.days_from_index else "repeated_rows merges"
+            msg = f"{key} rows, and rows of genes_by_patients are genes; transpose the table to use it"
             raise ValueError(msg)
         if self.unit == "zscore" and not self.zscored_on:
             msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
             raise ValueError(msg)
-        if self.repeated_rows != "agree" and self.orientation == "genes_by_patients":
-            msg = "repeated_rows is of rows of patients, and rows of genes_by_patients are genes; leave it out"
-            raise ValueError(msg)
-        allowed = LOADER_KEYS[self.loader] | {"loader", "id", "description"}
+        allowed = LOADER_KEYS.get(self.loader, _RAW_KEYS) | {"loader", "id", "description"}
         ignored = [
             key
             for key, field in type(self).model_fields.items()
@@ -221,8 +232,8 @@ class ModalityCard(Strict):
         return self
 
     def sources(self) -> list[str]:
-        """Files that the loader opens."""
-        return [source for source in (self.file, *self.files.values(), self.gmt) if source]
+        """Files that the loader opens, without those that every patient has of his own."""
+        return [s for s in (self.file, *self.files.values(), self.gmt) if s and "{patient_id}" not in s]
 
 
 class FoldsCard(Strict):

@@ -75,6 +75,52 @@ def check(
 
 
 @app.command()
+def inspect(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say of any file or folder which loader reads it, what it holds, and what is wrong with it."""
+    from medfuse.inspection import inspect as look
+    from medfuse.inspection import lines
+
+    found = look(paths)
+    if json:
+        import json as json_module
+
+        _say(json_module.dumps([one.to_dict() for one in found], indent=2))
+    else:
+        for line in lines(found):
+            _say(line)
+    raise typer.Exit(1 if any(one.refusal for one in found) else 0)
+
+
+@app.command()
+def extract(
+    cohort: Cohort,
+    modalities: Annotated[list[str] | None, typer.Option("--modality", help="Only this one; repeatable.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    data_root: DataRoot = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the feature store.")] = None,
+) -> None:
+    """Turn a cohort's raw files into stored features: resumable, one bad file never stops the rest."""
+    from medfuse.cohort import read_cohort
+    from medfuse.config import read_card
+    from medfuse.dataset import default_store_root
+    from medfuse.extraction import extract as run
+
+    people = read_cohort(read_card(cohort), data_root=data_root, need_outcomes=False)
+    report = run(people, names=modalities, store_root=store or default_store_root(), workers=workers, say=_say)
+    kept = sum(item.status == "kept" for item in report.items)
+    stored = sum(item.status == "stored" for item in report.items)
+    _say(f"{stored} stored, {kept} kept, {len(report.failed)} failed")
+    for name, count in report.absent.items():
+        _say(f"{name}: {count} of {len(people.patient_ids)} patients have no file")
+    for item in report.failed:
+        _say(f"FAILED {item.modality}, patient {item.patient_id}: {item.reason}")
+    raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command()
 def train(
     cohort: Cohort,
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a path to one.")] = "default",

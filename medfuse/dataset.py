@@ -10,9 +10,11 @@ from medfuse import loaders
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import ModalityCard
 from medfuse.errors import DataError, StoreError, nearest
+from medfuse.extraction import extract
 from medfuse.files import sha256_file
 from medfuse.sample import ModalityData
-from medfuse.store import FeatureStore, entry_key
+from medfuse.store import FeatureStore, PatientItems, entry_key
+from medfuse.types import PatientId
 
 
 def default_store_root() -> Path:
@@ -27,6 +29,8 @@ def _sources(card: ModalityCard) -> list[str]:
 def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, str]) -> ModalityData:
     card = cohort.card
     spec = card.modalities[name]
+    if spec.loader in loaders.RAW:
+        return _extracted(cohort, name, store=store)
 
     def resolve(source: str) -> Path:
         return resolve_source(card, source, cohort.data_root)
@@ -47,6 +51,26 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
             pass  # a damaged entry is rebuilt from its sources, whose hashes are part of the key
     data = loaders.read(name, spec, resolve=resolve, patients=patients)
     return store.put(data, key=key, sources=sources)
+
+
+def _extracted(cohort: Cohort, name: str, *, store: FeatureStore) -> ModalityData:
+    """A modality of raw files: items that the store lacks are extracted, those that fail are listed."""
+    report = extract(cohort, names=[name], store_root=store.root)
+    parts: dict[PatientId, list[tuple[int, str]]] = {}
+    for item in report.items:
+        if item.key:
+            parts.setdefault(item.patient_id, []).append((item.identity, item.key))
+    patients = [PatientItems(patient_id=i, items=tuple(items)) for i, items in parts.items()]
+    spec = cohort.card.modalities[name]
+    warnings = [f"patient {item.patient_id}: {item.reason}" for item in report.failed]
+    content = {"items": [[p.patient_id, list(map(list, p.items))] for p in patients], "warnings": warnings}
+    key = entry_key(name=name, settings=content, sources={}, version=loaders.VERSION)
+    if key in store:
+        try:
+            return store.get(key)
+        except StoreError:
+            pass
+    return store.put_items(name, patients, key=key, identities=tuple(spec.files), warnings=warnings)
 
 
 def load_modalities(

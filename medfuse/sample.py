@@ -1,18 +1,62 @@
-"""What a modality is after loading: tokens with positions, per patient.
+"""What a modality is: raw items as files hold them, and tokens with positions, per patient.
 
 Two layouts cover every modality. ``columns``: a fixed set of columns (a table, an expression profile), stored as
 (C, 2) tokens of value and observed flag. ``vectors``: (T, F) feature vectors whose positions are token identities
 (stains) or coordinates (tiles). A patient without a modality has no sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.types import ColumnKind, Layout, PatientId
+
+ItemKind = Literal["tile", "patch", "window", "vector", "sentence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """One patient in one modality as the files hold it: equally shaped items, read when they are asked for.
+
+    Attributes:
+        item: ``tile`` (H, W, 3) uint8, ``patch`` (I, J, K, C) float32, ``window`` (leads, samples) float32 in mV,
+            ``vector`` (F,) float32, ``sentence`` () text.
+        shape: of one item.
+        position: (T, P) float32, T >= 1 items.
+        unit: of the position: ``level-0 pixels``, ``mm`` (RAS+), ``s``, ``days`` before index time, ``index``.
+        fetch: numbers of items -> (k, *shape); opens on access and closes after.
+        facts: what an extractor needs and the manifest keeps (mpp, spacing, leads, sampling_frequency, units ...), as
+            JSON values; nothing that identifies a person.
+        warnings: what the loader saw and a person should know.
+
+    Raises:
+        DataError: no item, or positions that are not finite.
+    """
+
+    item: ItemKind
+    shape: tuple[int, ...]
+    position: NDArray[np.float32]
+    unit: str
+    fetch: Callable[[Sequence[int]], NDArray[Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.position.ndim != 2 or not len(self.position) or not np.isfinite(self.position).all():
+            msg = f"RawSample: expected finite positions (T >= 1, P), found {self.position.shape}"
+            raise DataError(msg)
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def batches(self, size: int = 256) -> Iterator[NDArray[Any]]:
+        """All items in order, ``size`` at a time, so that memory does not grow with their number."""
+        for start in range(0, len(self), size):
+            yield self.fetch(range(start, min(start + size, len(self))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +84,14 @@ class ModalitySample:
         if not np.isfinite(self.tokens).all():
             msg = "ModalitySample: expected finite tokens, found NaN or infinity; a missing cell is a flag, not a value"
             raise DataError(msg)
+
+    @classmethod
+    def trusted(cls, *, tokens: NDArray[Any], position: NDArray[np.float32]) -> "ModalitySample":
+        """A sample whose content was checked when it was stored: memory-mapped tokens are not read."""
+        sample = object.__new__(cls)
+        object.__setattr__(sample, "tokens", tokens)
+        object.__setattr__(sample, "position", position)
+        return sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,12 @@
-"""The feature store: modalities on disk, addressed by their content, sealed by a manifest of SHA-256."""
+"""The feature store: modalities on disk, addressed by their content, sealed by a manifest of SHA-256.
+
+A modality that a table gives is one entry. A modality of raw files has an entry per item (a slide, a series, a record),
+written by an extractor, and one more entry that says which items make which patient.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import StoreError
-from medfuse.files import new_folder, seal, sha256_bytes, verify, write_json
+from medfuse.files import new_folder, read_json, seal, sha256_bytes, verify, write_json
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.types import PatientId
 
 FORMAT_VERSION = 1
+_LARGEST_HALF = 6e4  # float16 ends at 65,504
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredItem:
+    """What an extractor made of one item.
+
+    Attributes:
+        sample: tokens (T, F), memory-mapped in the precision of the disk, and positions.
+        names: of the F features.
+        unit: of the positions.
+        facts: of the raw item, as JSON values.
+        warnings: of its loader.
+    """
+
+    sample: ModalitySample
+    names: tuple[str, ...] = ()
+    unit: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientItems:
+    """The items of one patient: (number of the token identity or -1, key of the item), in order."""
+
+    patient_id: PatientId
+    items: tuple[tuple[int, str], ...]
 
 
 def entry_key(*, name: str, settings: Mapping[str, Any], sources: Mapping[str, str], version: int) -> str:
@@ -39,11 +72,11 @@ class FeatureStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def path(self, key: str) -> Path:
         """Folder of an entry."""
-        return self._root / key[:32]
+        return self.root / key[:32]
 
     def __contains__(self, key: str) -> bool:
         return (self.path(key) / "manifest.json").is_file()
@@ -54,7 +87,7 @@ class FeatureStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        self._root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         ids = list(data.samples)
         lengths = [len(data.samples[i].tokens) for i in ids]
         widths = {data.samples[i].position.shape[1] for i in ids}
@@ -94,6 +127,8 @@ class FeatureStore:
             )
             raise StoreError(msg)
         index = json.loads((folder / "index.json").read_bytes())
+        if "items" in index:
+            return self._gather(index, key=key)
         tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
         position = np.load(folder / "position.npy", mmap_mode="r", allow_pickle=False)
         ends = np.cumsum(index["lengths"])
@@ -112,6 +147,109 @@ class FeatureStore:
             samples=samples,
             key=key,
         )
+
+    def put_item(self, item: StoredItem, *, key: str, sources: Mapping[str, str]) -> None:
+        """Write an item atomically; features as float16 where their range allows it.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        tokens = item.sample.tokens
+        small = np.abs(tokens).max(initial=0.0) < _LARGEST_HALF
+        with new_folder(self.path(key)) as folder:
+            np.save(folder / "tokens.npy", tokens.astype(np.float16 if small else np.float32), allow_pickle=False)
+            np.save(folder / "position.npy", item.sample.position, allow_pickle=False)
+            content = {"names": list(item.names), "unit": item.unit, "facts": dict(item.facts)}
+            write_json(folder / "item.json", {**content, "warnings": list(item.warnings)})
+            seal(folder, {"format_version": FORMAT_VERSION, "key": key, "sources": dict(sources)})
+
+    def get_item(self, key: str, *, check: bool = True) -> StoredItem:
+        """Read an item, memory-mapped.
+
+        Args:
+            key: of the item.
+            check: compare every file with its SHA-256 first.
+
+        Raises:
+            StoreError: no such item, or damage.
+        """
+        folder = self.path(key)
+        if check:
+            verify(folder)
+        content = read_json(folder / "item.json")
+        try:
+            tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            position = np.load(folder / "position.npy", mmap_mode="r", allow_pickle=False)
+            sample = ModalitySample.trusted(tokens=tokens, position=position)
+            return StoredItem(
+                sample=sample,
+                names=tuple(content["names"]),
+                unit=content["unit"],
+                facts=content["facts"],
+                warnings=tuple(content["warnings"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"{folder}: expected a stored item, found damage ({type(error).__name__}); run medfuse extract again"
+            raise StoreError(msg) from error
+
+    def put_items(
+        self,
+        name: str,
+        patients: Sequence[PatientItems],
+        *,
+        key: str,
+        identities: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+    ) -> ModalityData:
+        """Write which items make which patient, and return the modality as read back.
+
+        Raises:
+            StoreError: items of different widths, or the folder cannot be written.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with new_folder(self.path(key)) as folder:
+            items = {p.patient_id: [list(item) for item in p.items] for p in patients}
+            index = {"name": name, "identities": list(identities), "warnings": list(warnings), "items": items}
+            write_json(folder / "index.json", index)
+            sources = {item: item for p in patients for _, item in p.items}
+            seal(folder, {"format_version": FORMAT_VERSION, "key": key, "sources": sources})
+        return self.get(key)
+
+    def _gather(self, index: Mapping[str, Any], *, key: str) -> ModalityData:
+        samples, widths = {}, set()
+        for patient, items in index["items"].items():
+            parts = [(identity, self.get_item(item)) for identity, item in items]
+            widths |= {part.sample.tokens.shape[1] for _, part in parts}
+            samples[PatientId(patient)] = _joined(parts)
+        if len(widths) > 1:
+            msg = f"modality {index['name']}: expected items of one width, found {sorted(widths)}; extract them alike"
+            raise StoreError(msg)
+        return ModalityData(
+            name=index["name"],
+            layout="vectors",
+            features=widths.pop() if widths else 0,
+            identities=tuple(index["identities"]),
+            warnings=tuple(index["warnings"]),
+            samples=samples,
+            key=key,
+        )
+
+
+def _joined(parts: Sequence[tuple[int, StoredItem]]) -> ModalitySample:
+    """Items of one patient as one sample; with identities, the identity stands first in the position."""
+    if len(parts) == 1 and parts[0][0] < 0:
+        return parts[0][1].sample
+    position = [
+        part.sample.position
+        if identity < 0
+        else np.concatenate(
+            [np.full((len(part.sample.position), 1), identity, np.float32), part.sample.position], axis=1
+        )
+        for identity, part in parts
+    ]
+    tokens = np.concatenate([part.sample.tokens for _, part in parts])
+    return ModalitySample.trusted(tokens=tokens, position=np.concatenate(position))
 
 
 def _save(path: Path, parts: list[NDArray[np.float32]], *, width: int) -> None:

@@ -90,13 +90,13 @@ def test_an_outcome_lists_the_columns_it_reads():
         ("outcomes__os", {**BINARY, "classes": ["a", "a"]}, "expected each code once"),
         ("outcomes__os", {**BINARY, "within_days": 30.0}, "needs time and unit"),
         ("outcomes__os", {"kind": "continuous", "column": "c"}, "also needs unit"),
-        ("modalities__clinical", {**TABULAR, "files": {"x": "b.csv"}}, "either file or files"),
+        ("modalities__clinical", {**TABULAR, "files": {"x": "b.csv"}}, "one of file, files and path"),
         ("modalities__clinical", {**TABULAR, "columns": "a*"}, "tabular needs columns"),
         ("modalities__clinical", {**TABULAR, "gmt": "x.gmt"}, "does not read gmt"),
         ("modalities__clinical", {"loader": "vectors", "file": "x.npz", "log_base": 2}, "does not read log_base"),
         ("modalities__clinical", {"loader": "expression", "file": "x.csv"}, "needs a unit"),
         ("modalities__clinical", {"loader": "expression", "file": "x.csv", "unit": "zscore"}, "zscored_on"),
-        ("modalities__clinical", {"loader": "dicom", "file": "x"}, "'tabular', 'expression' or 'vectors'"),
+        ("modalities__clinical", {"loader": "tabulr", "file": "x"}, 'did you mean "tabular"'),
     ],
 )
 def test_a_card_that_cannot_be_meant_is_refused(path, value, said):
@@ -127,9 +127,9 @@ def test_folds_are_either_counted_or_named(content):
 
 
 def test_every_key_of_a_modality_belongs_to_a_loader():
-    from medfuse.card import LOADER_KEYS
+    from medfuse.card import _RAW_KEYS, LOADER_KEYS
 
-    keys = set.union(*LOADER_KEYS.values()) | {"loader", "id", "description"}
+    keys = set.union(*LOADER_KEYS.values(), _RAW_KEYS) | {"loader", "id", "description"}
     assert keys == set(ModalityCard.model_fields)
 
 

@@ -12,10 +12,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
-    {"errors", "types", "files", "doctor", "processes"},
+    {"errors", "types", "files", "limits", "doctor", "processes"},
     {"config", "card", "tables", "targets", "sample", "prediction"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
-    {"loaders", "models", "metrics"},
+    {"loaders", "extractors", "models", "metrics"},
+    {"extraction", "inspection"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
@@ -23,7 +24,7 @@ LAYERS = [
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-APART = ({"loaders", "models", "metrics"},)  # of one layer, and they do not know each other
+APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and they do not know each other
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
     "streamlit": set(),

@@ -1,19 +1,25 @@
-"""Loaders: raw files of one format to a modality of a cohort."""
+"""Loaders: files of one format to a modality of a cohort. To add one: a file here and a row in ``LOADERS``.
+
+What a module provides stands in :mod:`medfuse.loaders.base`.
+"""
 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.sample import ModalityData
 
-# name in a card -> module with read(card, name=..., resolve=..., default_id=...) and write_example(folder)
+# name in a card -> module, imported when it is asked for
 LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
+    "text": "medfuse.loaders.text",
 }
+RAW = ("text",)  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
@@ -33,11 +39,9 @@ def read(
         ConfigError: no such loader.
         DataError: a file that is missing, damaged or not what the card says.
     """
-    if card.loader not in LOADERS:
-        msg = f"modality {name}: no loader {card.loader!r}; {nearest(card.loader, LOADERS)}"
-        raise ConfigError(msg)
-    module = importlib.import_module(LOADERS[card.loader])
-    data: ModalityData = module.read(name, card, resolve=resolve, patients=patients)
+    data: ModalityData = module_of(card.loader, where=f"modality {name}").read(
+        name, card, resolve=resolve, patients=patients
+    )
     if not data.samples:
         msg = (
             f"modality {name}: expected patients with values in {', '.join(card.sources())}, found none; is a file cut "
@@ -45,3 +49,15 @@ def read(
         )
         raise DataError(msg)
     return data
+
+
+def module_of(loader: str, *, where: str) -> Any:  # noqa: ANN401  # a module
+    """The module of a loader.
+
+    Raises:
+        ConfigError: no such loader.
+    """
+    if loader not in LOADERS:
+        msg = f"{where}: no loader {loader!r}; {nearest(loader, LOADERS)}"
+        raise ConfigError(msg)
+    return importlib.import_module(LOADERS[loader])

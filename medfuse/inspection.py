@@ -1,0 +1,164 @@
+"""``medfuse inspect``: what any file or folder is, who reads it, and what is wrong with it. Never raises."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medfuse import loaders
+from medfuse.errors import MedfuseError
+from medfuse.limits import LARGEST_FOLDER, read_head
+from medfuse.loaders.base import Head, Identifying
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What one item (a file, or files that belong together) is.
+
+    Attributes:
+        path: first file.
+        files: number of files.
+        loader: who reads it; empty when nobody does.
+        kind: in the field's words.
+        holds: shape, units, geometry, leads, codes, number of patients, as JSON values.
+        identifying: elements that identify a person, without their values.
+        warnings: what a person should know before using it.
+        refusal: why it cannot be read and what to do; empty when it can.
+    """
+
+    path: str
+    files: int = 1
+    loader: str = ""
+    kind: str = ""
+    holds: Mapping[str, Any] = field(default_factory=dict)
+    identifying: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    refusal: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def inspect(paths: Sequence[str | Path]) -> list[Inspection]:
+    """Look at files and folders; no file is loaded more than needed to say what it holds.
+
+    Args:
+        paths: files or folders; what lies below a folder is grouped into items (a DICOM series, a WFDB record).
+
+    Returns:
+        One entry per item, in the order of the paths; a path that cannot be read is an entry with a refusal.
+    """
+    found: list[Inspection] = []
+    for path in map(Path, paths):
+        here: list[Inspection] = []
+        by_loader: dict[str, list[Path]] = {}
+        for file in _files(path):
+            try:
+                name = recognise(file)
+            except MedfuseError as error:
+                here.append(Inspection(path=str(file), refusal=str(error)))
+                continue
+            if name:
+                by_loader.setdefault(name, []).append(file)
+            else:
+                here.append(Inspection(path=str(file), refusal=_unknown(file)))
+        if not path.exists():
+            here.append(Inspection(path=str(path), refusal=f"{path}: no such file or folder; check the path"))
+        for name, files in by_loader.items():
+            here += _items(name, files)
+        found += sorted(here, key=lambda i: i.path)
+    return found
+
+
+def recognise(file: Path) -> str:
+    """Name of the loader that reads a file; empty when none does.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    size = file.stat().st_size
+    if not size:
+        return ""
+    head = Head(path=file, size=size, start=read_head(file))
+    for name in loaders.LOADERS:
+        ask = getattr(loaders.module_of(name, where=str(file)), "recognise", None)
+        if ask is not None and ask(head):
+            return name
+    return ""
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        if path.exists():
+            yield path
+        return
+    count = 0
+    for folder, names, files in os.walk(path):  # links to folders are not followed
+        names.sort()
+        for file in sorted(files):
+            count += 1
+            if count > LARGEST_FOLDER:
+                return
+            yield Path(folder) / file
+
+
+def _unknown(file: Path) -> str:
+    if file.stat().st_size == 0:
+        return f"{file.name}: empty; copy it again, or leave it out"
+    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}"
+
+
+def _items(name: str, files: Sequence[Path]) -> Iterator[Inspection]:
+    module = loaders.module_of(name, where=name)
+    group = getattr(module, "group", lambda paths: [(path,) for path in paths])
+    try:
+        groups = group(files)
+    except MedfuseError as error:
+        yield Inspection(path=str(files[0]), files=len(files), loader=name, refusal=str(error))
+        return
+    except Exception as error:  # noqa: BLE001  # an inspection never raises
+        yield Inspection(path=str(files[0]), files=len(files), loader=name, refusal=_internal(error))
+        return
+    for item in groups:
+        yield _item(name, module, tuple(item))
+
+
+def _item(name: str, module: Any, files: tuple[Path, ...]) -> Inspection:  # noqa: ANN401  # a module
+    first = Inspection(path=str(files[0]), files=len(files), loader=name)
+    try:
+        described = module.describe(files)
+        persons: list[Identifying] = module.identifying(files) if hasattr(module, "identifying") else []
+    except MedfuseError as error:
+        return Inspection(path=first.path, files=first.files, loader=name, refusal=str(error))
+    except Exception as error:  # noqa: BLE001  # an inspection never raises
+        return Inspection(path=first.path, files=first.files, loader=name, refusal=_internal(error))
+    return Inspection(
+        path=first.path,
+        files=first.files,
+        loader=name,
+        kind=described.kind,
+        holds=described.holds,
+        identifying=tuple(f"{p.where}: {p.kind}" for p in persons),
+        warnings=described.warnings,
+    )
+
+
+def _internal(error: Exception) -> str:
+    return f"medfuse failed on it ({type(error).__name__}); please report this file's format"
+
+
+def lines(inspections: Sequence[Inspection]) -> Iterator[str]:
+    """The result as lines of text."""
+    for one in inspections:
+        many = f" ({one.files} files)" if one.files > 1 else ""
+        yield f"{one.path}{many}: {one.loader or 'unknown'}{', ' + one.kind if one.kind else ''}"
+        for key, value in one.holds.items():
+            yield f"    {key}: {value}"
+        if one.identifying:
+            yield f"    IDENTIFYING: {'; '.join(one.identifying)}"
+        for warning in one.warnings:
+            yield f"    warning: {warning}"
+        if one.refusal:
+            yield f"    REFUSED: {one.refusal}"

@@ -1,0 +1,58 @@
+"""Caps against hostile or damaged files: how much is inflated, how deep is looked, how long a path may be."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+from medfuse.errors import DataError
+
+HEAD = 4096  # bytes that tell what a file is
+LARGEST_TEXT = 2 << 30  # bytes of inflated text that are read into memory
+LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay below 100
+LARGEST_FOLDER = 200_000  # files that an inspection looks at
+_FREE = 64 << 20
+
+
+def read_head(path: Path, *, size: int = HEAD) -> bytes:
+    """The first bytes of a file, of its content where it is gzip; never more than ``size`` are inflated."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(size)
+    except OSError as error:
+        msg = f"{path.name}: expected a readable file, found {type(error).__name__}; check the path and its permissions"
+        raise DataError(msg) from error
+    if start[:2] != b"\x1f\x8b":
+        return start
+    try:
+        return zlib.decompressobj(wbits=31).decompress(start, size)
+    except zlib.error:
+        return start
+
+
+def inflate(path: Path, *, most: int = LARGEST_TEXT) -> bytes:
+    """Content of a gzip (or plain) file, refused before it fills the memory.
+
+    Raises:
+        DataError: damaged, truncated, or larger than ``most`` or than 400 times its packed size.
+    """
+    packed = path.stat().st_size
+    most = min(most, max(_FREE, packed * LARGEST_RATIO))
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if not zipped:
+                content = raw.read(most + 1)
+            else:
+                with gzip.GzipFile(fileobj=raw) as file:
+                    content = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        msg = f"{path.name}: expected a whole gzip file, found damage ({type(error).__name__}); copy it again"
+        raise DataError(msg) from error
+    if len(content) > most:
+        msg = (
+            f"{path.name}: expected at most {most >> 20} MiB of content, found more in {packed >> 10} KiB; "
+            "a decompression bomb? unpack it yourself if it is real"
+        )
+        raise DataError(msg)
+    return content
