@@ -216,7 +216,7 @@ def _risks(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
 
 def _as_times(target: Labels) -> Survival:
     """Patients of the last class have the event at once, the others never: Harrell's C is then the AUROC."""
-    label = target.label == len(target.classes) - 1
+    label = target.label > 0  # what the risk score is the probability of: any class but the first
     return Survival(event=label, time=np.where(label, 0.0, 1.0), observed=target.observed)
 
 
