@@ -82,7 +82,8 @@ def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]
 def _notes(evaluation: Evaluation) -> str:
     """What was chosen on inner folds, per model and fold: open for the carrying model, folded for the others."""
     parts = []
-    for name, model in evaluation.models.items():
+    first = sorted(evaluation.models.items(), key=lambda item: item[0] != evaluation.carrying)
+    for name, model in first:
         if model["notes"]:
             lines = "".join(f"<li>{escape(note)}</li>" for note in model["notes"])
             state = " open" if name == evaluation.carrying else ""
