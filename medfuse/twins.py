@@ -264,6 +264,18 @@ def _near_rows(x: NDArray[np.float64]) -> set[tuple[int, int]]:
     return pairs
 
 
+def _near_in_each(x: NDArray[np.float64], a: int, b: int) -> bool:
+    """Whether rows a and b of (n, identities, q) are close neighbours in every identity both have.
+
+    A copy is: two people whose blank or failed stains happen to agree are not.
+    """
+    for g in range(x.shape[1]):
+        distance = np.sqrt(((x[:, g] - x[a, g]) ** 2).mean(axis=1))  # NaN where either lacks the identity
+        if np.isfinite(distance[b]) and (distance < distance[b]).sum() > 2 * _NEAR:  # a itself is one of them
+            return False
+    return True
+
+
 def near_content(modality: ModalityData) -> list[Pair]:
     """Patients nearer to each other than chance allows: one sample measured, rounded or rescaled twice.
 
@@ -283,6 +295,8 @@ def near_content(modality: ModalityData) -> list[Pair]:
         spread = np.nanmedian(np.abs(scaled), axis=1, keepdims=True)
         forms = [scaled / np.where(spread > 0, spread, 1.0), *([x] if np.isnan(x).any() else [])]
     found = set().union(*(_near_rows(form) for form in forms))
+    if modality.identities:
+        found = {pair for pair in found if _near_in_each(x.reshape(len(x), len(modality.identities), -1), *pair)}
     return [(ids[a], ids[b]) for a, b in sorted(found)]
 
 
