@@ -53,8 +53,7 @@ def _inflated(block: bytes, *, most: int) -> bytes:
     """LZW with codes of a fixed width, most significant bit first; never more than ``most`` bytes."""
     table: list[bytes] = [bytes([k]) for k in range(256)]
     bits = np.unpackbits(np.frombuffer(block, np.uint8))
-    bits = bits[: len(bits) // _BITS * _BITS].reshape(-1, _BITS)
-    codes = bits @ (1 << np.arange(_BITS)[::-1])
+    codes = bits[: len(bits) // _BITS * _BITS].reshape(-1, _BITS) @ (1 << np.arange(_BITS)[::-1])
     out = bytearray()
     last = b""
     for code in codes.tolist():

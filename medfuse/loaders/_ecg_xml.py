@@ -217,9 +217,20 @@ def _sierra(path: Path, root: Element) -> Recording:
         raise refuse(path, "1 to 64 leads of 1 to 2^20 samples", found, "copy the file again")
     packed = "XLI" in {waveforms.get("compression"), waveforms.get("compressmethod")}
     codes = sierra_samples(path, waveforms.text or "", names, samples, packed=packed)
+    codes, notes = _without_calibration(codes, frequency)
     millivolt = (codes * (resolution * 1e-3)).astype(np.float32)
     millivolt[codes == LOWEST16] = np.nan
-    return _held(names, ["uV"] * len(names), frequency, millivolt, "Philips Sierra XML", [])
+    return _held(names, ["uV"] * len(names), frequency, millivolt, "Philips Sierra XML", notes)
+
+
+def _without_calibration(codes: NDArray[np.int32], frequency: float) -> tuple[NDArray[np.int32], list[str]]:
+    """The recording without the pulse that the device appends: there, all leads are the same."""
+    different = np.flatnonzero(codes.max(axis=0) != codes.min(axis=0))
+    end = int(different[-1]) + 1 if different.size else 0
+    rest = codes.shape[1] - end
+    if not end or len(codes) < 3 or rest < 0.1 * frequency or not codes[0, end:].any():
+        return codes, []
+    return codes[:, :end], [f"not read: the calibration pulse in the last {rest / frequency:.3g} s"]
 
 
 def _attribute(path: Path, word: str | None, what: str) -> float:
