@@ -57,7 +57,7 @@ def r_peaks(signal: Array, frequency: float) -> NDArray[np.int64]:
     if not candidates.size:
         return np.zeros(0, np.int64)
     kept = _thresholded(candidates, energy, np.abs(slope).mean(axis=0), frequency)
-    return _on_the_peak(kept, band, frequency)
+    return _without_artefacts(_on_the_peak(kept, band, frequency), band, frequency)
 
 
 def _thresholded(candidates: NDArray[np.int64], energy: Array, slope: Array, frequency: float) -> NDArray[np.int64]:
@@ -103,6 +103,28 @@ def _on_the_peak(kept: NDArray[np.int64], band: Array, frequency: float) -> NDAr
     half = round(0.08 * frequency)
     peaks = [max(0, k - half) + int(magnitude[max(0, k - half) : k + half + 1].argmax()) for k in kept.tolist()]
     return np.unique(np.array(peaks, np.int64))
+
+
+def _without_artefacts(peaks: NDArray[np.int64], band: Array, frequency: float) -> NDArray[np.int64]:
+    """Without peaks that are unlike the median QRS and lie between two beats of about the usual distance.
+
+    A premature beat may have any shape, but a pause follows it; muscle and electrodes do not wait.
+    """
+    half = round(0.06 * frequency)
+    inside = [k for k in peaks.tolist() if k >= half and k + half < band.shape[1]]
+    if len(inside) < 5:
+        return peaks
+    shapes = np.stack([band[:, k - half : k + half + 1].reshape(-1) for k in inside])
+    template = np.median(shapes, axis=0)
+    size = np.linalg.norm(shapes, axis=1) * np.linalg.norm(template)
+    alike = dict(zip(inside, (shapes @ template / np.maximum(size, 1e-12)).tolist(), strict=True))
+    usual = float(np.median(np.diff(peaks)))
+    kept = peaks.tolist()
+    for at in sorted((k for k in inside if alike[k] < 0.6), key=lambda k: alike[k]):
+        place = kept.index(at)
+        if 0 < place < len(kept) - 1 and kept[place + 1] - kept[place - 1] < 1.4 * usual:
+            del kept[place]
+    return np.array(kept, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +198,7 @@ def _qrs(beat: Array, r: int, frequency: float) -> tuple[int, int]:
     smooth = uniform_filter1d(beat, width, axis=1)
     speed = np.sqrt((np.gradient(smooth, axis=1) ** 2).mean(axis=0))
     near = slice(max(0, r - round(0.06 * frequency)), r + round(0.06 * frequency))
-    threshold = float(np.percentile(speed, 30)) + 0.06 * float(speed[near].max())
+    threshold = float(np.percentile(speed, 30)) + 0.03 * float(speed[near].max())
     calm = max(2, round(0.012 * frequency))
     onset, offset = r, r
     for onset in range(r, max(calm, r - round(0.13 * frequency)), -1):

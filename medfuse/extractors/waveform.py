@@ -188,15 +188,22 @@ def _lead(beat: Beat | None, rows: Mapping[str, int], name: str, frequency: floa
         return [1.0] + [0.0] * (len(_LEAD) - 1)
     line = beat.lead[rows[name]]
     qrs = line[beat.onset : beat.offset + 1]
-    top = int(qrs.argmax()) if qrs.size else 0
-    q = min(0.0, float(qrs[: top + 1].min())) if qrs.size else 0.0
-    s = min(0.0, float(qrs[top:].min())) if qrs.size else 0.0
+    q, r, s = _qrs_waves(qrs)
     p = float(line[beat.p_peak]) if beat.p_peak >= 0 else 0.0
     t = float(line[beat.t_peak]) if beat.t_peak >= 0 else 0.0
     at, half = beat.offset + round(0.06 * frequency), max(1, round(0.004 * frequency))
     st = float(line[at - half : at + half + 1].mean()) if at + half < len(line) else 0.0
     area = float(qrs.sum()) * 1000 / frequency
-    return [1.0, 1.0, p, q, max(0.0, float(qrs.max(initial=0.0))), s, st, t, area]
+    return [1.0, 1.0, p, q, r, s, st, t, area]
+
+
+def _qrs_waves(qrs: Array) -> tuple[float, float, float]:
+    """Q, R and S in mV; R is the highest summit inside, and a complex without one is all Q."""
+    summits, _ = sp.find_peaks(qrs, height=0.02)
+    if not summits.size:
+        return min(0.0, float(qrs.min(initial=0.0))), 0.0, 0.0
+    top = int(summits[qrs[summits].argmax()])
+    return min(0.0, float(qrs[:top].min(initial=0.0))), float(qrs[top]), min(0.0, float(qrs[top:].min(initial=0.0)))
 
 
 def _spectra(signal: Array, frequency: float) -> list[list[float]]:

@@ -4,6 +4,7 @@ References:
     DICOM PS3.3 C.10.9 (Waveform Module), PS3.16 CID 3001 (ECG leads), PS3.5 7.6 (encoding).
 """
 
+import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._ecg_common import LOWEST16, Channel, Recording, channels_of, lead_name, millivolts, refuse
+from medfuse.loaders._ecg_dicom_walk import check_elements
 from medfuse.loaders.base import Identifying
 
 LARGEST = 64 << 20  # bytes of a file; sample data lies inside a sequence and is read with it
@@ -26,7 +28,7 @@ _NUMBERS = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF", 65: "-a
     k: f"V{k - 2}" for k in range(3, 9)
 }
 _CODE = re.compile(r"(?:5\.6\.3-9-|2:)(\d+)$")  # SCP-ECG and MDC number the leads alike
-_BIG, _DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+_IMPLICIT, _BIG, _DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 _PERSON = {0x00100020: "id", 0x00101000: "id", 0x00101001: "name", 0x00101040: "address", 0x00102154: "phone"}
 _PERSON |= {0x00080050: "id", 0x00080080: "institution", 0x00380010: "id", 0x00181000: "id", 0x00200010: "id"}
 
@@ -41,11 +43,14 @@ def _dataset(path: Path) -> Any:  # noqa: ANN401  # a pydicom dataset
 
     if path.stat().st_size > LARGEST:
         raise refuse(path, f"at most {LARGEST >> 20} MiB", "more", "convert it to WFDB, which is read in windows")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd UIDs and the like say nothing about the samples
-        if str(pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", "")) == _DEFLATED:
-            raise refuse(path, "an open transfer syntax", "a deflated one", "rewrite it, for instance with dcmconv +te")
-        return pydicom.dcmread(path)
+    content = path.read_bytes()
+    meta = pydicom.filereader.read_file_meta_info(path)
+    syntax = str(meta.get("TransferSyntaxUID", ""))
+    if syntax == _DEFLATED:
+        raise refuse(path, "an open transfer syntax", "a deflated one", "rewrite it, for instance with dcmconv +te")
+    start = 144 + int(meta.FileMetaInformationGroupLength)
+    check_elements(path, content, start, explicit=syntax != _IMPLICIT, big=syntax == _BIG)
+    return pydicom.dcmread(io.BytesIO(content))
 
 
 def _guarded(path: Path, call: Any) -> Any:  # noqa: ANN401  # of the call

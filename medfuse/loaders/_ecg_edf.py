@@ -85,7 +85,7 @@ def _header(path: Path) -> _Edf:
     records, seconds = _numbers(path, [first[236:244], first[244:252]], "number and seconds of data records")
     samples = [int(n) for n in _numbers(path, fields["samples"], "samples of a data record")]
     width = 3 if first[0] == 0xFF else 2
-    if min(samples) < 0 or not sum(samples) or seconds < 0 or sum(samples) > 1 << 24:
+    if min(samples) < 0 or not 0 < sum(samples) <= 1 << 24 or seconds < 0 or max(samples) > seconds * 1e7 > 0:
         raise refuse(path, "data records of a positive length", "another", "copy the file again")
     records, notes = _records(path, size - 256 * (int(count) + 1), int(records), width * sum(samples))
     signals, before = [], 0

@@ -41,7 +41,7 @@ def sierra_samples(path: Path, text: str, names: Sequence[str], samples: int, *,
         if len(content) < at + 8 or len(block) != size:
             raise refuse(path, f"{len(names)} whole XLI blocks", f"{row}", "copy the file again")
         start = int.from_bytes(content[at + 6 : at + 8], "little", signed=True)
-        raw = _inflated(block, most=2 * samples)
+        raw = _inflated(block[: 3 * samples], most=2 * samples)
         if len(raw) < 2 * samples:
             raise refuse(path, f"{samples} samples in XLI block {row + 1}", f"{len(raw) // 2}", "copy the file again")
         out[row] = _summed(raw, start)

@@ -20,7 +20,7 @@ from medfuse.loaders._ecg_common import LOWEST16, Recording, channels_of, milliv
 from medfuse.loaders._ecg_xli import sierra_samples
 from medfuse.loaders.base import Identifying
 
-LARGEST = 32 << 20  # bytes
+LARGEST = 16 << 20  # bytes
 MOST_ELEMENTS, DEEPEST = 200_000, 100
 _ROOTS = {"AnnotatedECG": "HL7 aECG", "restingecgdata": "Philips Sierra XML", "RestingECG": "GE MUSE XML"}
 _FREQUENCY_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -212,9 +212,9 @@ def _sierra(path: Path, root: Element) -> Recording:
         raise refuse(path, "signed 16-bit samples without an offset", "others", "export it as DICOM or HL7 aECG")
     names = labels.split()
     samples = round(milliseconds * frequency / 1000)
-    if not names or len(names) > 64 or not 0 < samples <= 1 << 20:
+    if not names or len(names) > 16 or not 0 < samples <= 1 << 17:
         found = f"{len(names)} leads of {samples} samples"
-        raise refuse(path, "1 to 64 leads of 1 to 2^20 samples", found, "copy the file again")
+        raise refuse(path, "1 to 16 leads of 1 to 2^17 samples", found, "copy the file again")
     packed = "XLI" in {waveforms.get("compression"), waveforms.get("compressmethod")}
     codes = sierra_samples(path, waveforms.text or "", names, samples, packed=packed)
     codes, notes = _without_calibration(codes, frequency)
