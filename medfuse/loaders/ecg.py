@@ -236,14 +236,14 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         shape=(len(leads), plan.length),
         position=(plan.starts / plan.target).astype(np.float32)[:, None],
         unit="s",
-        fetch=partial(_fetch, recording, plan, first),
+        fetch=partial(_fetch, recording, plan, [first]),
         facts=_facts(recording, plan, leads, checks),
         warnings=(*recording.warnings, *_left_out(recording, plan), *_apart(checks)),
     )
 
 
-def _fetch(recording: Recording, plan: Plan, first: NDArray[np.float32], numbers: Sequence[int]) -> NDArray[Any]:
-    return windows(recording, plan, list(numbers), first)
+def _fetch(recording: Recording, plan: Plan, ready: list[NDArray[np.float32]], numbers: Sequence[int]) -> NDArray[Any]:
+    return windows(recording, plan, numbers, ready)
 
 
 def _facts(recording: Recording, plan: Plan, leads: list[str], checks: Mapping[str, float]) -> dict[str, Any]:
