@@ -132,11 +132,13 @@ def _checked(options: Mapping[str, Any]) -> None:
         msg = "options of the loader ecg: expected gaps: refuse or zero, found another word"
         raise ConfigError(msg)
     leads = options.get("leads")
-    if leads is not None and (isinstance(leads, str) or not leads or len(set(leads)) != len(leads)):
+    named = isinstance(leads, list | tuple) and all(isinstance(lead, str) for lead in leads)
+    if leads is not None and (not named or not leads or len(set(leads)) != len(leads)):
         msg = "options of the loader ecg: expected leads as a list of different names, such as [I, II, V1]"
         raise ConfigError(msg)
     band = options.get("bandpass")
-    if band is not None and (isinstance(band, str) or len(band) != 2 or not 0 < float(band[0]) < float(band[1])):
+    numbers = isinstance(band, list | tuple) and all(type(edge) in {int, float} for edge in band)
+    if band is not None and (not numbers or len(band) != 2 or not 0 < band[0] < band[1]):
         msg = "options of the loader ecg: expected bandpass as two rising frequencies in Hz, such as [0.5, 40]"
         raise ConfigError(msg)
 

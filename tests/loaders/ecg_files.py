@@ -87,17 +87,15 @@ def aecg(codes, *, leads=LEADS, step=("0.004", "s"), scale=("5", "uV"), origin="
         '<?xml version="1.0"?><AnnotatedECG xmlns="urn:hl7-org:v3"><componentOf><subject><trialSubject>'
         "<subjectDemographicPerson><name>Doe</name></subjectDemographicPerson></trialSubject></subject></componentOf>"
         f"{body}<component><series><component><sequenceSet><component><sequence>"
-        f'<code code="TIME_ABSOLUTE"/><value><head value="2002"/><increment value="{step[0]}" unit="{step[1]}"/></value>'
+        f'<code code="TIME_ABSOLUTE"/><value><head value="2002"/>'
+        f'<increment value="{step[0]}" unit="{step[1]}"/></value>'
         f"</sequence></component>{sequences}</sequenceSet></component></series></component></AnnotatedECG>"
     )
 
 
 def sierra(codes, *, packed, frequency=500, version="1.04"):
     """A Philips Sierra document; ``packed`` as XLI."""
-    if packed:
-        content = b"".join(map(xli_block, predicted(codes)))
-    else:
-        content = codes.astype("<i2").tobytes()
+    content = b"".join(map(xli_block, predicted(codes))) if packed else codes.astype("<i2").tobytes()
     method = 'compression="XLI"' if packed else ""
     return (
         f'<?xml version="1.0"?><restingecgdata xmlns="http://www3.medical.philips.com"><documentinfo>'
