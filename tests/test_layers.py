@@ -13,11 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
     {"errors", "types", "files", "limits", "doctor", "processes"},
-    {"config", "card", "tables", "targets", "sample", "prediction"},
+    {"config", "card", "tables", "targets", "sample", "prediction", "games"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
+    {"explain"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow"},
