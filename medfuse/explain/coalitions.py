@@ -68,11 +68,12 @@ class Coalitions:
     def __len__(self) -> int:
         return len(self.patient_ids)
 
-    def game(self, *, horizon: float | None = None, scale: str = "link") -> Array:
+    def game(self, *, horizon: float | None = None, label: int | None = None, scale: str = "link") -> Array:
         """Values as a game (2^M, n) at a horizon, or (2^M, n, L) at all times; see :mod:`medfuse.games`.
 
         Args:
             horizon: days; between grid points survival is interpolated, as in every table of a run.
+            label: index of one class of a multi-class outcome.
             scale: ``link``, or ``risk``: probability of the event until the time, or of each class. Differences on the
                 scale of risk show interactions that the model does not have; they are for reading in percentage
                 points.
@@ -80,18 +81,18 @@ class Coalitions:
         Raises:
             ConfigError: an unknown scale, a horizon beyond the grid or of an outcome without times.
         """
-        return np.moveaxis(at_horizon(self.values, self, horizon=horizon, scale=scale), 1, 0)
+        return np.moveaxis(at_horizon(self.values, self, horizon=horizon, label=label, scale=scale), 1, 0)
 
-    def replicate_games(self, *, horizon: float | None = None, scale: str = "link") -> Array:
+    def replicate_games(self, *, horizon: float | None = None, label: int | None = None, scale: str = "link") -> Array:
         """The same of each replicate: (2^M, R, n[, L])."""
-        found = at_horizon(self.replicates.astype(np.float64), self, horizon=horizon, scale=scale)
+        found = at_horizon(self.replicates.astype(np.float64), self, horizon=horizon, label=label, scale=scale)
         return np.moveaxis(found, 2, 0)
 
     def clipped(self) -> NDArray[np.bool_]:
         """(n,) whether any value lies where the outcome's probability is within 1e-6 of 0 or 1: beyond resolution."""
         if self.kind == "continuous":
             return np.zeros(len(self), dtype=bool)
-        risk = at_horizon(self.values, self, horizon=None, scale="risk")
+        risk = at_horizon(self.values, self, scale="risk")
         return np.asarray(((risk < _EDGE) | (risk > 1 - _EDGE)).any(axis=(1, 2)))
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> "Coalitions":
@@ -107,8 +108,10 @@ class Coalitions:
         )
 
 
-def at_horizon(values: Array, like: Coalitions, *, horizon: float | None, scale: str) -> Array:
-    """Values (..., L) of ``like`` on a scale, at one horizon or (None) at all of L; see :meth:`Coalitions.game`.
+def at_horizon(
+    values: Array, like: Coalitions, *, horizon: float | None = None, label: int | None = None, scale: str = "link"
+) -> Array:
+    """Values (..., L) of ``like`` on a scale, at one horizon or class or (None) at all of L; see `Coalitions.game`.
 
     Raises:
         ConfigError: an unknown scale, a horizon beyond the grid or of an outcome without times.
@@ -116,17 +119,21 @@ def at_horizon(values: Array, like: Coalitions, *, horizon: float | None, scale:
     if scale not in SCALES:
         msg = f"explain: no scale {scale!r}; {nearest(scale, SCALES)}"
         raise ConfigError(msg)
+    if label is not None and (like.kind != "multiclass" or not 0 <= label < values.shape[-1]):
+        msg = f"explain: expected a class of a multi-class outcome, found {label} for outcome {like.outcome!r}"
+        raise ConfigError(msg)
     link = values
     if horizon is not None:
         link = interpolate(values, like.times, horizon)
     if scale == "link" or like.kind == "continuous":
-        return link
+        return link if label is None else np.asarray(link[..., label])
     if like.kind == "survival":
         return np.asarray(-np.expm1(-np.exp(np.minimum(link, 50.0))))
     if like.kind == "binary":
         return np.asarray(1 / (1 + np.exp(-link)))
     shifted = np.exp(link - link.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    found = shifted / shifted.sum(axis=-1, keepdims=True)
+    return np.asarray(found if label is None else found[..., label])
 
 
 def interpolate(values: Array, times: Array | None, horizon: float) -> Array:

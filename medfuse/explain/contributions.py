@@ -26,6 +26,7 @@ class Contributions:
         modalities: the M names.
         scale: ``link`` or ``risk``.
         horizon: days, or None.
+        label: index of the class, or None.
         contribution: (n, M[, L]) Shapley values, NaN where absent.
         low, high: (n, M[, L]) 5th and 95th percentile over the replicates.
         nobody, everybody: (n[, L]) values of no modality and of all that the patient has; the contributions sum to
@@ -42,6 +43,7 @@ class Contributions:
     modalities: tuple[str, ...]
     scale: str
     horizon: float | None
+    label: int | None
     contribution: Array
     low: Array
     high: Array
@@ -59,19 +61,22 @@ class Contributions:
             raise ModelError(msg)
 
 
-def contributions(coalitions: Coalitions, *, horizon: float | None = None, scale: str = "link") -> Contributions:
+def contributions(
+    coalitions: Coalitions, *, horizon: float | None = None, label: int | None = None, scale: str = "link"
+) -> Contributions:
     """Shapley values, dividends and interactions of every patient.
 
     Args:
         coalitions: of :func:`medfuse.explain.coalition_values`, or read from a run.
         horizon: days; None: at all times, or of an outcome that has none.
+        label: index of one class of a multi-class outcome.
         scale: ``link`` (log cumulative hazard, log odds, value), on which an additive model is additive, or ``risk``.
 
     Raises:
         ConfigError: an unknown scale or a horizon that the outcome does not have.
     """
-    game = _single(coalitions.game(horizon=horizon, scale=scale), coalitions, horizon)  # (2^M, n[, L])
-    each = _single(coalitions.replicate_games(horizon=horizon, scale=scale), coalitions, horizon)
+    game = _single(coalitions.game(horizon=horizon, label=label, scale=scale), coalitions)  # (2^M, n[, L])
+    each = _single(coalitions.replicate_games(horizon=horizon, label=label, scale=scale), coalitions)
     spread = shapley(each)  # (M, R, n[, L])
     absent = ~coalitions.present  # (n, M)
     k = len(coalitions.modalities)
@@ -84,6 +89,7 @@ def contributions(coalitions: Coalitions, *, horizon: float | None = None, scale
         modalities=coalitions.modalities,
         scale=scale,
         horizon=horizon,
+        label=label,
         contribution=_blank(np.moveaxis(shapley(game), 0, 1), absent),
         low=_blank(np.moveaxis(np.quantile(spread, 0.05, axis=1), 0, 1), absent),
         high=_blank(np.moveaxis(np.quantile(spread, 0.95, axis=1), 0, 1), absent),
@@ -96,10 +102,9 @@ def contributions(coalitions: Coalitions, *, horizon: float | None = None, scale
     )
 
 
-def _single(game: Array, coalitions: Coalitions, horizon: float | None) -> Array:
-    """Without the axis of times where there is only one number per patient."""
-    one = horizon is None and coalitions.times is None and coalitions.values.shape[-1] == 1
-    return game[..., 0] if one else game
+def _single(game: Array, coalitions: Coalitions) -> Array:
+    """Without the axis of times where there is only one number per patient: log odds or a value."""
+    return game[..., 0] if coalitions.kind in ("binary", "continuous") else game
 
 
 def _blank(values: Array, where: NDArray[np.bool_]) -> Array:
@@ -126,28 +131,36 @@ class Importance:
     mean: tuple[float, float, float]
 
 
-def importance(
-    found: Contributions, *, rows: Sequence[int] | NDArray[np.intp] | None = None, resamples: int = 1000, seed: int = 0
+def importance(found: Contributions, *, resamples: int = 1000, seed: int = 0) -> list[Importance]:
+    """Mean absolute contribution, share and mean of every modality; see :func:`importance_of`.
+
+    Raises:
+        ModelError: contributions at several times.
+    """
+    return importance_of(found.contribution, found.modalities, resamples=resamples, seed=seed)
+
+
+def importance_of(
+    contribution: Array, modalities: Sequence[str], *, resamples: int = 1000, seed: int = 0
 ) -> list[Importance]:
     """Mean absolute contribution, share and mean of every modality; NaN where nobody has it.
 
     Absolute values are taken per patient, before the mean: signs must not cancel between patients.
 
     Args:
-        found: contributions at one horizon.
-        rows: some of the patients; default all.
+        contribution: (n, M) at one horizon, NaN where absent.
+        modalities: the M names.
         resamples: of the case bootstrap.
         seed: of the bootstrap.
 
     Raises:
         ModelError: contributions at several times.
     """
-    phi = found.contribution if rows is None else found.contribution[np.asarray(rows, dtype=np.intp)]
-    if phi.ndim != 2:
+    if contribution.ndim != 2:
         msg = "importance: expected contributions at one horizon, found several times; pass horizon="
         raise ModelError(msg)
-    n, has = len(phi), ~np.isnan(phi)
-    value, size = np.where(has, phi, 0.0), np.where(has, np.abs(phi), 0.0)
+    n, has = len(contribution), ~np.isnan(contribution)
+    value, size = np.where(has, contribution, 0.0), np.where(has, np.abs(contribution), 0.0)
     weight = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) if n else np.zeros((0, 0))
     weight = np.concatenate([np.ones((1, n)), weight])  # row 0: the patients themselves
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -163,7 +176,7 @@ def importance(
             patients=int(has[:, i].sum()),
             **{key: _interval(draws[:, i]) for key, draws in figures.items()},
         )
-        for i, name in enumerate(found.modalities)
+        for i, name in enumerate(modalities)
     ]
 
 

@@ -12,7 +12,7 @@ import simulated
 from medfuse.models import ModelSettings
 from medfuse.training import FoldSettings, TrainSettings, fit_fold
 
-QUICK = TrainSettings(epochs=4, lr=3e-3, batch_size=64, device="cpu", patience=0)
+QUICK = TrainSettings(epochs=12, lr=1e-2, batch_size=64, device="cpu", patience=0)
 
 
 @pytest.fixture(scope="session")

@@ -174,3 +174,8 @@ def test_nobody_has_a_modality(fold, cohort, ids):
 
 def _fields(modality):
     return {f.name: getattr(modality, f.name) for f in dataclasses.fields(modality)}
+
+
+def test_these_models_have_learned_something(fold):
+    """Where the slope is 0 all contributions are, and the tests above would say nothing."""
+    assert all(fold.ensembles[outcome]["chosen"].slope > 0.1 for outcome in OUTCOMES)
