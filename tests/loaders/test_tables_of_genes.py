@@ -149,7 +149,7 @@ def test_a_value_measured_after_index_time_is_refused(tmp_path, loader):
 
 def test_rules_about_rows_of_patients_are_refused_for_columns_of_patients():
     for rule in ({"days_from_index": "day"}, {"repeated_rows": "mean"}):
-        with pytest.raises(ValidationError, match="genes_by_patients has columns of patients"):
+        with pytest.raises(ValidationError, match="rows of genes_by_patients are genes"):
             ModalityCard(loader="expression", file="t", unit="tpm", orientation="genes_by_patients", **rule)
 
 
