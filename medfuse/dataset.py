@@ -8,7 +8,6 @@ from typing import Any
 
 from medfuse import loaders
 from medfuse.cohort import Cohort, resolve_source
-from medfuse.config import ModalityCard
 from medfuse.errors import DataError, StoreError, nearest
 from medfuse.extraction import extract
 from medfuse.files import sha256_file
@@ -22,10 +21,6 @@ def default_store_root() -> Path:
     return Path(os.environ.get("MEDFUSE_STORE", ".medfuse/store"))
 
 
-def _sources(card: ModalityCard) -> list[str]:
-    return [source for source in (card.file, *card.files.values(), card.gmt) if source]
-
-
 def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, str]) -> ModalityData:
     card = cohort.card
     spec = card.modalities[name]
@@ -36,7 +31,7 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         return resolve_source(card, source, cohort.data_root)
 
     sources = {}
-    for source in _sources(spec):
+    for source in spec.sources():
         path = resolve(source)
         if path not in hashes:
             hashes[path] = sha256_file(path)
