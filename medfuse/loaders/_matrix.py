@@ -34,6 +34,10 @@ class Matrix:
     values: NDArray[np.float64]
 
 
+def _zipped(suffixes: list[str]) -> bool:
+    return suffixes[-1:] == [".zip"] or suffixes[-1:] == [".gz"]
+
+
 def within_limits(rows: int, columns: int, *, where: str) -> None:
     """Refuse a matrix that would fill the memory, before it is allocated.
 
@@ -61,14 +65,16 @@ def read_matrix(path: Path, plan: Plan) -> Matrix:
     if path.is_file() and path.suffix.lower() == ".parquet":
         return _from_parquet(path, plan)
     suffixes = [part.lower() for part in path.suffixes]
-    if path.is_file() and (text_suffix(path.name) in {".csv", ".tsv", ".txt"} or ".gct" in suffixes):
+    tabbed = ".gct" in suffixes or ".seg" in suffixes
+    if path.is_file() and (tabbed or text_suffix(path.name) in {".csv", ".tsv", ".txt"} or _zipped(suffixes)):
         name, content = unpacked(path)
         found = _from_gct(content, plan, where=path.name) if content.startswith(b"#1.") else None
         if found is None and ".gct" in suffixes:
             msg = f"{path.name}: expected #1.2 or #1.3 in the first line of a GCT file, found none; fetch it again"
             raise DataError(msg)
-        comma = (text_suffix(name) or text_suffix(path.name)) == ".csv"
-        found = found or _from_text(content, plan, separator="," if comma else "\t", where=path.name)
+        kind = ".tsv" if tabbed else text_suffix(name) or text_suffix(path.name)
+        if found is None and kind in {".csv", ".tsv", ".txt"}:
+            found = _from_text(content, plan, separator="," if kind == ".csv" else "\t", where=path.name)
         if found is not None:
             return found
         del content
