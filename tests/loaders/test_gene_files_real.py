@@ -22,9 +22,9 @@ MUTATIONS = {"loader": "variants", "build": "GRCh37"}
 # file -> card, and (patients, columns) then, or what the refusal says
 VERDICTS = {
     "h5ad/pbmc68k_reduced_v0.5.0.h5ad": ({"loader": "expression", "unit": "zscore", "zscored_on": "all"}, (700, 765)),
-    LAML + "LAML_CBS_segments.tsv.gz": (SEGMENTS | TCGA, (186, 48)),
+    LAML + "LAML_CBS_segments.tsv.gz": (SEGMENTS | TCGA, (191, 48)),
     LAML + "TCGA.AB.3009.hg19.seg.txt": (SEGMENTS | TCGA, (1, 48)),
-    LAML + "all_lesions.conf_99.txt": (PEAKS | {"unit": "gistic"}, (191, 25)),
+    LAML + "all_lesions.conf_99.txt": (PEAKS | {"unit": "gistic"}, (191, 16)),
     LAML + "amp_genes.conf_99.txt": (PEAKS | {"unit": "gistic"}, "found genes of peaks"),
     LAML + "del_genes.conf_99.txt": (PEAKS | {"unit": "gistic"}, "found genes of peaks"),
     LAML + "scores.gistic": (PEAKS | {"unit": "gistic"}, "found scores of the cohort"),
@@ -34,11 +34,11 @@ VERDICTS = {
     ),
     LAML + "tcga_laml_annot.tsv": (
         {"loader": "tabular", "columns": {"FAB_classification": {"kind": "categorical"}}},
-        (200, 1),
+        (199, 1),  # one has no class
     ),
-    "vcf/test-hemi.vcf": ({**MUTATIONS, "options": {"filter": "any"}}, (33, 1)),
-    "vcf/test.snpeff.vcf": ({"loader": "variants", "options": {"filter": "pass_or_none"}}, (4, 1)),
-    "vcf/test.vcf.gz": ({"loader": "variants"}, "annotate the file with snpEff or VEP"),
+    "vcf/test-hemi.vcf": ({**MUTATIONS, "options": {"filter": "any"}}, (19, 1)),
+    "vcf/test.snpeff.vcf": ({"loader": "variants", "options": {"filter": "pass_or_none"}}, (3, 1)),
+    "vcf/test.vcf.gz": ({"loader": "variants"}, "found ANN and CSQ; state one as annotation"),
 }
 
 
