@@ -6,7 +6,7 @@ TIFF without tiles is held whole. Label, macro and thumbnail images are named, n
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import ConfigError, DataError, MedfuseError
+from medfuse.limits import read_head
 from medfuse.loaders import _dicom_slide as dicom_slide
 from medfuse.loaders._tiff import MARKS, Page, read_pages
 from medfuse.loaders._tiles import JpegGrid, TileCache, cut, jpeg_head, opened
-from medfuse.limits import read_head
 
 LARGEST_PLAIN = 64_000_000  # pixels of an image without tiles, which is held whole
 SANE_MPP = (0.05, 20.0)  # µm per pixel; outside it a "resolution" is that of a printer or a screen
@@ -87,7 +87,9 @@ def _library() -> Any:  # noqa: ANN401  # a module
 
 def _failed(path: Path, error: Exception) -> DataError:
     said = str(error).replace(str(path), "the file").replace(path.name, "the file")[:120]
-    msg = f"{path.name}: expected a slide that OpenSlide reads, found: {said}; is it whole, and are its parts beside it?"
+    msg = (
+        f"{path.name}: expected a slide that OpenSlide reads, found: {said}; is it whole, and are its parts beside it?"
+    )
     return DataError(msg)
 
 
@@ -96,7 +98,7 @@ def _openslide(files: Sequence[Path]) -> Iterator[Any]:
     """An OpenSlide object. Parts of a DICOM slide are shown to it alone, so that no other file of the folder enters."""
     library = _library()
     alone = read_head(files[0])[128:132] == b"DICM"
-    with tempfile.TemporaryDirectory() if alone else suppress() as folder:
+    with tempfile.TemporaryDirectory() if alone else nullcontext() as folder:
         path = files[0]
         if folder is not None:
             for k, part in enumerate(files):
@@ -295,16 +297,19 @@ def _openslide_region(
 
 @dataclass
 class Reader:
-    """Pixels of an open slide; made by :func:`reading`."""
+    """Pixels of an open slide; made by :func:`reading`. OpenSlide is opened when a level needs it."""
 
     slide: Slide
     cache: TileCache
-    handles: dict[int, int] = field(default_factory=dict)
+    stack: ExitStack
+    handle: int = -1
     other: Any = None
     whole: NDArray[np.uint8] | None = None
 
     def region(self, level: int, box: tuple[int, int, int, int], *, scale: int = 1) -> NDArray[np.uint8]:
-        """Pixels (h, w, 3) of a level from x, y; white outside. ``scale`` 2, 4 or 8 counts x, y, w, h in reduced pixels.
+        """Pixels (h, w, 3) of a level from x, y; white outside.
+
+        ``scale`` reduces by so much; x, y, w and h then count reduced pixels.
 
         Raises:
             DataError: pixels that cannot be decoded.
@@ -319,7 +324,7 @@ class Reader:
         (x, y), (h, w) = place, out.shape[:2]
         grid = self.slide.grids.get(level)
         if grid is not None:
-            cut(grid, self.handles[level], self.cache, place=place, out=out, scale=scale)
+            cut(grid, self.handle, self.cache, place=place, out=out, scale=scale)
         elif scale > 1:
             big = self.region(level, (x * scale, y * scale, w * scale, h * scale))
             out[:] = reduced(big, scale)
@@ -328,6 +333,7 @@ class Reader:
             part = self.whole[max(y, 0) : y + h, max(x, 0) : x + w]
             out[max(-y, 0) : max(-y, 0) + part.shape[0], max(-x, 0) : max(-x, 0) + part.shape[1]] = part
         else:
+            self.other = self.other or self.stack.enter_context(_openslide(self.slide.files))
             out[:] = _openslide_region(self.other, self.slide, level, (x, y, w, h), name=self.slide.path)
 
 
@@ -341,18 +347,10 @@ def reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 @contextmanager
 def reading(slide: Slide, cache: TileCache | None = None) -> Iterator[Reader]:
     """A reader of pixels; files are closed after."""
-    reader = Reader(slide=slide, cache=cache or TileCache())
-    with suppress() if slide.vendor in {"dicom-frames", "tiff"} or _covered(slide) else _openslide(slide.files) as other:
-        reader.other = other
+    with ExitStack() as stack:
+        reader = Reader(slide=slide, cache=cache or TileCache(), stack=stack)
         if slide.vendor == "tiff":
             reader.whole = _plain_pixels(slide.path)
-        if not slide.grids:
-            yield reader
-            return
-        with opened(slide.path) as handle:
-            reader.handles = dict.fromkeys(slide.grids, handle)
-            yield reader
-
-
-def _covered(slide: Slide) -> bool:
-    return len(slide.grids) == len(slide.sizes)
+        if slide.grids:
+            reader.handle = stack.enter_context(opened(slide.path))
+        yield reader

@@ -76,9 +76,7 @@ class _Tiff:
     def _write(self, kind: str, *values: int) -> None:
         self.file.write(struct.pack(f"<{len(values)}{kind}", *values))
 
-    def level(
-        self, tiles: Iterator[bytes], *, size: tuple[int, int], tile: int, mpp: float, reduced: bool
-    ) -> None:
+    def level(self, tiles: Iterator[bytes], *, size: tuple[int, int], tile: int, mpp: float, reduced: bool) -> None:
         """Tiles, and the directory that names them."""
         offsets, counts, shared = [], [], b""
         for stream in tiles:
@@ -155,7 +153,7 @@ def _encoded(
     source: TileFunction, size: tuple[int, int], *, tile: int, quality: int, below: Pixels | None
 ) -> Iterator[bytes]:
     """JPEG tiles row by row; the half-sized level is filled on the way."""
-    import simplejpeg
+    import simplejpeg  # type: ignore[import-untyped]
 
     width, height = size
     for y in range(0, height, tile):
@@ -181,7 +179,8 @@ def tissue_like(width: int, height: int, *, seed: int, nuclei: float = 0.002, ma
     """A disc of eosin-coloured texture with dark nuclei on pale glass, (height, width, 3).
 
     Args:
-        width, height: pixels, at about 0.5 µm.
+        width: pixels, at about 0.5 µm.
+        height: pixels.
         seed: of the texture.
         nuclei: per pixel.
         margin: glass around the disc, as a fraction of its half axes.

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class _Walk:
         start = file.read(16)
         if start[:4] not in MARKS or len(start) < 8:
             raise _refused(path, "another beginning", what="is it the right file?")
-        self.order = "<" if start[:1] == b"I" else ">"
+        self.order: Literal["<", ">"] = "<" if start[:1] == b"I" else ">"
         self.big = start[2:4] in {b"+\0", b"\0+"}
         self.first = self.number(start[8:16] if self.big else start[4:8], "Q" if self.big else "I")
 
@@ -87,7 +87,9 @@ class _Walk:
         length = _SIZE[kind] * count
         if length > min(_VALUES, self.size):
             raise _refused(self.path, "a tag longer than the file")
-        content = field[:length] if length <= len(field) else self.at(self.number(field, "Q" if self.big else "I"), length)
+        content = (
+            field[:length] if length <= len(field) else self.at(self.number(field, "Q" if self.big else "I"), length)
+        )
         if kind == 7:
             return content
         found = np.frombuffer(content, dtype=np.dtype(_TYPES[kind]).newbyteorder(self.order))
@@ -134,7 +136,7 @@ def read_pages(path: Path) -> list[Page]:
 
 
 def _first(tags: dict[str, NDArray[np.int64] | bytes], name: str, default: int = 0) -> int:
-    found = tags.get(name, ())
+    found = tags.get(name, b"")
     return int(found[0]) if len(found) else default
 
 
@@ -182,5 +184,7 @@ def _check_extent(path: Path, page: Page, size: int) -> None:
     decoded = page.width * page.height * bytes_of
     if decoded > max(64 << 20, size * LARGEST_RATIO):
         raise _refused(
-            path, f"{decoded >> 20} MiB of pixels in {size >> 10} KiB", what="a bomb? write the image again if it is real"
+            path,
+            f"{decoded >> 20} MiB of pixels in {size >> 10} KiB",
+            what="a bomb? write the image again if it is real",
         )

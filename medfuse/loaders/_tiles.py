@@ -80,7 +80,7 @@ class JpegGrid:
         Raises:
             DataError: the tile is cut off, damaged or of another size than the level says.
         """
-        import simplejpeg
+        import simplejpeg  # type: ignore[import-untyped]
 
         shape = (self.tile_height // scale, self.tile_width // scale, 3)
         buffer = np.empty(shape, dtype=np.uint8) if out is None else out

@@ -7,6 +7,7 @@ is kept between bounds so that a slide of nothing but tissue, or a pale one, or 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,8 @@ def masks(pixels: NDArray[np.uint8], mpp: float) -> tuple[NDArray[np.bool_], NDA
         ndimage.gaussian_filter(od[..., k], 1.0, output=od[..., k])
     r, g, b = od[..., 0], od[..., 1], od[..., 2]
     low, high = od.min(axis=2), od.max(axis=2)
-    ink = (r - g > 0.2) | ((r < 0.12) & (g > 1.0) & (b > 0.8)) | ((low > 0.9) & (high - low < 0.3 * high))
+    blue = (r - g > 0.2) | ((r > 0.8) & (r - g > 0.05))
+    ink = blue | ((r < 0.12) & (g > 1.0) & (b > 0.8)) | ((low > 0.9) & (high - low < 0.3 * high))
     pen = _larger(ink, _STROKE / mpp**2)
     pen = ndimage.binary_dilation(pen, iterations=max(1, round(24 / mpp))) if pen.any() else pen
     apart = high - low
@@ -128,14 +130,12 @@ def _larger(mask: NDArray[np.bool_], pixels: float) -> NDArray[np.bool_]:
     return np.asarray(keep[labels])
 
 
-def share(
-    mask: NDArray[np.bool_], left: NDArray[np.float64], top: NDArray[np.float64], side: float
-) -> NDArray[np.float64]:
+def share(mask: NDArray[np.bool_], left: NDArray[Any], top: NDArray[Any], side: float) -> NDArray[np.float64]:
     """Fraction of squares (left, top, side), in mask pixels, that the mask covers; outside of it there is nothing."""
     table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     table[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
 
-    def covered(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def covered(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         x, y = np.clip(x, 0, mask.shape[1]), np.clip(y, 0, mask.shape[0])
         i, j = np.minimum(y.astype(int), mask.shape[0] - 1), np.minimum(x.astype(int), mask.shape[1] - 1)
         v, u = y - i, x - j
