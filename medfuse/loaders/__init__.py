@@ -22,10 +22,11 @@ LOADERS: dict[str, str] = {
     "copy_number": "medfuse.loaders.copy_number",
     "text": "medfuse.loaders.text",
     "ecg": "medfuse.loaders.ecg",
+    "slide": "medfuse.loaders.slide",
 }
 # Asked last and in this order what a file is: they take what no loader of a format of its own claims.
 GENERIC = ("expression", "vectors", "tabular", "text")
-RAW = ("text", "ecg")  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "ecg", "slide")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
