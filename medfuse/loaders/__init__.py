@@ -17,6 +17,7 @@ LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
+    "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
     "text": "medfuse.loaders.text",
 }
 RAW = ("text",)  # those that read files of one patient, and whose items an extractor turns into tokens
