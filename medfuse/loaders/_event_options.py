@@ -91,7 +91,7 @@ class Options:
         known: a value is known when it was ``charted`` or ``stored`` (sources that have both).
         patient_id: how a subject is called in the cohort, such as ``P{:03d}``.
         unit_in_code: the last part of ``LAB//50912//mg/dL`` is the unit.
-        id, at, at_unit: of ``wide``: columns of patient and time, and the unit of a relative time.
+        id, at, at_unit: of ``wide``: columns of patient and time, and the unit of times that are numbers.
     """
 
     format: str = "meds"
@@ -112,7 +112,7 @@ class Options:
     unit_in_code: bool = False
     id: str | None = None
     at: str | None = None
-    at_unit: str = "days"
+    at_unit: str | None = None
 
 
 _CHOICES = {

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -57,8 +58,10 @@ def quoted(text: str) -> str:
 
 
 @contextlib.contextmanager
-def connection(where: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory database that spills beyond ``MEMORY``; its errors on files become DataErrors.
+def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+    """An in-memory database that spills beyond ``MEMORY``, and a folder that vanishes after it.
+
+    Its errors on files become DataErrors without its words, which may hold cells.
 
     Raises:
         DataError: whatever the engine refuses.
@@ -76,14 +79,14 @@ def connection(where: str) -> Iterator[duckdb.DuckDBPyConnection]:
             }
         )
         try:
-            yield con
+            yield con, Path(folder)
         except duckdb.OutOfMemoryException as error:
             msg = f"{where}: expected events that fit {MEMORY} with spilling, found more; is a file damaged?"
             raise DataError(msg) from error
         except duckdb.Error as error:
             kind = type(error).__name__.removesuffix("Exception")
-            msg = f"{where}: expected whole files of the stated format, found damage or other columns ({kind}{_hint(error)})"
-            raise DataError(f"{msg}; fetch them again, or look at them with medfuse inspect") from error
+            msg = f"{where}: expected whole files of the stated format, found damage or other columns ({kind}{_hint(error)}"
+            raise DataError(f"{msg}); fetch them again, or look at them with medfuse inspect") from None
         finally:
             con.close()
 

@@ -59,7 +59,7 @@ def _checked(files: list[Path]) -> pa.Schema:
     return first
 
 
-def source(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], options: Options) -> Source:
+def source(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], options: Options, scratch: Path) -> Source:
     """See :class:`medfuse.loaders._event_query.Source`."""
     paths = [file for path in files.values() for file in data_files(path)]
     where = next(iter(files.values())).name

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
-from medfuse.loaders import _meds
+from medfuse.loaders import _meds, _mimic, _omop, _wide
 from medfuse.loaders._event_options import Options, Variable, parse
 from medfuse.loaders._event_query import Source, aggregate, connection, prepare, tokens
 from medfuse.loaders._event_writers import write_meds
@@ -32,7 +32,7 @@ _MINUTES = {"minutes": 1.0, "hours": 60.0, "days": 1440.0, "years": 525_960.0}
 
 
 def _adapter(options: Options) -> Any:  # noqa: ANN401  # a module
-    return {"meds": _meds}[options.format]
+    return {"meds": _meds, "omop": _omop, "mimic": _mimic, "wide": _wide, "records": _wide}[options.format]
 
 
 # --- index times from a table ---------------------------------------------------------------------------------------
@@ -63,13 +63,17 @@ def _index_table(
     ids = patient_ids(frame, index.id or id_column, prefix="row-", file=file)
     cells = column(frame, str(index.column), file=file)
     if source.relative:
-        number = pd.to_numeric(cells, errors="coerce") * _MINUTES[options.at_unit]
+        number = pd.to_numeric(cells, errors="coerce") * _MINUTES[options.at_unit or "minutes"]
         times = pd.Timestamp(0) + pd.to_timedelta(number, unit="m")
     else:
         times = pd.to_datetime(cells, format="ISO8601", errors="coerce")
     bad = np.flatnonzero(np.asarray(times.isna()) & np.asarray(cells.notna()))
     if bad.size:
-        wanted = f"a number of {options.at_unit}" if source.relative else "an ISO 8601 time such as 2018-01-31 08:00"
+        wanted = (
+            f"a number of {options.at_unit or 'minutes'}"
+            if source.relative
+            else "an ISO 8601 time such as 2018-01-31 08:00"
+        )
         msg = f"{file}, data row {bad[0] + 1}, column {index.column!r}: expected {wanted}, found other text"
         raise DataError(f"{msg} ({bad.size} such rows); correct the table")
     shifted = times + pd.to_timedelta(index.after_hours, unit="h")
@@ -167,13 +171,14 @@ def _tokens(found: Mapping[str, NDArray[Any]], options: Options) -> tuple[dict[P
 
 def _prepared(
     con: duckdb.DuckDBPyConnection,
+    scratch: Path,
+    *,
     options: Options,
     files: Mapping[str, Path],
-    *,
     id_column: str | None = None,
 ) -> list[str]:
     sources = {label: path for label, path in files.items() if label != options.index.table}
-    source: Source = _adapter(options).source(con, sources, options)
+    source: Source = _adapter(options).source(con, sources, options, scratch)
     if options.index.start and not source.relative:
         msg = (
             f"{source.where}: index.start is for sources with relative times, and these are dates; state another index"
@@ -197,8 +202,8 @@ def group_table(files: Mapping[str, Path], options: Options) -> dict[str, NDArra
     Raises:
         DataError: damage, units that cannot be reconciled.
     """
-    with connection(", ".join(p.name for p in list(files.values())[:3])) as con:
-        _prepared(con, options, files)
+    with connection(", ".join(p.name for p in list(files.values())[:3])) as (con, scratch):
+        _prepared(con, scratch, options=options, files=files)
         stats = {s for v in options.variables for s in _stats_of(v, options)} | (
             {"count"} if options.buckets else set()
         )
@@ -222,8 +227,8 @@ def read(
     """
     options = parse(card.options)
     files = {label: resolve(source) for label, source in (card.files or {"events": card.file or ""}).items()}
-    with connection(f"modality {name}") as con:
-        warnings = _prepared(con, options, files, id_column=patients[0])
+    with connection(f"modality {name}") as (con, scratch):
+        warnings = _prepared(con, scratch, options=options, files=files, id_column=patients[0])
         if options.output == "tokens":
             samples, identities = _tokens(tokens(con), options)
             return ModalityData(
