@@ -3,6 +3,7 @@
 import csv
 import shutil
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ _MOST_MEMBERS = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One CSV file and its header, in lower case."""
+    """One CSV file and its header."""
 
     path: Path
     columns: tuple[str, ...]
@@ -53,23 +54,24 @@ def is_csv(name: str) -> bool:
     return last.endswith((".csv", ".csv.gz")) and not last.startswith("._")
 
 
-def header(start: bytes) -> tuple[str, ...]:
-    """Column names of the first line, in lower case; empty where it is no text."""
+def header(start: bytes, *, lower: bool = True) -> tuple[str, ...]:
+    """Column names of the first line, in lower case if wanted; empty where it is no text."""
     try:
         text = start.decode("utf-8-sig", errors="ignore").splitlines()[0]
-        return tuple(cell.strip().lower() for cell in next(csv.reader([text])))
+        names = [cell.strip() for cell in next(csv.reader([text]))]
     except (IndexError, StopIteration, csv.Error):
         return ()
+    return tuple(name.lower() if lower else name for name in names)
 
 
-def table(path: Path) -> Table:
-    """A table by its header.
+def table(path: Path, *, lower: bool = True) -> Table:
+    """A table by its header, with names in lower case if wanted.
 
     Raises:
         DataError: no header, or a column that stands twice.
     """
-    columns = header(read_head(path))
-    if not columns or len(set(columns)) != len(columns) or not all(columns):
+    columns = header(read_head(path, size=1 << 20), lower=lower)
+    if not columns or len({c.lower() for c in columns}) != len(columns) or not all(columns):
         msg = f"{path.name}: expected a header row of distinct column names, found another beginning; fetch it again"
         raise DataError(msg)
     return Table(path=path, columns=columns)
@@ -117,8 +119,8 @@ def contents(path: Path, chosen: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[st
         ValueError,
         RuntimeError,
         NotImplementedError,
-        zipfile.zlib.error,
-    ) as e:  # type: ignore[attr-defined]
+        zlib.error,
+    ) as e:
         msg = f"{path.name}: expected a whole zip file, found damage ({type(e).__name__}); fetch it again"
         raise DataError(msg) from e
 
@@ -139,8 +141,8 @@ def _unpacked(path: Path, wanted: Collection[str], scratch: Path) -> dict[str, P
         ValueError,
         RuntimeError,
         NotImplementedError,
-        zipfile.zlib.error,
-    ) as e:  # type: ignore[attr-defined]
+        zlib.error,
+    ) as e:
         msg = f"{path.name}: expected a whole zip file, found damage ({type(e).__name__}); fetch it again"
         raise DataError(msg) from e
     return out
@@ -192,9 +194,7 @@ def moment(raw: str, options: Options, *, midnight: bool = False) -> str:
         midnight: 00:00:00 also means that only the date is known.
     """
     end = " + INTERVAL 1 DAY - to_microseconds(1)" if options.date_only == "end" else ""
-    form = (
-        "^\\d{4}-\\d{2}-\\d{2}([ T]\\d{2}:\\d{2}(:\\d{2}(\\.\\d+)?)?)?Z?$"  # zones are refused: the engine drops them
-    )
+    form = "^\\d{4}-\\d{2}-\\d{2}([ T]\\d{2}:\\d{2}(:\\d{2}(\\.\\d+)?)?)?Z?$"
     iso = f"CASE WHEN regexp_matches(trim({raw}), '{form}') THEN TRY_CAST(trim({raw}) AS TIMESTAMP) END"
     short = f"length(trim({raw})) <= 10"
     if midnight:
@@ -253,8 +253,8 @@ def gather(
             msg = f"{name}: expected whole numbers as ids of subjects, found {no_id} of {total} rows without; correct them"
             raise DataError(msg)
         if no_time:
-            msg = f"{name}: expected ISO 8601 times without a zone such as 2018-01-31 08:00:00, found {no_time} of {total} rows with others"
-            raise DataError(f"{msg}; export the table with ISO times")
+            msg = f"{name}: expected ISO 8601 times without a zone such as 2018-01-31 08:00:00, found others"
+            raise DataError(f"{msg} in {no_time} of {total} rows; export the table with ISO times")
         static = "" if part.raw_time else " OR true"
         con.execute(
             "INSERT INTO events SELECT sid, time, code, value, text, unit FROM part "

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -169,6 +169,25 @@ def _stats(given: Any, *, where: str) -> tuple[str, ...]:  # noqa: ANN401  # YAM
     return tuple(s for s in STATS if s in found)
 
 
+def _yes_no(given: Any, *, where: str) -> bool:  # noqa: ANN401  # YAML
+    if not isinstance(given, bool):
+        raise _fail(where, "true or false")
+    return given
+
+
+def _range(given: Any, *, where: str) -> tuple[float, float]:  # noqa: ANN401  # YAML
+    found = _numbers(given, where=where)
+    if len(found) != 2 or found[0] > found[1]:
+        raise _fail(where, "the least and the largest value")
+    return found[0], found[1]
+
+
+def _analyte(given: Any, *, where: str) -> str:  # noqa: ANN401  # YAML
+    if given not in ANALYTES:
+        raise ConfigError(f"options of the loader events, {where}: unknown {given!r}; {nearest(str(given), ANALYTES)}")
+    return str(given)
+
+
 def _levels(given: Any, *, where: str) -> dict[str, str]:  # noqa: ANN401  # YAML
     if isinstance(given, Sequence) and not isinstance(given, str):
         given = {str(level): str(level) for level in given}
@@ -182,28 +201,24 @@ def _variable(name: str, given: Any) -> Variable:  # noqa: ANN401  # YAML
     cells = _known_keys(given if given is not None else {}, Variable, where=where)
     if isinstance(cells.get("level_codes"), Mapping):
         cells.setdefault("codes", list(map(str, cells["level_codes"].values())))
-    cells["codes"] = _texts(cells.get("codes", name), where=f"{where}, codes")
-    for key in ("levels", "level_codes"):
-        if cells.get(key) is not None:
-            cells[key] = _levels(cells[key], where=f"{where}, {key}")
-    if "missing" in cells:
-        cells["missing"] = _numbers(cells["missing"], where=f"{where}, missing")
-    if cells.get("range") is not None:
-        cells["range"] = _numbers(cells["range"], where=f"{where}, range")
-        if len(cells["range"]) != 2 or cells["range"][0] > cells["range"][1]:
-            raise _fail(f"{where}, range", "the least and the largest value")
-    if "stats" in cells:
-        cells["stats"] = _stats(cells["stats"], where=f"{where}, stats")
-    if cells.get("analyte") is not None and cells["analyte"] not in ANALYTES:
-        msg = f"options of the loader events, {where}: no analyte {cells['analyte']!r}; "
-        raise ConfigError(msg + nearest(str(cells["analyte"]), ANALYTES))
-    categorical = bool(cells.get("levels")) + bool(cells.get("level_codes"))
-    numeric = any(cells.get(key) for key in ("unit", "analyte", "range"))
-    if categorical == 2 or (categorical and numeric):
+    cells.setdefault("codes", name)
+    readers: dict[str, Callable[..., Any]] = {
+        "codes": _texts,
+        "levels": _levels,
+        "level_codes": _levels,
+        "missing": _numbers,
+        "range": _range,
+        "stats": _stats,
+        "analyte": _analyte,
+        "static": _yes_no,
+        "ever": _yes_no,
+    }
+    cells = {key: readers[key](v, where=f"{where}, {key}") if key in readers else v for key, v in cells.items()}
+    if not isinstance(cells.get("unit", ""), str):
+        raise _fail(f"{where}, unit", "a text")
+    categorical = ("levels" in cells) + ("level_codes" in cells)
+    if categorical == 2 or (categorical and {"unit", "analyte", "range"} & set(cells)):
         raise _fail(where, "one of levels, level_codes and unit (a level has no unit, analyte or range)")
-    for key in ("static", "ever"):
-        if not isinstance(cells.get(key, False), bool):
-            raise _fail(f"{where}, {key}", "true or false")
     return Variable(name=name, **cells)
 
 
@@ -236,32 +251,55 @@ def parse(given: Mapping[str, Any]) -> Options:
     for needed in ("index", "lookback_days"):
         if needed not in cells:
             raise _fail(needed, "to be stated")
+    readers: dict[str, Callable[..., Any]] = {
+        "lookback_days": _positive,
+        "variables": _variables,
+        "windows": _windows,
+        "stats": _stats,
+        "hash": _texts,
+        "buckets": _whole,
+        "unit_in_code": _yes_no,
+    }
+    cells = {key: readers[key](v, where=key) if key in readers else v for key, v in cells.items()}
     cells["index"] = _index(cells["index"])
-    cells["lookback_days"] = _number(cells["lookback_days"], where="lookback_days", least=0)
-    variables = cells.get("variables", {})
-    if isinstance(variables, Sequence) and not isinstance(variables, str):
-        variables = {str(name): None for name in variables}
-    if not isinstance(variables, Mapping):
-        raise _fail("variables", "a list of codes, or a mapping of name to codes, unit ...")
-    cells["variables"] = tuple(_variable(str(name), spec) for name, spec in variables.items())
     for key, choices in _CHOICES.items():
-        if key in cells and cells[key] not in choices:
+        if cells.get(key) is not None and cells[key] not in choices:
             msg = f"options of the loader events: {key} {str(cells[key])!r}; {nearest(str(cells[key]), choices)}"
             raise ConfigError(msg)
-    if "windows" in cells:
-        cells["windows"] = _numbers(cells["windows"], where="windows", least=0)
-        if max(cells["windows"], default=0) > cells["lookback_days"]:
-            raise _fail("windows", "windows within lookback_days")
-    if "stats" in cells:
-        cells["stats"] = _stats(cells["stats"], where="stats")
-    cells["hash"] = _texts(cells.get("hash", []), where="hash")
-    cells["buckets"] = int(_number(cells.get("buckets", 0), where="buckets", least=0))
-    if bool(cells["hash"]) != bool(cells["buckets"]) or not (cells["variables"] or cells["hash"]):
+    options = Options(**{"variables": (), **cells})
+    _together(options)
+    return options
+
+
+def _positive(given: Any, *, where: str) -> float:  # noqa: ANN401  # YAML
+    return _number(given, where=where, least=0)
+
+
+def _whole(given: Any, *, where: str) -> int:  # noqa: ANN401  # YAML
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= 65_536:
+        raise _fail(where, "a whole number up to 65536")
+    return given
+
+
+def _windows(given: Any, *, where: str) -> tuple[float, ...]:  # noqa: ANN401  # YAML
+    return _numbers(given, where=where, least=0)
+
+
+def _variables(given: Any, *, where: str) -> tuple[Variable, ...]:  # noqa: ANN401  # YAML
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        given = {str(name): None for name in given}
+    if not isinstance(given, Mapping):
+        raise _fail(where, "a list of codes, or a mapping of name to codes, unit ...")
+    return tuple(_variable(str(name), spec) for name, spec in given.items())
+
+
+def _together(options: Options) -> None:
+    """What single keys cannot tell."""
+    if max(options.windows, default=0) > options.lookback_days:
+        raise _fail("windows", "windows within lookback_days")
+    if bool(options.hash) != bool(options.buckets) or not (options.variables or options.hash):
         raise _fail("variables", "variables, or hash with buckets, or both")
-    if not isinstance(cells.get("unit_in_code", False), bool):
-        raise _fail("unit_in_code", "true or false")
-    if not _ID.fullmatch(str(cells.get("patient_id", "{}"))):
+    if not _ID.fullmatch(str(options.patient_id)):
         raise _fail("patient_id", "a text with one {} or {:03d}")
-    if cells.get("format") == "wide" and not (cells.get("id") and cells.get("at")):
+    if options.format == "wide" and not (options.id and options.at):
         raise _fail("format wide", "id and at, the columns of patient and time")
-    return Options(**cells)

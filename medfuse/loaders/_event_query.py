@@ -85,8 +85,9 @@ def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             raise DataError(msg) from error
         except duckdb.Error as error:
             kind = type(error).__name__.removesuffix("Exception")
-            msg = f"{where}: expected whole files of the stated format, found damage or other columns ({kind}{_hint(error)}"
-            raise DataError(f"{msg}); fetch them again, or look at them with medfuse inspect") from None
+            msg = f"{where}: expected whole files of the stated format, found damage or other columns"
+            todo = "fetch them again, or look at them with medfuse inspect"
+            raise DataError(f"{msg} ({kind}{_hint(error)}); {todo}") from None
         finally:
             con.close()
 

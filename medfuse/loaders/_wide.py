@@ -8,7 +8,7 @@ import duckdb
 
 from medfuse.errors import DataError
 from medfuse.limits import inflate
-from medfuse.loaders._event_csv import contents, members, stem, table
+from medfuse.loaders._event_csv import contents, members, moment, stem, table
 from medfuse.loaders._event_options import Options
 from medfuse.loaders._event_query import Source, quoted_name
 
@@ -23,30 +23,29 @@ def source_wide(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], optio
     """Every column but those of patient and time is a code; missing cells are no events."""
     parts, where = [], next(iter(files.values())).name
     for path in files.values():
-        found = table(path)
-        for needed in (str(options.id).lower(), str(options.at).lower()):
+        found = table(path, lower=False)
+        for needed in (options.id, options.at):
             if needed not in found.columns:
                 msg = f"{path.name}: expected a column {needed!r}, found none; it has {', '.join(found.columns[:20])}"
                 raise DataError(msg)
-        sid, at = quoted_name(str(options.id).lower()), quoted_name(str(options.at).lower())
-        codes = [c for c in found.columns if c not in {str(options.id).lower(), str(options.at).lower()}]
-        wanted = {c.lower() for v in options.variables for c in v.codes}
-        if not any("*" in c for c in [*wanted, *options.hash]):
+        codes = [c for c in found.columns if c not in {options.id, options.at}]
+        wanted = {c for v in options.variables for c in v.codes} | set(options.hash) | set(options.index.event)
+        if not any("*" in c for c in wanted):
             codes = [c for c in codes if c in wanted]
         if not codes:
             msg = f"{path.name}: expected columns that the card's variables name, found none of them"
             raise DataError(f"{msg}; it has {', '.join(found.columns[:20])}")
         columns = ", ".join(quoted_name(c) for c in codes)
         parts.append(
-            f"SELECT sid, at AS raw, code, cell FROM (UNPIVOT (SELECT {sid} AS sid, {at} AS at, {columns} "
+            f"SELECT sid, raw, code, cell FROM (UNPIVOT (SELECT {quoted_name(str(options.id))} AS sid, "
+            f"{quoted_name(str(options.at))} AS raw, {columns} "
             f"FROM {found.sql()}) ON {columns} INTO NAME code VALUE cell)"
         )
     scale = _MICROSECONDS.get(options.at_unit or "")
-    iso = "TRY_CAST(CASE WHEN regexp_matches(raw, '^\\s*\\d{4}-\\d{2}-\\d{2}') THEN raw END AS TIMESTAMP)"
-    end = " + INTERVAL 1 DAY - to_microseconds(1)" if options.date_only == "end" else ""
-    time = f"CASE WHEN length(trim(raw)) <= 10 THEN {iso}{end} ELSE {iso} END"
+    time = moment("raw", options)
     if scale:
-        time = f"TIMESTAMP '1970-01-01' + to_microseconds(TRY_CAST(round(TRY_CAST(raw AS DOUBLE) * {scale:.0f}) AS BIGINT))"
+        offset = f"TRY_CAST(round(TRY_CAST(raw AS DOUBLE) * {scale:.0f}) AS BIGINT)"
+        time = f"TIMESTAMP '1970-01-01' + to_microseconds({offset})"
     con.execute(
         f"CREATE TABLE events AS SELECT trim(sid) AS sid, {time} AS time, raw IS NOT NULL AS dated, code, "
         "TRY_CAST(cell AS DOUBLE) AS value, CASE WHEN TRY_CAST(cell AS DOUBLE) IS NULL THEN cell END AS text, "
@@ -136,8 +135,9 @@ def source_records(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], op
         patient, rows = parse_record(name, content)
         count += 1
         held[0].extend([patient] * len(rows))
-        for column, values in zip(held[1:], zip(*rows, strict=True), strict=False):
-            column.extend(values)  # type: ignore[arg-type]
+        held[1].extend(minute for minute, _, _ in rows)
+        held[2].extend(code for _, code, _ in rows)
+        held[3].extend(value for _, _, value in rows)
         if len(held[0]) > _CHUNK:
             hand_over()
     if held[0]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.loaders import _meds, _mimic, _omop, _wide
+from medfuse.loaders._event_look import describe, group, identifying, recognise
 from medfuse.loaders._event_options import Options, Variable, parse
 from medfuse.loaders._event_query import Source, aggregate, connection, prepare, tokens
 from medfuse.loaders._event_writers import write_meds
@@ -26,7 +27,7 @@ from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import column, patient_ids, read_table
 from medfuse.types import PatientId
 
-__all__ = ["group_table", "read", "write_example", "write_meds"]
+__all__ = ["describe", "group", "group_table", "identifying", "read", "recognise", "write_example", "write_meds"]
 
 _MINUTES = {"minutes": 1.0, "hours": 60.0, "days": 1440.0, "years": 525_960.0}
 
