@@ -250,8 +250,8 @@ def gather(
             "SELECT count(*) FILTER (sid IS NULL), count(*) FILTER (dated AND time IS NULL), count(*) FROM part"
         ).fetchall()[0]
         if no_id:
-            msg = f"{name}: expected whole numbers as ids of subjects, found {no_id} of {total} rows without; correct them"
-            raise DataError(msg)
+            msg = f"{name}: expected whole numbers as ids of subjects, found {no_id} of {total} rows without"
+            raise DataError(f"{msg}; correct them")
         if no_time:
             msg = f"{name}: expected ISO 8601 times without a zone such as 2018-01-31 08:00:00, found others"
             raise DataError(f"{msg} in {no_time} of {total} rows; export the table with ISO times")

@@ -1,5 +1,6 @@
 """What ``medfuse inspect`` says of events: which of the formats, how much there is, and what identifies a person."""
 
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +18,21 @@ from medfuse.loaders.base import Description, Head, Identifying
 
 _LARGEST = 512 << 20  # bytes of CSV that an inspection reads; above, names and sizes only
 _OMOP = _omop.TABLES | frozenset(
-    "care_site cdm_source cohort cohort_definition concept_ancestor concept_class concept_relationship concept_synonym "
-    "condition_era cost domain dose_era drug_era drug_strength episode episode_event fact_relationship location metadata "
-    "note note_nlp observation_period payer_plan_period provider relationship source_to_concept_map visit_detail "
-    "vocabulary".split()
+    re.findall(
+        r"\w+",
+        "care_site cdm_source cohort cohort_definition concept_ancestor concept_class concept_relationship "
+        "concept_synonym condition_era cost domain dose_era drug_era drug_strength episode episode_event "
+        "fact_relationship location metadata note note_nlp observation_period payer_plan_period provider "
+        "relationship source_to_concept_map visit_detail vocabulary",
+    )
 )
 _MIMIC = _mimic.TABLES | frozenset(
-    "callout caregivers cptevents d_cpt d_hcpcs d_icd_diagnoses d_icd_procedures d_items d_labitems datetimeevents "
-    "drgcodes emar emar_detail hcpcsevents ingredientevents noteevents omr pharmacy poe poe_detail provider services "
-    "transfers caregiver discharge radiology".split()
+    re.findall(
+        r"\w+",
+        "callout caregivers cptevents d_cpt d_hcpcs d_icd_diagnoses d_icd_procedures d_items d_labitems "
+        "datetimeevents drgcodes emar emar_detail hcpcsevents ingredientevents noteevents omr pharmacy poe "
+        "poe_detail provider services transfers caregiver discharge radiology",
+    )
 )
 _KINDS = {
     "meds": "MEDS dataset",
@@ -192,7 +199,8 @@ def _counted(con: duckdb.DuckDBPyConnection, source: Source) -> dict[str, Any]:
     row = con.execute(
         "SELECT count(*), count(DISTINCT sid), count(DISTINCT code), count(value), "
         "count(*) FILTER (time IS NULL), (epoch_us(max(time) FILTER ("
-        f"{born})) - epoch_us(min(time) FILTER ({born}))) / 86400e6 FROM ({source.sql}) WHERE isfinite(time) OR time IS NULL"
+        f"{born})) - epoch_us(min(time) FILTER ({born}))) / 86400e6 FROM ({source.sql}) "
+        "WHERE isfinite(time) OR time IS NULL"
     ).fetchall()[0]
     keys = ("events", "subjects", "codes", "with_a_value", "static", "span_days")
     holds: dict[str, Any] = dict(zip(keys, row, strict=True))

@@ -114,6 +114,16 @@ class Options:
     at: str | None = None
     at_unit: str | None = None
 
+    def stats_of(self, variable: Variable) -> tuple[str, ...]:
+        """What ``summary`` holds of a variable."""
+        if not variable.level_names:
+            return variable.stats or self.stats
+        return tuple(s for s in variable.stats if s in {"last", "days_since", "count"}) or ("last",)
+
+    def counted(self, variable: Variable) -> bool:
+        """Whether only events of a variable matter, and no value: then units need not agree."""
+        return self.output == "summary" and not set(self.stats_of(variable)) - {"days_since", "count"}
+
 
 _CHOICES = {
     "format": FORMATS,

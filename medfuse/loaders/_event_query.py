@@ -118,7 +118,7 @@ def bucket(code: str, buckets: int) -> int:
 
 
 def _map_codes(con: duckdb.DuckDBPyConnection, source: Source, options: Options) -> None:
-    """Table ``map``: code, var, level, static, ever. Depends on the card alone: a pattern names one variable."""
+    """Table ``map``: code, its number, var, level, static, ever; from the card alone."""
     patterns = [c for v in options.variables for c in v.codes] + list(options.hash)
     codes = _all_codes(con, source) if any("*" in p for p in patterns) else sorted(set(patterns))
     rows: list[tuple[str, int, int | None, bool, bool]] = []
@@ -130,12 +130,12 @@ def _map_codes(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
     for code in _matches(codes, options.hash):
         if code not in named:
             rows.append((code, first + bucket(code, options.buckets), None, False, False))
-    con.execute("CREATE TABLE map (code VARCHAR, var INTEGER, level INTEGER, static BOOLEAN, ever BOOLEAN)")
+    con.execute(
+        "CREATE TABLE map (code VARCHAR, var INTEGER, level INTEGER, static BOOLEAN, ever BOOLEAN, number INTEGER)"
+    )
     if rows:
-        columns = list(zip(*rows, strict=True))
-        con.execute(
-            "INSERT INTO map SELECT unnest(?), unnest(?), unnest(?), unnest(?), unnest(?)", [*map(list, columns)]
-        )
+        columns = [*map(list, zip(*rows, strict=True)), list(range(len(rows)))]
+        con.execute(f"INSERT INTO map SELECT {', '.join(['unnest(?)'] * 6)}", columns)
 
 
 # --- index time and the one filter ----------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def visible_sql(con: duckdb.DuckDBPyConnection, source: Source, options: Options
     extra = (", e.text" if source.has_text else "") + (", e.unit" if source.has_unit else "")
     level = ", m.level" if any(v.level_codes for v in options.variables) else ""
     con.execute(
-        f"CREATE VIEW seen AS SELECT e.sid, m.var, epoch_us({when}) - epoch_us(e.time) AS age, "
+        f"CREATE VIEW seen AS SELECT e.sid, m.var, m.number AS cn, epoch_us({when}) - epoch_us(e.time) AS age, "
         f"CASE WHEN abs(e.value) <= {LARGEST:.0f} THEN e.value::DOUBLE END AS value{extra}{level} "
         f"FROM ({source.sql}) e JOIN map m ON e.code = m.code {join} WHERE {keep}"
     )
@@ -263,7 +263,7 @@ def _converted(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
     con.execute("CREATE TABLE ways (var INTEGER, unit VARCHAR, factor DOUBLE, shift DOUBLE)")
     by_variable: dict[int, dict[str | None, int]] = {}
     for var, unit, values, *_ in found:
-        if values and var < len(options.variables):
+        if values and var < len(options.variables) and not options.counted(options.variables[var]):
             by_variable.setdefault(var, {})[unit] = values
     for var, units in by_variable.items():
         for unit, (factor, shift) in _ways(options.variables[var], units, source, options, warnings).items():
@@ -283,7 +283,7 @@ def _text_warnings(found: Sequence[tuple[Any, ...]], source: Source, options: Op
     names = [v.name for v in options.variables]
     totals: dict[str, list[int]] = {}
     for var, _, _, compared, unread, unknown in found:
-        if var < len(names):
+        if var < len(names) and not options.counted(options.variables[var]):
             row = totals.setdefault(names[var], [0, 0, 0])
             row[0], row[1], row[2] = row[0] + compared, row[1] + unread, row[2] + unknown
     warnings = []
@@ -347,20 +347,19 @@ def _ways(
 # --- one row per patient and variable -------------------------------------------------------------------------------
 
 
-def aggregate(con: duckdb.DuckDBPyConnection, options: Options, stats: Iterable[str]) -> dict[str, NDArray[Any]]:
+def aggregate(con: duckdb.DuckDBPyConnection, options: Options) -> dict[str, NDArray[Any]]:
     """Group ``clean`` by subject and variable.
 
     Args:
         con: with the view ``clean``.
-        options: windows of ``count``.
-        stats: which are computed; others cost nothing.
+        options: windows of ``count``, and the statistics that are computed; others cost nothing.
 
     Returns:
-        Columns ``sid``, ``var``, ``count`` and, as asked, ``count_<days>d``, ``days_since`` (days from the last event
-        to the index time), ``min``, ``max``, ``mean``, ``last`` (of several at the last time the largest), ``slope``
-        (least squares, per day; NaN where all times agree), NaN where there is no value.
+        Columns ``sid``, ``var``, ``count`` and, where a variable has them, ``count_<days>d``, ``days_since`` (days
+        from the last event to the index time), ``min``, ``max``, ``mean``, ``last`` (of several at the last time the
+        largest), ``slope`` (least squares, per day; NaN where all times agree), NaN where there is no value.
     """
-    wanted = set(stats)
+    wanted = {s for v in options.variables for s in options.stats_of(v)} | ({"count"} if options.buckets else set())
     picks = ["sid", "var", "count(*) AS count"]
     picks += [
         f"count(*) FILTER (age IS NULL OR age <= {round(w * _DAY)}) AS {quoted_name(f'count_{w:g}d')}"

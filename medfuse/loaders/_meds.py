@@ -82,7 +82,8 @@ def source(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], options: O
     unit = next((name for name in _UNIT if name in names.names), None)
     code, unit_sql = "code", f"{unit}::VARCHAR" if unit else "NULL::VARCHAR"
     if options.unit_in_code:
-        code, unit_sql = "regexp_replace(code, '//[^/]*$', '')", "nullif(regexp_extract(code, '//([^/]*)$', 1), '')"
+        code = "regexp_replace(code, '^(.*)//.*$', '\\1')"
+        unit_sql = "nullif(regexp_extract(code, '^.*//(.*)$', 1), '')"
     listed = ", ".join(quoted(str(p)) for p in paths)
     sql = (
         f"SELECT subject_id AS sid, {time} AS time, {code}::VARCHAR AS code, {value} AS value, "

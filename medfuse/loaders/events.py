@@ -20,7 +20,7 @@ from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.loaders import _meds, _mimic, _omop, _wide
 from medfuse.loaders._event_look import describe, group, identifying, recognise
-from medfuse.loaders._event_options import Options, Variable, parse
+from medfuse.loaders._event_options import Options, parse
 from medfuse.loaders._event_query import Source, aggregate, connection, prepare, tokens
 from medfuse.loaders._event_writers import write_meds, write_omop
 from medfuse.sample import Column, ModalityData, ModalitySample
@@ -105,12 +105,6 @@ def _index_table(
 # --- outputs --------------------------------------------------------------------------------------------------------
 
 
-def _stats_of(variable: Variable, options: Options) -> tuple[str, ...]:
-    if not variable.level_names:
-        return variable.stats or options.stats
-    return tuple(s for s in variable.stats if s in {"last", "days_since", "count"}) or ("last",)
-
-
 def _counts(options: Options) -> list[str]:
     return [f"count_{w:g}d" for w in options.windows] or ["count"]
 
@@ -119,7 +113,7 @@ def _layout(options: Options) -> list[tuple[int, str, Column]]:
     """(variable, column of the group table, column of the output) in the order of the output; from the card alone."""
     out: list[tuple[int, str, Column]] = []
     for k, variable in enumerate(options.variables):
-        for stat in _stats_of(variable, options):
+        for stat in options.stats_of(variable):
             if stat == "count":
                 out += [(k, c, Column(name=f"{variable.name}.{c}", unit="events")) for c in _counts(options)]
             elif stat == "last" and variable.level_names:
@@ -215,10 +209,7 @@ def group_table(files: Mapping[str, Path], options: Options) -> dict[str, NDArra
     """
     with connection(", ".join(p.name for p in list(files.values())[:3])) as (con, scratch):
         _prepared(con, scratch, options=options, files=files)
-        stats = {s for v in options.variables for s in _stats_of(v, options)} | (
-            {"count"} if options.buckets else set()
-        )
-        return aggregate(con, options, stats)
+        return aggregate(con, options)
 
 
 def read(
@@ -250,10 +241,7 @@ def read(
                 samples=samples,
                 warnings=tuple(warnings),
             )
-        stats = {s for v in options.variables for s in _stats_of(v, options)} | (
-            {"count"} if options.buckets else set()
-        )
-        summary, columns = _summary(aggregate(con, options, stats), options)
+        summary, columns = _summary(aggregate(con, options), options)
     return ModalityData(
         name=name,
         layout="columns",

@@ -254,7 +254,7 @@ def test_tokens_are_one_per_event_with_flag_and_time(tmp_path):
     assert sample.position[0].tolist() == [3, 5], "without a time: as old as the lookback"
 
 
-# --- index time ---------------------------------------------------------------------------------------------------------
+# --- index time -----------------------------------------------------------------------------------------------------
 
 
 def test_index_by_first_event_by_table_and_by_hours(tmp_path):
@@ -308,7 +308,7 @@ def test_options_that_cannot_be_used_are_refused(tmp_path, change, message):
         load(tmp_path, frame(ROWS), **change)
 
 
-# --- other formats ------------------------------------------------------------------------------------------------------
+# --- other formats --------------------------------------------------------------------------------------------------
 
 OMOP = {
     "VISIT": ("VISIT_OCCURRENCE", 9201, "Inpatient visit"),
@@ -522,7 +522,7 @@ def test_unit_in_the_code(tmp_path):
     assert cells(load(tmp_path, frame(rows), variables=spec, unit_in_code=True), "1")["k.mean"] == 4.5
 
 
-# --- inspect ------------------------------------------------------------------------------------------------------------
+# --- inspect --------------------------------------------------------------------------------------------------------
 
 
 def only(found):
@@ -554,7 +554,7 @@ def test_inspect_says_what_there_is_and_no_value(tmp_path):
         assert not any(word in said for word in ("2150", "2020", "1950", "feels", "remark", "CHEST"))
 
 
-# --- damage -------------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------------------------
 
 
 def mutants(content, count, seed):
