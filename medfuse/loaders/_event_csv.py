@@ -220,6 +220,8 @@ class Part:
     value: str = "NULL::DOUBLE"
     text: str = "NULL::VARCHAR"
     unit: str = "NULL::VARCHAR"
+    low: str = "NULL::DOUBLE"
+    high: str = "NULL::DOUBLE"
     keep: str = "true"
     scan: str = ""
 
@@ -233,7 +235,8 @@ def gather(
         DataError: subjects that are no whole numbers, or times that are no ISO 8601 times.
     """
     con.execute(
-        "CREATE TABLE events (sid BIGINT, time TIMESTAMP, code VARCHAR, value DOUBLE, text VARCHAR, unit VARCHAR)"
+        "CREATE TABLE events (sid BIGINT, time TIMESTAMP, code VARCHAR, value DOUBLE, text VARCHAR, unit VARCHAR, "
+        "low DOUBLE, high DOUBLE)"
     )
     for part in parts:
         if part.table not in tables or not needed(part.prefix, options):
@@ -244,6 +247,7 @@ def gather(
         con.execute(
             f"CREATE OR REPLACE TEMP TABLE part AS SELECT TRY_CAST({part.sid} AS BIGINT) AS sid, {part.time} AS time, "
             f"{part.code} AS code, {part.value} AS value, {part.text} AS text, {part.unit} AS unit, "
+            f"TRY_CAST({part.low} AS DOUBLE) AS low, TRY_CAST({part.high} AS DOUBLE) AS high, "
             f"{raw} IS NOT NULL AS dated FROM {scan} WHERE {part.keep}"
         )
         no_id, no_time, total = con.execute(
@@ -257,8 +261,8 @@ def gather(
             raise DataError(f"{msg} in {no_time} of {total} rows; export the table with ISO times")
         static = "" if part.raw_time else " OR true"
         con.execute(
-            "INSERT INTO events SELECT sid, time, code, value, text, unit FROM part "
+            "INSERT INTO events SELECT sid, time, code, value, text, unit, low, high FROM part "
             f"WHERE code IS NOT NULL AND (time IS NOT NULL{static})"
         )
     con.execute("DROP TABLE IF EXISTS part")
-    return Source(sql="SELECT * FROM events", where=where)
+    return Source(sql="SELECT * FROM events", where=where, has_range=any(p.low != Part.low for p in parts))

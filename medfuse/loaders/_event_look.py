@@ -8,7 +8,7 @@ from typing import Any
 
 import duckdb
 
-from medfuse.errors import MedfuseError
+from medfuse.errors import DataError, MedfuseError
 from medfuse.limits import read_head
 from medfuse.loaders import _meds, _mimic, _omop, _wide
 from medfuse.loaders._event_csv import Table, contents, find, header, is_csv, members, stem
@@ -34,12 +34,15 @@ _MIMIC = _mimic.TABLES | frozenset(
         "poe_detail provider services transfers caregiver discharge radiology",
     )
 )
+_OUTCOMES = b"RecordID,SAPS-I,SOFA,"
 _KINDS = {
     "meds": "MEDS dataset",
     "omop": "OMOP CDM tables",
     "mimic": "MIMIC tables",
     "records": "PhysioNet records (Time,Parameter,Value)",
 }
+# tables of events (or free text) without a place among the events
+_UNREAD = frozenset({"callout", "datetimeevents", "emar", "omr", "poe", "hcpcsevents", "noteevents", "note", "episode"})
 # table -> column -> what it tells of a person
 _IDENTIFYING: dict[str, dict[str, dict[str, str]]] = {
     "omop": {
@@ -125,6 +128,8 @@ def kind_of(head: Head) -> str:
         return _zip_kind(head.path) if zipfile.is_zipfile(head.path) else ""
     if head.start.removeprefix(b"\xef\xbb\xbf").startswith(_wide.RECORD_HEAD):
         return "records"
+    if head.start.startswith(_OUTCOMES):
+        return "outcomes"
     if is_csv(head.path.name):
         columns, name = set(header(head.start)), stem(head.path.name)
         if name in _MIMIC and columns & {"subject_id", "itemid", "cgid", "caregiver_id", "icd9_code", "icd_code"}:
@@ -175,10 +180,16 @@ def describe(files: Sequence[Path]) -> Description:
         DataError: damage.
     """
     kind = _kind(files[0])
+    if kind == "outcomes":
+        msg = f"{files[0].name}: expected events, found the outcomes of PhysioNet 2012 records (one row per patient)"
+        raise DataError(f"{msg}; name it in a card as the patients table and under outcomes, and inspect set-a.zip")
     size = sum(p.stat().st_size for p in files)
+    unread: tuple[str, ...] = ()
     holds: dict[str, Any] = {"format": kind, "files": len(files)}
     if kind in {"omop", "mimic"}:
         holds["tables"] = sorted({stem(p.name) for p in files if p.suffix.lower() != ".zip"})
+        left = sorted(set(holds["tables"]) & _UNREAD)
+        unread = (f"events of {', '.join(left)} are not read",) if left else ()
         if not set(holds["tables"]) & (_omop.TABLES | _mimic.TABLES) and holds["tables"]:
             return Description(kind=_KINDS[kind], holds=holds, warnings=("no table of events among them",))
     chosen = _named(kind, files)
@@ -191,7 +202,9 @@ def describe(files: Sequence[Path]) -> Description:
     adapter = {"meds": _meds, "omop": _omop, "mimic": _mimic, "records": _wide}[kind]
     with connection(files[0].name) as (con, scratch):
         source: Source = adapter.source(con, chosen, _everything(kind), scratch)
-        return Description(kind=_KINDS[kind], holds={**holds, **_counted(con, source)}, warnings=source.warnings)
+        return Description(
+            kind=_KINDS[kind], holds={**holds, **_counted(con, source)}, warnings=(*source.warnings, *unread)
+        )
 
 
 def _counted(con: duckdb.DuckDBPyConnection, source: Source) -> dict[str, Any]:

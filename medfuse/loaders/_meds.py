@@ -1,4 +1,4 @@
-"""MEDS: Parquet files of subject_id, time, code and numeric_value, with text_value and unit where they are there."""
+"""MEDS: Parquet files of subject_id, time, code and numeric_value; text, unit and reference range where there."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from medfuse.loaders._event_query import Source, quoted
 
 NEEDED = ("subject_id", "time", "code")
 _TEXT = ("text_value",)
+_RANGES = (("range_low", "range_high"), ("ref_range_lower", "ref_range_upper"))
 _UNIT = ("unit", "units", "value_unit")
 
 
@@ -84,10 +85,18 @@ def source(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], options: O
     if options.unit_in_code:
         code = "regexp_replace(code, '^(.*)//.*$', '\\1')"
         unit_sql = "nullif(regexp_extract(code, '^.*//(.*)$', 1), '')"
+    ends = next((pair for pair in _RANGES if set(pair) <= set(names.names)), None)
+    ranges = f", {ends[0]}::DOUBLE AS low, {ends[1]}::DOUBLE AS high" if ends else ""
     listed = ", ".join(quoted(str(p)) for p in paths)
     sql = (
         f"SELECT subject_id AS sid, {time} AS time, {code}::VARCHAR AS code, {value} AS value, "
-        f"{f'{text}::VARCHAR' if text else 'NULL::VARCHAR'} AS text, {unit_sql} AS unit "
+        f"{f'{text}::VARCHAR' if text else 'NULL::VARCHAR'} AS text, {unit_sql} AS unit{ranges} "
         f"FROM read_parquet([{listed}], union_by_name = true)"
     )
-    return Source(sql=sql, where=where, has_text=text is not None, has_unit=unit is not None or options.unit_in_code)
+    return Source(
+        sql=sql,
+        where=where,
+        has_text=text is not None,
+        has_unit=unit is not None or options.unit_in_code,
+        has_range=ends is not None,
+    )

@@ -2,11 +2,11 @@
 
 Codes: ``ADMISSION//type``, ``DISCHARGE//location``, ``ICU_IN//unit``, ``ICU_OUT//unit``, ``LAB//itemid``,
 ``CHART//itemid``, ``OUTPUT//itemid``, ``INPUT//itemid``, ``PROCEDURE_EVENT//itemid``, ``DRUG//name``,
-``DIAGNOSIS//ICD9//code``, ``PROCEDURE//ICD9//code``, ``MICRO//specimen``, ``GENDER//F`` (static), ``MEDS_BIRTH``,
-``MEDS_DEATH``.
+``DIAGNOSIS//ICD9//code``, ``PROCEDURE//ICD9//code``, ``CPT//code``, ``DRG//code``, ``SERVICE//service``,
+``TRANSFER//unit``, ``MICRO//specimen``, ``GENDER//F`` (static), ``MEDS_BIRTH``, ``MEDS_DEATH``.
 
-What is known only later stands at its later time: diagnoses, procedures and the place of discharge at the discharge of
-their admission, amounts of infusions at their end. A culture's organism has no time at which it was known, so that
+What is known only later stands at its later time: diagnoses, procedures, CPT and DRG codes and the place of discharge
+at the discharge of their admission, amounts of infusions at their end. A culture's organism has no time at which it was known, so that
 only its specimen is an event. ``known: stored`` takes the time of storing where a table has one.
 """
 
@@ -36,6 +36,10 @@ TABLES = frozenset(
         "diagnoses_icd",
         "procedures_icd",
         "microbiologyevents",
+        "cptevents",
+        "drgcodes",
+        "services",
+        "transfers",
     }
 )
 
@@ -63,6 +67,8 @@ def _measured(prefix: str, name: str, table: Table, options: Options, *, at: str
         value=number,
         text=f"CASE WHEN {number} IS NULL OR {compared} THEN {text} END",
         unit=table.text("valueuom", "amountuom"),
+        low=table.text("ref_range_lower") if "ref_range_lower" in table.columns else Part.low,
+        high=table.text("ref_range_upper") if "ref_range_upper" in table.columns else Part.high,
         keep=keep,
     )
 
@@ -91,18 +97,23 @@ def _coded(tables: Mapping[str, Table], options: Options) -> Iterator[Part]:
         return
     stays = tables["admissions"]
     ends = f"(SELECT {stays.text('hadm_id')} AS stay, {stays.text('dischtime')} AS ended FROM {stays.sql()}) a"
-    for prefix, name in (("DIAGNOSIS", "diagnoses_icd"), ("PROCEDURE", "procedures_icd")):
+    for prefix, name in (
+        ("DIAGNOSIS", "diagnoses_icd"),
+        ("PROCEDURE", "procedures_icd"),
+        ("CPT", "cptevents"),
+        ("DRG", "drgcodes"),
+    ):
         if name not in tables:
             continue
         table = tables[name]
-        version = f"coalesce({table.text('icd_version')}, '9')"
+        version = f"'ICD' || trim(coalesce({table.text('icd_version')}, '9')) || '//' || " if "icd" in name else ""
         yield Part(
             prefix=f"{prefix}//",
             table=name,
             sid="t.subject_id",
             raw_time="a.ended",
             time=moment("a.ended", options),
-            code=f"'{prefix}//ICD' || trim({version}) || '//' || trim({table.text('icd_code', 'icd9_code')})",
+            code=f"'{prefix}//' || {version}trim({table.text('icd_code', 'icd9_code', 'cpt_cd', 'drg_code')})",
             scan=f"{table.sql()} t LEFT JOIN {ends} ON t.hadm_id = a.stay",
             keep="a.ended IS NOT NULL",
         )
@@ -114,6 +125,8 @@ def _simple(tables: Mapping[str, Table], options: Options) -> Iterator[Part]:
         ("DISCHARGE", "admissions", "dischtime", "discharge_location"),
         ("ICU_IN", "icustays", "intime", "first_careunit"),
         ("ICU_OUT", "icustays", "outtime", "last_careunit"),
+        ("SERVICE", "services", "transfertime", "curr_service"),
+        ("TRANSFER", "transfers", "intime", "curr_careunit"),
         ("MICRO", "microbiologyevents", "charttime", "spec_type_desc"),
     ):
         if name in tables:

@@ -25,6 +25,7 @@ _CLINICAL = (
     ("OBSERVATION", "observation", "observation", "observation"),
     ("SPECIMEN", "specimen", "specimen", "specimen"),
     ("VISIT", "visit_occurrence", "visit", "visit_start"),
+    ("VISIT_DETAIL", "visit_detail", "visit_detail", "visit_detail_start"),
     ("VISIT_END", "visit_occurrence", "visit", "visit_end"),
 )
 TABLES = frozenset({"person", "death", "concept", *(table for _, table, _, _ in _CLINICAL)})
@@ -124,6 +125,8 @@ def _parts(con: duckdb.DuckDBPyConnection, tables: Mapping[str, Table], options:
             value=value,
             text=text,
             unit=unit,
+            low=table.text("range_low") if "range_low" in table.columns else Part.low,
+            high=table.text("range_high") if "range_high" in table.columns else Part.high,
         )
     if "person" in tables:
         yield from _person(tables["person"], options)

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.loaders import _meds, _mimic, _omop, _wide
+from medfuse.loaders._event_groups import aggregate, tokens
 from medfuse.loaders._event_look import describe, group, identifying, recognise
 from medfuse.loaders._event_options import Options, parse
-from medfuse.loaders._event_query import Source, aggregate, connection, prepare, tokens
+from medfuse.loaders._event_query import Source, connection, prepare
+from medfuse.loaders._event_values import values_sql
 from medfuse.loaders._event_writers import write_meds, write_omop
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import column, patient_ids, read_table
@@ -119,7 +121,7 @@ def _layout(options: Options) -> list[tuple[int, str, Column]]:
             elif stat == "last" and variable.level_names:
                 out.append((k, stat, Column(name=variable.name, kind="categorical", levels=variable.level_names)))
             else:
-                units = {"days_since": "d", "slope": f"{variable.unit or '1'}/d"}
+                units = {"days_since": "d", "slope": f"{variable.unit or '1'}/d", "below": "1", "above": "1"}
                 unit = units.get(stat, variable.unit)
                 out.append((k, stat, Column(name=f"{variable.name}.{stat}", unit=unit)))
     first = len(options.variables)
@@ -158,13 +160,19 @@ def _summary(
 
 
 def _tokens(found: Mapping[str, NDArray[Any]], options: Options) -> tuple[dict[PatientId, ModalitySample], list[str]]:
-    """One token per event, oldest first: value (0 without one), has-value flag, days before the index time."""
+    """One token per event, oldest first: value (0 without one), has-value flag, days before the index time.
+
+    Where a variable has a reference range, also the side of it (-1, 1; 0: inside, or not known).
+    """
     rows, patients = _patients(found["sid"], options)
     value, days = found["v"].astype(np.float64), found["days"].astype(np.float64)
     value[found["var"] >= len(options.variables)] = np.nan  # a bucket mixes codes and units: its events are counted
     known = ~np.isnan(value)
     when = np.where(np.isnan(days), options.lookback_days, days)  # what has no time is as old as can be
-    features = np.stack([np.where(known, value, 0.0), known, when], axis=1).astype(np.float32)
+    parts = [np.where(known, value, 0.0), known, when]
+    if "side" in found:
+        parts.append(np.nan_to_num(found["side"].astype(np.float64)))
+    features = np.stack(parts, axis=1).astype(np.float32)
     position = np.stack([found["var"], when], axis=1).astype(np.float32)
     ends = np.cumsum(np.bincount(rows, minlength=len(patients)))
     samples = {
@@ -194,11 +202,12 @@ def _prepared(
             msg = f"index.table {options.index.table!r} is not under files; {nearest(options.index.table, files)}"
             raise ConfigError(msg)
         _index_table(con, source, options, files[options.index.table], id_column=id_column)
-    return prepare(con, source, options)
+    prepare(con, source, options)
+    return [*source.warnings, *values_sql(con, source, options)]
 
 
 def group_table(files: Mapping[str, Path], options: Options) -> dict[str, NDArray[Any]]:
-    """One row per subject and variable with something to say, unordered: see ``_event_query.aggregate``.
+    """One row per subject and variable with something to say, unordered: see ``_event_groups.aggregate``.
 
     Args:
         files: label -> file or folder, as under ``files`` of a card.
@@ -220,8 +229,9 @@ def read(
     Patients without an index time, or without an event of the card's codes before it, are absent.
 
     Returns:
-        ``summary``: layout ``columns`` with units; ``tokens``: layout ``vectors``, features value, has-value flag and
-        days before the index time, position (identity, days before the index time).
+        ``summary``: layout ``columns`` with units; ``tokens``: layout ``vectors``, features value, has-value flag,
+        days before the index time and, where a variable has a reference range, its side; position (identity, days
+        before the index time).
 
     Raises:
         ConfigError: options that cannot be used.
@@ -232,11 +242,11 @@ def read(
     with connection(f"modality {name}") as (con, scratch):
         warnings = _prepared(con, scratch, options=options, files=files, id_column=patients[0])
         if options.output == "tokens":
-            samples, identities = _tokens(tokens(con), options)
+            samples, identities = _tokens(tokens(con, options), options)
             return ModalityData(
                 name=name,
                 layout="vectors",
-                features=3,
+                features=3 + any(v.reference for v in options.variables),
                 identities=tuple(identities),
                 samples=samples,
                 warnings=tuple(warnings),
