@@ -1,6 +1,7 @@
 """Tables of events as CSV, plain, in gzip or in one zip: found by their names, read as text, never loaded whole."""
 
 import csv
+import functools
 import shutil
 import zipfile
 import zlib
@@ -11,14 +12,19 @@ from pathlib import Path, PurePosixPath
 import duckdb
 
 from medfuse.errors import DataError
-from medfuse.limits import read_head
+from medfuse.limits import check_text, read_head
 from medfuse.loaders._event_options import Options
-from medfuse.loaders._event_query import Source, quoted, quoted_name
+from medfuse.loaders._event_query import Source, hint, quoted, quoted_name
 from medfuse.tables import MISSING
 
 _RATIO = 400  # unpacked over packed; real tables stay below 100
 _FREE = 64 << 20
 _MOST_MEMBERS = 200_000
+
+
+@functools.lru_cache(maxsize=256)
+def _check(path: Path, changed: int) -> None:  # ``changed``: look at a changed file again
+    check_text(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,17 @@ class Table:
         found = next((n for n in (name, *others) if n in self.columns), None)
         return quoted_name(found) if found else "NULL::VARCHAR"
 
+    def need(self, name: str, *others: str) -> str:
+        """The first of some columns that is there, as SQL; a query of one that is not fails by its name."""
+        return quoted_name(next((n for n in (name, *others) if n in self.columns), name))
+
     def sql(self) -> str:
-        """A scan of all rows as text; a row of another length is an error."""
+        """A scan of all rows as text; a row of another length is an error.
+
+        Raises:
+            DataError: damage, zeros or a decompression bomb.
+        """
+        _check(self.path, self.path.stat().st_mtime_ns)
         columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in self.columns)
         nulls = ", ".join(quoted(cell) for cell in sorted(MISSING))
         return (
@@ -226,6 +241,14 @@ class Part:
     scan: str = ""
 
 
+def _run(con: duckdb.DuckDBPyConnection, sql: str, *, name: str) -> None:
+    try:
+        con.execute(sql)
+    except duckdb.BinderException as error:
+        msg = f"{name}: expected the table's columns, found others{hint(error)}; export it again with its header row"
+        raise DataError(msg) from None
+
+
 def gather(
     con: duckdb.DuckDBPyConnection, parts: Sequence[Part], tables: Mapping[str, Table], options: Options, *, where: str
 ) -> Source:
@@ -244,11 +267,13 @@ def gather(
         name = tables[part.table].path.name
         scan = part.scan or tables[part.table].sql()
         raw = part.raw_time or "NULL::VARCHAR"
-        con.execute(
+        _run(
+            con,
             f"CREATE OR REPLACE TEMP TABLE part AS SELECT TRY_CAST({part.sid} AS BIGINT) AS sid, {part.time} AS time, "
             f"{part.code} AS code, {part.value} AS value, {part.text} AS text, {part.unit} AS unit, "
             f"TRY_CAST({part.low} AS DOUBLE) AS low, TRY_CAST({part.high} AS DOUBLE) AS high, "
-            f"{raw} IS NOT NULL AS dated FROM {scan} WHERE {part.keep}"
+            f"{raw} IS NOT NULL AS dated FROM {scan} WHERE {part.keep}",
+            name=name,
         )
         no_id, no_time, total = con.execute(
             "SELECT count(*) FILTER (sid IS NULL), count(*) FILTER (dated AND time IS NULL), count(*) FROM part"

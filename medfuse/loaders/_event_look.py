@@ -266,7 +266,8 @@ def _in_meds(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path]) -> list[
             ("MEDS_DEATH", "date of death", "code = 'MEDS_DEATH'"),
         ]
         if "text_value" in names:
-            checks.append(("text_value", "free text", "regexp_matches(text_value, '[A-Za-z]{3,}.*\\s.*[A-Za-z]{3,}')"))
+            words = "regexp_matches(left(text_value, 1000), '[A-Za-z]{3,}.*\\s.*[A-Za-z]{3,}')"
+            checks.append(("text_value", "free text", words))
         checks += [
             (n, "named like an identifier", f'"{n}" IS NOT NULL') for n in names if any(w in n.lower() for w in _NAMED)
         ]

@@ -86,15 +86,15 @@ def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             kind = type(error).__name__.removesuffix("Exception")
             msg = f"{where}: expected whole files of the stated format, found damage or other columns"
             todo = "fetch them again, or look at them with medfuse inspect"
-            raise DataError(f"{msg} ({kind}{_hint(error)}); {todo}") from None
+            raise DataError(f"{msg} ({kind}){hint(error)}; {todo}") from None
         finally:
             con.close()
 
 
-def _hint(error: duckdb.Error) -> str:
+def hint(error: duckdb.Error) -> str:
     """What an engine's message says of columns; its other words may hold cells."""
     found = re.search(r'[Cc]olumn "(\w+)"|Referenced column "(\w+)"|column named "?(\w+)', str(error))
-    return f": column {next(g for g in found.groups() if g)}" if found else ""
+    return f" (no column {next(g for g in found.groups() if g)})" if found else ""
 
 
 # --- which codes are wanted ---------------------------------------------------------------------------------------
@@ -195,6 +195,9 @@ def visible_sql(con: duckdb.DuckDBPyConnection, source: Source, options: Options
 
 def prepare(con: duckdb.DuckDBPyConnection, source: Source, options: Options) -> None:
     """Everything up to the view ``visible``; the table ``idx`` is there unless the index time is one for all."""
+    if uses_ranges(options) and not source.has_range:
+        msg = f"{source.where}: expected reference ranges beside the values, found no such columns"
+        raise DataError(f"{msg}; state reference: [low, high] in the card")
     _map_codes(con, source, options)
     at = None
     if options.index.time or options.index.start:

@@ -8,7 +8,7 @@ import duckdb
 
 from medfuse.errors import DataError
 from medfuse.loaders._event_options import Options, Variable
-from medfuse.loaders._event_query import LARGEST, Source, quoted, uses_ranges
+from medfuse.loaders._event_query import LARGEST, Source, quoted
 from medfuse.loaders._event_units import canonical, conversion
 
 _COMPARATOR = r"\s*(<=|>=|<|>|≤|≥)\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*"
@@ -35,12 +35,8 @@ def values_sql(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
         Warnings.
 
     Raises:
-        DataError: units that the table does not reconcile, comparators or levels that the card does not name, no
-            reference ranges although the card wants them.
+        DataError: units that the table does not reconcile, comparators or levels that the card does not name.
     """
-    if uses_ranges(options) and not source.has_range:
-        msg = f"{source.where}: expected reference ranges beside the values, found no such columns"
-        raise DataError(f"{msg}; state reference: [low, high] in the card")
     kinds = [bool(v.level_names) for v in options.variables]
     con.execute("CREATE TABLE kind (var INTEGER, coded BOOLEAN, low DOUBLE, high DOUBLE, least DOUBLE, most DOUBLE)")
     for k, v in enumerate(options.variables):

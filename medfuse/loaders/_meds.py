@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medfuse.errors import DataError
+from medfuse.limits import LARGEST_RATIO
 from medfuse.loaders._event_options import Options
 from medfuse.loaders._event_query import Source, quoted
 
 NEEDED = ("subject_id", "time", "code")
+_ROW_BYTES = 24  # of one event in memory: subject, time, code
+_FREE = 64 << 20
 _TEXT = ("text_value",)
 _RANGES = (("range_low", "range_high"), ("ref_range_lower", "ref_range_upper"))
 _UNIT = ("unit", "units", "value_unit")
@@ -43,6 +46,34 @@ def schema(path: Path) -> pa.Schema:
         raise DataError(msg) from error
 
 
+def _counted(path: Path) -> None:
+    """Refuse sizes that the file cannot hold, and events of nobody, by what the end of the file declares.
+
+    Raises:
+        DataError: more than 400 times as much data as bytes, or a subject or code that is null.
+    """
+    try:
+        end = pq.read_metadata(path)
+        declared = [end.row_group(i).total_byte_size for i in range(end.num_row_groups)]
+        large = max(_ROW_BYTES * end.num_rows, sum(declared))
+        nulls = {"subject_id": 0, "code": 0}
+        for group, column in ((i, j) for i in range(end.num_row_groups) for j in range(end.num_columns)):
+            found = end.row_group(group).column(column)
+            if found.path_in_schema in nulls and found.is_stats_set and found.statistics.has_null_count:
+                nulls[found.path_in_schema] += found.statistics.null_count
+    except (pa.ArrowException, OSError) as error:
+        msg = f"{path.name}: expected a whole Parquet file, found damage ({type(error).__name__}); fetch it again"
+        raise DataError(msg) from error
+    size = path.stat().st_size
+    if min(declared, default=0) < 0 or large > max(_FREE, LARGEST_RATIO * size):
+        msg = f"{path.name}: expected at most {LARGEST_RATIO} times its {size >> 10} KiB, found {large >> 20} MiB"
+        raise DataError(f"{msg} declared; a decompression bomb? write it again if it is real")
+    for name, count in nulls.items():
+        if count:
+            msg = f"{path.name}: expected a {name} in every event, found {count} without; correct the dataset"
+            raise DataError(msg)
+
+
 def _checked(files: list[Path]) -> pa.Schema:
     first: pa.Schema | None = None
     for file in files:
@@ -55,6 +86,7 @@ def _checked(files: list[Path]) -> pa.Schema:
         if first is not None and set(found.names) != set(first.names):
             msg = f"{file.name}: expected the columns of {files[0].name}, found others; write the shards alike"
             raise DataError(msg)
+        _counted(file)
         first = found if first is None else first
     assert first is not None
     return first
@@ -90,7 +122,7 @@ def source(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path], options: O
     listed = ", ".join(quoted(str(p)) for p in paths)
     sql = (
         f"SELECT subject_id AS sid, {time} AS time, {code}::VARCHAR AS code, {value} AS value, "
-        f"{f'{text}::VARCHAR' if text else 'NULL::VARCHAR'} AS text, {unit_sql} AS unit{ranges} "
+        f"{f'left({text}::VARCHAR, 1000)' if text else 'NULL::VARCHAR'} AS text, {unit_sql} AS unit{ranges} "
         f"FROM read_parquet([{listed}], union_by_name = true)"
     )
     return Source(

@@ -134,7 +134,15 @@ def _patients(sid: NDArray[Any], options: Options) -> tuple[NDArray[np.int64], l
     """Row of each entry, and the patients in the order of their subjects."""
     rows, subjects = pd.factorize(sid, sort=True)
     form = options.patient_id
-    return rows.astype(np.int64), [PatientId(form.format(int(s) if ":" in form else s)) for s in subjects]
+    if np.any(rows < 0):
+        msg = "events: expected a subject with every event, found events without; correct the source"
+        raise DataError(msg)
+    try:
+        names = [PatientId(form.format(int(s) if ":" in form else s)) for s in subjects]
+    except ValueError:
+        msg = f"events: expected whole numbers as subjects for patient_id {form}, found text; state patient_id: '{{}}'"
+        raise DataError(msg) from None
+    return rows.astype(np.int64), names
 
 
 def _summary(
