@@ -66,7 +66,8 @@ def conformal_bound(
     """Calibrate a lower bound on survival time with predictions of patients that the models never saw.
 
     With m = min(time, c0), a patient is usable when the event was seen before c0 or follow-up reached it, scores
-    q(x) - m, where q is the model's own (1 - level) quantile up to c0, and weighs 1 / G(m-), G the censoring distribution.
+    q(x) - m, where q is the model's own (1 - level) quantile up to c0, and weighs 1 / G(m-), G being the distribution
+    of censoring.
 
     Args:
         out_of_fold: n patients with curves, such as ``FoldModel.out_of_fold``.

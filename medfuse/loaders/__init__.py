@@ -20,6 +20,7 @@ LOADERS: dict[str, str] = {
     "vectors": "medfuse.loaders.vectors",
     "variants": "medfuse.loaders.variants",
     "copy_number": "medfuse.loaders.copy_number",
+    "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
     "text": "medfuse.loaders.text",
     "ecg": "medfuse.loaders.ecg",
     "slide": "medfuse.loaders.slide",
