@@ -16,11 +16,12 @@ from medfuse.sample import ModalityData
 LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
+    "bags": "medfuse.loaders.bags",
     "vectors": "medfuse.loaders.vectors",
     "text": "medfuse.loaders.text",
     "slide": "medfuse.loaders.slide",
 }
-RAW = ("text", "slide")  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "slide", "bags")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
