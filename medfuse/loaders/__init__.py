@@ -17,6 +17,7 @@ from medfuse.types import PatientId
 LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
+    "bags": "medfuse.loaders.bags",
     "vectors": "medfuse.loaders.vectors",
     "variants": "medfuse.loaders.variants",
     "copy_number": "medfuse.loaders.copy_number",
@@ -27,7 +28,8 @@ LOADERS: dict[str, str] = {
 }
 # Asked last and in this order what a file is: they take what no loader of a format of its own claims.
 GENERIC = ("expression", "vectors", "tabular", "text")
-RAW = ("text", "ecg", "slide")  # those that read files of one patient, and whose items an extractor turns into tokens
+# those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "ecg", "slide", "bags")
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
