@@ -28,8 +28,9 @@ APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and t
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
     "streamlit": set(),
-    "pydicom": set(),
-    "nibabel": set(),
+    "pydicom": {"loaders"},
+    "nibabel": {"loaders"},
+    "nrrd": {"loaders"},
     "openslide": set(),
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},

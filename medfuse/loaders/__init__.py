@@ -17,9 +17,10 @@ LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
+    "dicom": "medfuse.loaders.dicom",
     "text": "medfuse.loaders.text",
 }
-RAW = ("text",)  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("dicom", "text")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
