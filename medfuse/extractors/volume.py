@@ -64,7 +64,9 @@ class VolumeStatistics(Extractor):
         """Names of the features, those of a channel together."""
         one = [f"p{q}" for q in _QUANTILES] + ["mean", "std", "skewness", "kurtosis", "entropy"]
         for scale in self.scales:
-            one += [f"{what}_{scale:g}mm" for what in ("gradient_mean", "gradient_p95", "log_mean", "log_min", "log_max")]
+            one += [
+                f"{what}_{scale:g}mm" for what in ("gradient_mean", "gradient_p95", "log_mean", "log_min", "log_max")
+            ]
         one += [f"cooccurrence_{what}" for what in ("contrast", "homogeneity", "energy", "correlation", "entropy")]
         for label in self._labels(raw.facts):
             one += [f"{what}_above_{label}" for what in ("fraction", "blobs_log", "largest_blob", "surface_per_mm")]

@@ -25,7 +25,8 @@ def typed(header: Header, what: str) -> Iterator[None]:
     except DataError:
         raise
     except (MemoryError, Exception) as error:
-        msg = f"{header.name}: expected {what}, found damage ({type(error).__name__}); copy the file again"
+        msg = f"{header.name}: expected {what}, found damage or an encoding unknown to the decoder ({type(error).__name__}); "
+        msg += "copy the file again, or convert it"
         raise DataError(msg) from error
 
 

@@ -359,7 +359,9 @@ def _raw(element: Any) -> bytes:  # noqa: ANN401  # of pydicom
     return "\\".join(map(str, value if isinstance(value, list) else [value])).encode()
 
 
-def _pixel_element(file: io.BufferedIOBase, at: int, *, order: str, implicit: bool) -> tuple[tuple[int, int] | None, int]:
+def _pixel_element(
+    file: io.BufferedIOBase, at: int, *, order: str, implicit: bool
+) -> tuple[tuple[int, int] | None, int]:
     file.seek(at)
     start = file.read(12)
     if len(start) < 12:
@@ -368,7 +370,7 @@ def _pixel_element(file: io.BufferedIOBase, at: int, *, order: str, implicit: bo
     tag = group << 16 | element
     if tag not in PIXELS:
         return None, 0
-    if implicit:
+    if implicit or not (start[4:6].isalpha() and start[4:6].isupper()):
         length, value = struct.unpack(order + "I", start[4:8])[0], at + 8
     else:
         length, value = struct.unpack(order + "I", start[8:12])[0], at + 12

@@ -139,14 +139,24 @@ def in_header(header: Header) -> set[tuple[str, str]]:
                 found.add((f"({tag >> 16:04X},xxxx) private elements", "private"))
             elif _is_profile(tag) and (element is None or not element.is_empty):
                 name = element.keyword if element is not None else ""
-                found.add((f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {name or 'unnamed'}", _kind(element) if element else "free text"))
+                found.add(
+                    (
+                        f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {name or 'unnamed'}",
+                        _kind(element) if element else "free text",
+                    )
+                )
             elif tag == 0x00180015 and element is not None and str(element.value).upper() in _HEADS:
                 found.add(("(0018,0015) BodyPartExamined: a head, whose face can be drawn from a volume", "image"))
     flag = header.text("BurnedInAnnotation").upper()
     if flag == "YES":
         found.add(("(0028,0301) BurnedInAnnotation: text in the pixels", "pixels"))
     elif flag != "NO" and (header.text("Modality") in _RISKY or header.text("SOPClassUID").startswith(_SECONDARY)):
-        found.add(("pixels of ultrasound, screenshots and captures often show names; nothing says that these do not", "pixels"))
+        found.add(
+            (
+                "pixels of ultrasound, screenshots and captures often show names; nothing says that these do not",
+                "pixels",
+            )
+        )
     return found
 
 

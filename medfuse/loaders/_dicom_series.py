@@ -114,6 +114,13 @@ def refusal(header: Header) -> str:
     return ""
 
 
+def lost_pixels(header: Header) -> bool:
+    """An object of an image class, or of none, without pixels: probably truncated."""
+    return header.pixels is None and (
+        "Image Storage" in name_of(header.text("SOPClassUID")) or not header.has("SOPClassUID")
+    )
+
+
 def unsplit(header: Header) -> str:
     """Why an image cannot be cut into planes, or empty."""
     if "MOSAIC" in header.text("ImageType").split("\\"):
@@ -339,7 +346,9 @@ def _step(found: Vector, places: list[list[Frame]], normal: Vector, *, where: st
     for place in places:
         line = np.asarray(place[0].position) - first
         off = line - (line @ normal) * normal
-        if float(np.sqrt(off @ off)) > max(0.05 * usual, 0.1) + abs(math.sin(math.radians(tilt))) * abs(float(line @ normal)):
+        if float(np.sqrt(off @ off)) > max(0.05 * usual, 0.1) + abs(math.sin(math.radians(tilt))) * abs(
+            float(line @ normal)
+        ):
             msg = f"{where}: expected slices above each other, found one moved aside; repair the positions"
             raise DataError(msg)
     return step, []
@@ -371,7 +380,9 @@ def assemble(frames: Sequence[Frame], *, least: int) -> Stack:
     """
     where = frames[0].header.name + (f" and {len(frames) - 1} more" if len(frames) > 1 else "")
     first = frames[0]
-    lacking = next((k for k in ("position", "orientation", "spacing") if any(getattr(f, k) is None for f in frames)), "")
+    lacking = next(
+        (k for k in ("position", "orientation", "spacing") if any(getattr(f, k) is None for f in frames)), ""
+    )
     if lacking:
         msg = f"{where}: expected the {lacking} of every slice, found one without; repair the header"
         raise DataError(msg)
@@ -460,7 +471,9 @@ def _ultrasound_spacing(header: Header) -> tuple[float, float] | None:
     for region in dataset_of(header, ["SequenceOfUltrasoundRegions"]).get("SequenceOfUltrasoundRegions", ()):
         if region.get("RegionSpatialFormat") == 1 and region.get("PhysicalUnitsXDirection") == 3:
             if region.get("PhysicalUnitsYDirection") == 3:
-                found.add((round(abs(float(region.PhysicalDeltaY)) * 10, 6), round(abs(float(region.PhysicalDeltaX)) * 10, 6)))
+                found.add(
+                    (round(abs(float(region.PhysicalDeltaY)) * 10, 6), round(abs(float(region.PhysicalDeltaX)) * 10, 6))
+                )
     return found.pop() if len(found) == 1 else None
 
 

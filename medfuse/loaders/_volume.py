@@ -63,7 +63,9 @@ def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
 def orientation_of(affine: NDArray[np.float64]) -> str:
     """Directions in which the indices grow, such as ``RAS`` (closest axes)."""
     axes, signs = closest(affine)
-    order = {axis: ("LR", "PA", "IS")[world][sign > 0] for world, (axis, sign) in enumerate(zip(axes, signs, strict=True))}
+    order = {
+        axis: ("LR", "PA", "IS")[world][sign > 0] for world, (axis, sign) in enumerate(zip(axes, signs, strict=True))
+    }
     return "".join(order[k] for k in range(3))
 
 
@@ -209,7 +211,9 @@ def parsed(options: Mapping[str, Any], *, loader: str, more: Sequence[str] = ())
             raise ConfigError(msg)
     window = options.get("window")
     if window is not None:
-        numbers = isinstance(window, list | tuple) and len(window) == 2 and all(isinstance(v, int | float) for v in window)
+        numbers = (
+            isinstance(window, list | tuple) and len(window) == 2 and all(isinstance(v, int | float) for v in window)
+        )
         if not numbers or not window[0] < window[1]:
             msg = f"option window: expected two numbers, low < high, found {window!r}"
             raise ConfigError(msg)
@@ -218,7 +222,9 @@ def parsed(options: Mapping[str, Any], *, loader: str, more: Sequence[str] = ())
     if crop not in ("none", "body", "mask"):
         msg = f"option crop: found {crop!r}; {nearest(str(crop), ('none', 'body', 'mask'))}"
         raise ConfigError(msg)
-    if volumes not in ("all", "mean", "first") and (isinstance(volumes, bool) or not isinstance(volumes, int) or volumes < 0):
+    if volumes not in ("all", "mean", "first") and (
+        isinstance(volumes, bool) or not isinstance(volumes, int) or volumes < 0
+    ):
         msg = f"option volumes: expected all, mean, first or a number from 0, found {volumes!r}"
         raise ConfigError(msg)
     return PatchOptions(
@@ -264,7 +270,9 @@ class Held:
 
     def _load(self, number: int) -> Array:
         if self.choice != "mean" or self.volume.volumes == 1:
-            return self.volume.load(number if self.choice == "all" else 0 if isinstance(self.choice, str) else self.choice)
+            return self.volume.load(
+                number if self.choice == "all" else 0 if isinstance(self.choice, str) else self.choice
+            )
         total = np.array(self.volume.load(0), dtype=np.float32)
         for k in range(1, self.volume.volumes):
             total += self.volume.load(k)

@@ -29,6 +29,7 @@ from medfuse.loaders._dicom_series import (
     assemble,
     flat,
     frames_of,
+    lost_pixels,
     name_of,
     refusal,
     split,
@@ -72,12 +73,14 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     """Items: slices of a series with one orientation and grid; multi-frame objects and flat images each for itself.
 
     A segmentation goes with the series that it refers to, a DICOMDIR with the first images; what is no image stands
-    alone, so that it is refused by its name and stops nothing else.
+    alone, so that it is refused by its name and stops nothing else. A damaged image goes with every series of its
+    folder: any of them may be the one that lacks it, and none is to go in a slice short.
     """
     images: list[Header] = []
     masks: list[Header] = []
     indices: list[Path] = []
     alone: list[Path] = []
+    damaged: list[Path] = []
     for path in files:
         try:
             header = read_header(path)
@@ -87,15 +90,30 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
             elif sop in SEGMENTATION:
                 masks.append(header)
             elif refusal(header):
-                alone.append(path)
+                (damaged if lost_pixels(header) else alone).append(path)
             else:
+                split([header])
                 images.append(header)
         except DataError:
-            alone.append(path)
-    try:
-        items = [list(members) for members in split(images)]
-    except DataError:  # a number in one of the headers; file by file, so that the others stand
-        items, alone = _one_by_one(images, alone)
+            (damaged if _marked(path) else alone).append(path)
+    items = [list(members) for members in split(images)]
+    alone += _with_series(masks, items)
+    found = [[h.path for h in members] for members in items]
+    for path in damaged:
+        homes = [f for f in found if f[0].parent == path.parent]
+        for home in homes:
+            home.append(path)
+        alone += [] if homes else [path]
+    if indices and found:
+        found[0] += indices
+    else:
+        alone += indices
+    return sorted([tuple(sorted(f)) for f in found] + [(p,) for p in alone])
+
+
+def _with_series(masks: Sequence[Header], items: list[list[Header]]) -> list[Path]:
+    """Put segmentations to the series that they refer to; those whose series is not there are returned."""
+    alone = []
     for mask in masks:
         try:
             wanted = referenced_series(mask)
@@ -106,23 +124,15 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
             alone.append(mask.path)
         else:
             home.append(mask)
-    found = [[h.path for h in members] for members in items]
-    if indices and found:
-        found[0] += indices
-    else:
-        alone += indices
-    return sorted([tuple(sorted(f)) for f in found] + [(p,) for p in alone])
+    return alone
 
 
-def _one_by_one(images: list[Header], alone: list[Path]) -> tuple[list[list[Header]], list[Path]]:
-    good = []
-    for header in images:
-        try:
-            split([header])
-            good.append(header)
-        except DataError:
-            alone.append(header.path)
-    return [list(members) for members in split(good)], alone
+def _marked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(PREAMBLE)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 # --- what an item is -------------------------------------------------------------------------------------------------
