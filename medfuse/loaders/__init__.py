@@ -21,7 +21,11 @@ LOADERS: dict[str, str] = {
     "volume": "medfuse.loaders.volume",
     "text": "medfuse.loaders.text",
 }
-RAW = ("dicom", "volume", "text")  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = (
+    "dicom",
+    "volume",
+    "text",
+)  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,9 @@ def name_of(sop: str) -> str:
     """Name of a SOP class."""
     from pydicom.uid import UID
 
-    name = str(UID(sop).name) if sop else "an object without SOP class"
+    if not sop or sop.strip("0123456789."):
+        return "an object without a valid SOP class"
+    name = str(UID(sop, validation_mode=0).name)
     return name if name != sop else "an object of an unknown SOP class"
 
 
@@ -108,7 +109,7 @@ def refusal(header: Header) -> str:
     for prefix, what in _REFUSED.items():
         if sop.startswith(prefix):
             return f"{header.name}: expected an image, found {name_of(sop)}: {what}"
-    if header.pixels is None or not header.has("Rows") and not header.values.get("Rows"):
+    if header.pixels is None or not header.values.get("Rows"):
         what = name_of(sop)
         return f"{header.name}: expected an image, found {what} without pixels; is it truncated, or no image?"
     return ""
@@ -325,7 +326,7 @@ def _step(found: Vector, places: list[list[Frame]], normal: Vector, *, where: st
     usual = float(np.median(gaps))
     wrong = np.flatnonzero(np.abs(gaps - usual) > max(0.01 * usual, 2e-3))
     if len(wrong):
-        holes = [int(round(float(gaps[k]) / usual)) - 1 for k in wrong]
+        holes = [round(float(gaps[k]) / usual) - 1 for k in wrong]
         whole = all(abs(float(gaps[k]) / usual - (n + 1)) < 0.05 and n > 0 for k, n in zip(wrong, holes, strict=True))
         what = f"{sum(holes)} slice(s) missing" if whole else f"gaps from {gaps.min():.3f} to {gaps.max():.3f} mm"
         msg = (
@@ -469,14 +470,8 @@ def _ultrasound_spacing(header: Header) -> tuple[float, float] | None:
 
     found = set()
     for region in dataset_of(header, ["SequenceOfUltrasoundRegions"]).get("SequenceOfUltrasoundRegions", ()):
-        if region.get("RegionSpatialFormat") == 1 and region.get("PhysicalUnitsXDirection") == 3:
-            if region.get("PhysicalUnitsYDirection") == 3:
-                found.add(
-                    (round(abs(float(region.PhysicalDeltaY)) * 10, 6), round(abs(float(region.PhysicalDeltaX)) * 10, 6))
-                )
+        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        if region.get("RegionSpatialFormat") == 1 and units == (3, 3):  # a 2-D image in cm
+            x, y = abs(float(region.PhysicalDeltaX)) * 10, abs(float(region.PhysicalDeltaY)) * 10
+            found.add((round(y, 6), round(x, 6)))
     return found.pop() if len(found) == 1 else None
-
-
-def paths_of(headers: Sequence[Header]) -> tuple[Path, ...]:
-    """Files of headers."""
-    return tuple(h.path for h in headers)
