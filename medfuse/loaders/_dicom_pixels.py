@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
+from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import DEFLATED, NATIVE, Header, inflated
-from medfuse.loaders._dicom_series import STACKED, Frame, Stack
+from medfuse.loaders._dicom_series import STACKED, Frame
 from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]

@@ -138,7 +138,7 @@ def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: 
         msg = f"{where}: expected {count * stored} bytes of voxels, found {file_bytes}; truncated? copy it again"
         raise DataError(msg)
     if int(np.prod([int(n) for n in shape[:3]], dtype=object)) * 4 > LARGEST_VOLUME:
-        msg = f"{where}: expected a volume of at most {LARGEST_VOLUME >> 30} GiB as float32, found {tuple(shape)}; crop it"
+        msg = f"{where}: expected a volume of at most {LARGEST_VOLUME >> 30} GiB in float32, found {tuple(shape)}"
         raise DataError(msg)
 
 

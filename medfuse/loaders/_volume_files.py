@@ -211,7 +211,7 @@ def _nifti_affine(head: Mapping[str, Any], where: str) -> tuple[NDArray[np.float
     if len(forms) == 2 and all(np.isfinite(f).all() for f in forms.values()):
         one, other = forms["sform"], forms["qform"]
         if np.linalg.det(one[:3, :3]) * np.linalg.det(other[:3, :3]) < 0:
-            msg = f"{where}: sform and qform are mirror images of each other, so left and right are unknown; repair it"
+            msg = f"{where}: sform and qform are mirror images of each other, so left and right are unknown"
             raise DataError(msg)
         away = float(np.abs(one[:3] - other[:3]).max())
         if away > 1e-2:

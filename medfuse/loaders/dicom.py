@@ -16,6 +16,7 @@ from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError
 from medfuse.loaders import _dicom_identifying as identity
 from medfuse.loaders import _volume
+from medfuse.loaders._dicom_grid import Stack, assemble, flat
 from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header
 from medfuse.loaders._dicom_mask import check_segmentation, mask_of, referenced_series
 from medfuse.loaders._dicom_pixels import channels_of, check_pixels, load, unit_of
@@ -26,9 +27,6 @@ from medfuse.loaders._dicom_series import (
     SLIDE,
     STACKED,
     Frame,
-    Stack,
-    assemble,
-    flat,
     frames_of,
     lost_pixels,
     name_of,
