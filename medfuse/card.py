@@ -213,8 +213,9 @@ class ModalityCard(Strict):
                 "logged, and columns as a pattern such as '*_rnaseq'"
             )
             raise ValueError(msg)
-        if self.days_from_index and self.orientation == "genes_by_patients":
-            msg = "days_from_index dates rows, and rows of genes_by_patients are genes; transpose the table to date it"
+        if self.orientation == "genes_by_patients" and (self.days_from_index or self.repeated_rows != "agree"):
+            key = "days_from_index dates" if self.days_from_index else "repeated_rows merges"
+            msg = f"{key} rows, and rows of genes_by_patients are genes; transpose the table to use it"
             raise ValueError(msg)
         if self.unit == "zscore" and not self.zscored_on:
             msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"

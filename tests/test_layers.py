@@ -18,7 +18,7 @@ LAYERS = [
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
-    {"checking", "run", "frames"},
+    {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow"},
     {"cli", "__main__", "_pyfunc"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medfuse.config import ModalityCard
-from medfuse.errors import ConfigError, nearest
+from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.sample import ModalityData
 
 # name in a card -> module, imported when it is asked for
@@ -27,7 +27,7 @@ RAW = (
     "text",
 )  # those that read files of one patient, and whose items an extractor turns into tokens
 
-VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
+VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
 
 def read(
@@ -48,6 +48,12 @@ def read(
     data: ModalityData = module_of(card.loader, where=f"modality {name}").read(
         name, card, resolve=resolve, patients=patients
     )
+    if not data.samples:
+        msg = (
+            f"modality {name}: expected patients with values in {', '.join(card.sources())}, found none; is a file cut "
+            "short, or does the card name another id column? correct the card, or fetch the file again"
+        )
+        raise DataError(msg)
     return data
 
 

@@ -1,6 +1,5 @@
 """Genes by patients or patients by genes: expression, copy number or mutation per gene, unit and log base stated."""
 
-import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.config import ModalityCard
-from medfuse.errors import DataError
+from medfuse.errors import ConfigError, DataError
 from medfuse.loaders.tabular import check_index_time, merge_rows, to_samples
 from medfuse.sample import Column, ModalityData
 from medfuse.tables import column, patient_ids, read_table, to_numeric
@@ -32,34 +31,94 @@ def mangled_names(names: Sequence[str]) -> list[str]:
 
 
 def read_gmt(path: Path) -> dict[str, tuple[str, ...]]:
-    """Gene sets of a GMT file: set name -> gene symbols.
+    """Gene sets of a GMT file: set name -> gene symbols, each once.
 
     Raises:
-        DataError: a line with fewer than three tab-separated fields, or a set name that stands twice.
+        DataError: no sets, other bytes than UTF-8, a line with fewer than three tab-separated fields, a set name that
+            stands twice, or gene names that a spreadsheet mangled.
     """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path.name}: expected a GMT file in UTF-8, found damage ({type(error).__name__}); fetch it again"
+        raise DataError(msg) from error
     sets: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = line.rstrip("\n").split("\t")
-        genes = tuple(gene for gene in fields[2:] if gene)
-        if len(fields) < 3 or not genes or fields[0] in sets:
-            msg = f"{path.name}, line {number}: expected a new set name, a description and genes, separated by tabs"
+        name, *rest = (part.strip() for part in line.split("\t"))
+        genes = tuple(dict.fromkeys(gene for gene in rest[1:] if gene))
+        if not name or not genes or name in sets:
+            found = "a set name that stands twice" if name in sets else f"{len(rest) + 1} fields"
+            msg = (
+                f"{path.name}, line {number}: expected a new set name, a description and genes, separated by tabs, "
+                f"found {found}; the file is cut short or damaged, fetch it again"
+            )
             raise DataError(msg)
-        sets[fields[0]] = genes
+        mangled = mangled_names(genes)
+        if mangled:
+            msg = (
+                f"{path.name}, line {number}: expected gene symbols, found {len(mangled)} that a spreadsheet turned "
+                f"into dates or numbers ({', '.join(mangled[:5])}); fetch the file again"
+            )
+            raise DataError(msg)
+        sets[name] = genes
+    if not sets:
+        msg = f"{path.name}: expected gene sets, found none; the file is empty or cut short, fetch it again"
+        raise DataError(msg)
     return sets
+
+
+def _cut(
+    sets: dict[str, tuple[str, ...]], genes: Sequence[str], *, file: str
+) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Gene sets cut to the genes of the table, without the empty ones, and which were empty, for the warnings."""
+    known = set(genes)
+    cut = {name: tuple(gene for gene in members if gene in known) for name, members in sets.items()}
+    empty = sorted(name for name, members in cut.items() if not members)
+    if len(empty) == len(cut):
+        msg = (
+            f"{file}: expected gene sets that share genes with the table, found none among {len(cut)} sets and "
+            f"{len(known)} genes; use the same kind of gene names in both"
+        )
+        raise DataError(msg)
+    listed = ", ".join(empty[:20]) + (" ..." if len(empty) > 20 else "")
+    warning = f"{len(empty)} gene sets of {file} without a gene of the table were left out: {listed}" if empty else ""
+    return {name: members for name, members in cut.items() if members}, warning
 
 
 def _select(names: Sequence[str], pattern: str | None, *, file: str) -> tuple[list[str], list[str]]:
     """Columns that match the pattern, and their gene names: what the pattern's ``*`` stands for."""
     if pattern is None:
         return list(names), list(names)
-    chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if pattern.count("*") != 1:
+        msg = (
+            f"{file}: expected a pattern of columns with one *, such as '*_rnaseq', found {pattern!r}; correct the card"
+        )
+        raise ConfigError(msg)
+    before, after = pattern.split("*")
+    least = len(before) + len(after) + 1
+    chosen = [name for name in names if len(name) >= least and name.startswith(before) and name.endswith(after)]
     if not chosen:
         msg = f"{file}: expected columns that match {pattern!r}, found none of {len(names)}; correct the card's columns"
         raise DataError(msg)
-    before, _, after = pattern.partition("*")
-    return chosen, [name[len(before) : len(name) - len(after) if after else None] for name in chosen]
+    return chosen, [name[len(before) : len(name) - len(after)] for name in chosen]
+
+
+def _gene_cells(cells: "pd.Series[str]", *, file: str) -> list[str]:
+    """Gene names of the rows.
+
+    Raises:
+        DataError: a row without one.
+    """
+    empty = np.flatnonzero(cells.isna().to_numpy())
+    if empty.size:
+        msg = (
+            f"{file}, data row {empty[0] + 1}, column {cells.name!r}: expected a gene name, found an empty cell "
+            f"({empty.size} such rows); complete or remove the rows"
+        )
+        raise DataError(msg)
+    return [str(cell).strip() for cell in cells]
 
 
 def _merge_genes(
@@ -126,7 +185,7 @@ def read(
         values, ids, genes = _patients_by_genes(frame, card, patients, file=path.name)
     else:
         label = card.id or str(frame.columns[0])
-        genes = [str(g) for g in column(frame, label, file=path.name)]
+        genes = _gene_cells(column(frame, label, file=path.name), file=path.name)
         pattern = card.columns if isinstance(card.columns, str) else None
         labels, names = _select([str(c) for c in frame.columns if c != label], pattern, file=path.name)
         values, ids = _frame_values(frame, labels, file=path.name).T, [PatientId(n) for n in names]
@@ -134,6 +193,13 @@ def read(
     unit = card.unit if card.log_base is None else f"log{card.log_base:g} {card.unit}"
     samples = to_samples(values, ids)
     empty = [i for i in ids if i not in samples]
+    if card.zscored_on is not None:
+        warnings.append(f"published z-scores, standardised over: {card.zscored_on}")
+    gene_sets: dict[str, tuple[str, ...]] = {}
+    if card.gmt is not None:
+        gmt = resolve(card.gmt)
+        gene_sets, warning = _cut(read_gmt(gmt), genes, file=gmt.name)
+        warnings += [warning] if warning else []
     if empty:
         warnings.append(f"{len(empty)} patients have an empty row and count as absent, first {empty[0]}")
     return ModalityData(
@@ -142,6 +208,7 @@ def read(
         features=2,
         columns=tuple(Column(name=gene, unit=unit) for gene in genes),
         samples=samples,
+        gene_sets=gene_sets,
         warnings=tuple(warnings),
     )
 

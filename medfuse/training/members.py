@@ -186,9 +186,8 @@ def fit_fold(
         except (CohortError, DataError) as error:
             if not expert:
                 raise
-            skipped[expert] = str(
-                error
-            )  # too few of its patients had an event: the joint network reads it all the same
+            # Too few of its patients had an event; the joint network reads the modality all the same.
+            skipped[expert] = str(error)
             continue
         for prepared in ready:
             for seed in settings.seeds:
@@ -244,6 +243,44 @@ def _jobs(
             )
         )
     return jobs
+
+
+def check_fold(
+    data: Mapping[str, ModalityData],
+    outcomes: Outcomes,
+    *,
+    train_ids: Sequence[PatientId],
+    inner: Sequence[InnerSplit],
+    settings: FoldSettings,
+    build: bool = True,
+) -> None:
+    """Raise what :func:`fit_fold` would raise before its first step, so that nothing is written for a hopeless fit.
+
+    Args:
+        data: modalities.
+        outcomes: of at least the training patients.
+        train_ids: the outer training side.
+        inner: splits inside it.
+        settings: see :class:`FoldSettings`.
+        build: also build the model of the first inner fold, which tells unknown components and options.
+
+    Raises:
+        CohortError, ConfigError, DataError, ModelError: as :func:`fit_fold`.
+    """
+    targets = outcomes.take(train_ids)
+    _require_fittable(targets, where="outer training side")
+    for split in inner:
+        _require_fittable(outcomes.take(split.train), where="inner training side")
+    if build:
+        grids = {
+            name: event_time_grid(t, intervals=settings.intervals)
+            for name, t in targets.items()
+            if isinstance(t, Survival)
+        }
+        ids = inner[0].train
+        heads = head_settings(outcomes.take(ids), heads=settings.heads, time_grid=grids)
+        with torch.random.fork_rng(devices=[]):
+            build_model(settings.model, shapes=shapes_of(fit_preprocessings(data, ids), data), heads=heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,9 +342,11 @@ def _member(
 ) -> Member:
     """Fit a member, or read it when an earlier process finished it."""
     blank = dataclasses.replace(prepared.member, seed=seed)
+    # The one modality of a unimodal network is there for everyone it is fitted on: hiding it would only waste patients.
+    train = dataclasses.replace(settings.train, modality_dropout=settings.train.modality_dropout and not blank.expert)
     fingerprint = ""
     if folder is not None:
-        fingerprint = _fingerprint(prepared, blank, settings=settings.train)
+        fingerprint = _fingerprint(prepared, blank, settings=train)
         remove_temporaries(folder / "members")
         if (folder / "members" / blank.name).exists():
             return load_member(folder / "members" / blank.name, fingerprint=fingerprint)
@@ -316,7 +355,7 @@ def _member(
         prepared.train,
         prepared.tuning,
         build=lambda: build_model(blank.settings, shapes=blank.shapes, heads=blank.heads),
-        settings=settings.train,
+        settings=train,
         seed=1000 * seed + blank.inner,  # every member starts elsewhere
         workdir=work,
         watch=lambda progress: watch(blank.name, progress),
@@ -333,6 +372,7 @@ def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings
     parts = {
         "train": dataclasses.asdict(dataclasses.replace(settings, **harmless)),  # type: ignore[arg-type]
         "model": dataclasses.asdict(member.settings),
+        "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
         "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
         "member": [member.seed, member.inner, member.expert],
         "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],
