@@ -276,9 +276,16 @@ def inflated(path: Path, at: int, *, most: int) -> bytes:
         DataError: damaged.
     """
     try:
+        engine, pieces, given = zlib.decompressobj(-15), [], 0
         with path.open("rb") as file:
             file.seek(at)
-            return zlib.decompressobj(-15).decompress(file.read(), most)
+            while given < most and not engine.eof:
+                data = engine.unconsumed_tail or file.read(_FIRST)
+                if not data:
+                    break
+                pieces.append(engine.decompress(data, most - given))
+                given += len(pieces[-1])
+        return b"".join(pieces)
     except zlib.error as error:
         msg = f"{path.name}: expected deflated content, found damage; copy the file again"
         raise DataError(msg) from error

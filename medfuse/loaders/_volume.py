@@ -354,7 +354,8 @@ def _voxels(voxels: Any, mm: Any, spacing: Sequence[float], default: Sequence[in
     return list(default)
 
 
-def _corners(grid: _Grid, options: PatchOptions, *, where: str) -> tuple[NDArray[np.intp], list[int]]:
+def _cuts(grid: _Grid, options: PatchOptions, *, where: str) -> tuple[list[list[int]], list[int]]:
+    """First voxels of the patches along each axis, and their sides."""
     spacing = spacing_of(grid.affine)
     side = _voxels(options.patch, options.patch_mm, spacing, [max(1, round(32 / s)) for s in spacing])
     side = [min(n, length) for n, length in zip(side, grid.shape, strict=True)]
@@ -363,7 +364,7 @@ def _corners(grid: _Grid, options: PatchOptions, *, where: str) -> tuple[NDArray
     if len(lines[0]) * len(lines[1]) * len(lines[2]) > MOST_PATCHES:
         msg = f"{where}: expected at most {MOST_PATCHES} patches; choose a larger patch or stride"
         raise ConfigError(msg)
-    return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 3), side
+    return lines, side
 
 
 def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -401,12 +402,26 @@ def _region(volume: Volume, held: Held, options: PatchOptions) -> NDArray[np.boo
     return region
 
 
-def _touching(
-    region: NDArray[np.bool_], grid: _Grid, corners: NDArray[np.intp], side: Sequence[int], least: float
-) -> NDArray[np.bool_]:
-    field = region if grid.matrices is None else region.astype(np.float32)
-    shares = np.asarray([float(grid.cut(field, corner, side).mean()) for corner in corners])
-    return np.asarray((shares > 0) & (shares >= least))
+def _shares(
+    region: NDArray[np.bool_], grid: _Grid, lines: Sequence[Sequence[int]], side: Sequence[int]
+) -> NDArray[np.float64]:
+    """Mean of a region (resampled where the grid is) over each patch, in the order of their corners (P,)."""
+    sums = []
+    for axis, (line, n) in enumerate(zip(lines, side, strict=True)):
+        rows = np.zeros((len(line), region.shape[axis]))
+        for k, start in enumerate(line):
+            if grid.matrices is None:
+                rows[k, start : start + n] = 1 / n
+            else:
+                rows[k] = grid.matrices[axis][start : start + n].mean(axis=0)
+        sums.append(rows)
+    found = np.empty(tuple(map(len, lines)))
+    for k, row in enumerate(sums[0]):
+        used = np.flatnonzero(row)
+        part = region[used[0] : used[-1] + 1]
+        plane = np.tensordot(row[used[0] : used[-1] + 1], part, axes=(0, 0))
+        found[k] = sums[1] @ plane @ sums[2].T if plane.any() else 0
+    return found.ravel()
 
 
 def sample(volume: Volume, options: PatchOptions) -> RawSample:
@@ -420,11 +435,13 @@ def sample(volume: Volume, options: PatchOptions) -> RawSample:
         msg = f"{volume.where}: option volumes: expected a number below {volume.volumes}, found {options.volumes}"
         raise ConfigError(msg)
     grid = _grid(volume, options.spacing)
-    corners, side = _corners(grid, options, where=volume.where)
+    lines, side = _cuts(grid, options, where=volume.where)
+    corners = np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 3)
     held = Held(volume, options.volumes)
     region = _region(volume, held, options)
     if region is not None:
-        corners = corners[_touching(region, grid, corners, side, options.coverage)]
+        shares = _shares(region, grid, lines, side)
+        corners = corners[(shares > 0) & (shares >= options.coverage - 1e-9)]
         if not len(corners):
             msg = f"{volume.where}: no patch has {options.coverage:.0%} of its voxels in the region; lower coverage"
             raise DataError(msg)

@@ -220,7 +220,7 @@ def _nifti_affine(head: Mapping[str, Any], where: str) -> tuple[NDArray[np.float
 
 
 def _from_quaternion(values: Any, pixdim: Any, scale: float) -> NDArray[np.float64]:  # noqa: ANN401  # numbers
-    """Method 2 of nifti1.h: a rotation as quaternion (its real part follows), a shift, and the sign of the third axis."""
+    """Method 2 of nifti1.h: a rotation as quaternion (its real part follows), a shift, the sign of the third axis."""
     b, c, d, x, y, z = (float(v) for v in values)
     length = b * b + c * c + d * d
     if length > 1:
