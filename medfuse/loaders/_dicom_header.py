@@ -73,13 +73,15 @@ TAGS: dict[str, int] = {
     "RescaleType": 0x00281054,
     "ModalityLUTSequence": 0x00283000,
     "Units": 0x00541001,
+    "SegmentationType": 0x00620001,
+    "MaximumFractionalValue": 0x0062000E,
     "SharedFunctionalGroupsSequence": 0x52009229,
     "PerFrameFunctionalGroupsSequence": 0x52009230,
 }
 _KEYWORDS = {tag: keyword for keyword, tag in TAGS.items()}
 _BINARY = frozenset(
     ("SamplesPerPixel", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
-) | {"PixelRepresentation", "SiemensMosaic"}
+) | {"PixelRepresentation", "SiemensMosaic", "MaximumFractionalValue"}
 
 
 class Unusual(Exception):  # not an error: pydicom takes over
@@ -289,6 +291,24 @@ def inflated(path: Path, at: int, *, most: int) -> bytes:
     except zlib.error as error:
         msg = f"{path.name}: expected deflated content, found damage; copy the file again"
         raise DataError(msg) from error
+
+
+def series_within(path: Path) -> str:
+    """Series UID near the beginning of a damaged file, found by its tag; empty where it is not whole."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_FIRST)
+    except OSError:
+        return ""
+    for mark, code in ((b"\x20\0\x0e\0UI", "<H"), (b"\x20\0\x0e\0", "<I"), (b"\0\x20\0\x0eUI", ">H")):
+        at = start.find(mark) + len(mark)
+        if at < len(mark) or at + 4 > len(start):
+            continue
+        at, length = at + struct.calcsize(code), struct.unpack_from(code, start, at)[0]
+        found = start[at : at + length]
+        if 0 < length <= 64 and len(found) == length and not found.strip(b"0123456789.\0 "):
+            return found.strip(b"\0 ").decode()
+    return ""
 
 
 def read_header(path: Path) -> Header:

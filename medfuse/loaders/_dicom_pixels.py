@@ -4,7 +4,9 @@ Uncompressed grey pixels are read straight into place, plane by plane; the rest 
 """
 
 import importlib.util
+import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
 from medfuse.loaders._dicom_grid import Stack
-from medfuse.loaders._dicom_header import DEFLATED, NATIVE, Header, inflated
+from medfuse.loaders._dicom_header import DEFLATED, NATIVE, Header, inflated, meta_of
 from medfuse.loaders._dicom_series import STACKED, Frame
 from medfuse.loaders._volume import checked_size
 
@@ -145,20 +147,25 @@ def _direct(header: Header) -> bool:
     )
 
 
-def _read_native(frame: Frame, buffer: Array) -> None:
-    """Stored values of a plane into ``buffer`` (rows * columns), without the bits that are not stored."""
+def _read_native(frame: Frame, buffer: Array, held: dict[Path, bytes]) -> None:
+    """Stored values of a plane into ``buffer`` (rows * columns), without the bits that are not stored.
+
+    ``held`` keeps the content of the deflated file that was read last, so that it is inflated once.
+    """
     header = frame.header
-    offset = header.pixels[0] if header.pixels else 0
+    start = (header.pixels[0] if header.pixels else 0) + frame.number * buffer.nbytes
     if header.syntax == DEFLATED:
-        end = offset + (frame.number + 1) * buffer.nbytes
-        content = inflated(header.path, _data_offset(header), most=end)
-        got = memoryview(content)[end - buffer.nbytes : end]
+        if header.path not in held:
+            held.clear()
+            end = start + (header.integer("NumberOfFrames", 1) - frame.number) * buffer.nbytes
+            held[header.path] = inflated(header.path, _data_offset(header), most=end)
+        got = memoryview(held[header.path])[start : start + buffer.nbytes]
         if len(got) == buffer.nbytes:
             buffer[:] = np.frombuffer(got, dtype=buffer.dtype)
         count = len(got)
     else:
         with header.path.open("rb", buffering=0) as file:
-            file.seek(offset + frame.number * buffer.nbytes)
+            file.seek(start)
             count = file.readinto(buffer.data.cast("B")) or 0
     if count != buffer.nbytes:
         msg = f"{header.name}: expected {buffer.nbytes} bytes of a plane, found {count}; truncated? copy it again"
@@ -166,8 +173,6 @@ def _read_native(frame: Frame, buffer: Array) -> None:
 
 
 def _data_offset(header: Header) -> int:
-    from medfuse.loaders._dicom_header import meta_of
-
     with header.path.open("rb") as file:
         return meta_of(file.read(4096))[2]
 
@@ -204,6 +209,8 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
         if not getattr(data, "file_meta", None) or "TransferSyntaxUID" not in data.file_meta:
             data.file_meta = pydicom.dataset.FileMetaDataset()
             data.file_meta.TransferSyntaxUID = UID(header.syntax)
+        if header.syntax not in NATIVE:
+            _check_codestreams(header, data.PixelData, numbers)
         planes = list(iter_pixels(data, indices=list(numbers)))
         if header.text("PhotometricInterpretation") == "PALETTE COLOR":
             planes = [_eight_bits(apply_color_lut(p, data)) for p in planes]
@@ -214,6 +221,39 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
         msg = f"{header.name}: expected planes of {shape} as the header says, found another size; is it damaged?"
         raise DataError(msg)
     return planes
+
+
+def _check_codestreams(header: Header, content: bytes, numbers: Sequence[int]) -> None:
+    """Sizes that JPEG, JPEG-LS and JPEG 2000 streams declare, before a decoder allocates for them.
+
+    Raises:
+        DataError: another size than the header's.
+    """
+    from pydicom.encaps import get_frame
+
+    count = header.integer("NumberOfFrames", 1) or 1
+    wanted = (header.integer("Rows"), header.integer("Columns"))
+    for number in numbers:
+        found = size_of_codestream(get_frame(content, number, number_of_frames=count))
+        if found is not None and found != wanted:
+            msg = f"{header.name}: expected planes of {wanted} as the header says, found {found} in the stream; a bomb?"
+            raise DataError(msg)
+
+
+def size_of_codestream(stream: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a JPEG or JPEG-LS (ISO 10918-1, B.2.2) or JPEG 2000 stream (15444-1, A.5.1), else None."""
+    at = stream.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at >= 0 and (at == 0 or stream[4:8] == b"jP  "):
+        right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
+        return bottom - top, right - left
+    at = 2
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
+        kind = stream[at + 1]
+        if (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)) or kind == 0xF7:
+            rows, columns = struct.unpack_from(">2H", stream, at + 5)
+            return (rows, columns) if rows else None  # 0: said after the first scan
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return None
 
 
 def _eight_bits(plane: Array) -> Array:
@@ -270,6 +310,7 @@ def load(stack: Stack, number: int) -> NDArray[np.float32]:
     channels = channels_of(frames[0].header)
     out = np.empty((len(frames), stack.rows, stack.columns, channels), dtype=np.float32)
     buffer: Array | None = None
+    held: dict[Path, bytes] = {}
     waiting: dict[str, list[int]] = {}
     for k, frame in enumerate(frames):
         if not _direct(frame.header):
@@ -278,7 +319,7 @@ def load(stack: Stack, number: int) -> NDArray[np.float32]:
         kind = _dtype(frame.header)
         if buffer is None or buffer.dtype != kind:
             buffer = np.empty(stack.rows * stack.columns, dtype=kind)
-        _read_native(frame, buffer)
+        _read_native(frame, buffer, held)
         plane = _only_stored(frame.header, buffer).reshape(stack.rows, stack.columns)
         _scale(frame, plane, out[k, :, :, 0])
     for places in waiting.values():

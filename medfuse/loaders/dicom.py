@@ -17,7 +17,7 @@ from medfuse.errors import ConfigError, DataError
 from medfuse.loaders import _dicom_identifying as identity
 from medfuse.loaders import _volume
 from medfuse.loaders._dicom_grid import Stack, assemble, flat
-from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header
+from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header, series_within
 from medfuse.loaders._dicom_mask import check_segmentation, mask_of, referenced_series
 from medfuse.loaders._dicom_pixels import channels_of, check_pixels, load, unit_of
 from medfuse.loaders._dicom_series import (
@@ -58,6 +58,8 @@ def recognise(head: Head) -> bool:
         if not (vr.isalpha() and vr.isupper()) and length > 1024:
             return False
         sop = ""
+    elif start[:3] in (b"\0\x02\0", b"\0\x08\0") and start[4:6].isalpha() and start[4:6].isupper():  # big endian
+        sop = ""
     else:
         return False
     place = start.find(b"\x08\x00\x16\x00")
@@ -75,8 +77,8 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     """Items: slices of a series with one orientation and grid; multi-frame objects and flat images each for itself.
 
     A segmentation goes with the series that it refers to, a DICOMDIR with the first images; what is no image stands
-    alone, so that it is refused by its name and stops nothing else. A damaged image goes with every series of its
-    folder: any of them may be the one that lacks it, and none is to go in a slice short.
+    alone, so that it is refused by its name and stops nothing else. A damaged image goes with its series, or, where it
+    does not say which, with every series of several files in its folder: none is to go in a slice short.
     """
     images: list[Header] = []
     masks: list[Header] = []
@@ -101,10 +103,15 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     items = [list(members) for members in split(images)]
     alone += _with_series(masks, items)
     found = [[h.path for h in members] for members in items]
+    sizes = [len(members) for members in items]
     for path in damaged:
-        homes = [f for f in found if f[0].parent == path.parent]
-        for home in homes:
-            home.append(path)
+        uid = series_within(path)
+        if uid:
+            homes = [k for k, members in enumerate(items) if members[0].text("SeriesInstanceUID") == uid]
+        else:
+            homes = [k for k, n in enumerate(sizes) if n > 1 and found[k][0].parent == path.parent]
+        for k in homes:
+            found[k].append(path)
         alone += [] if homes else [path]
     if indices and found:
         found[0] += indices
