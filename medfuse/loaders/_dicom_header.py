@@ -25,7 +25,8 @@ NATIVE = (IMPLICIT, EXPLICIT, BIG, DEFLATED)
 PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 _LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"))
 _DEPTH = 32
-_FIRST, _MOST_HEADER = 16 << 10, 256 << 20
+_FIRST, _MOST_HEADER = 16 << 10, 64 << 20
+_MOST_ITEMS = 1_000_000  # elements and items that are walked through
 _UNDEFINED = 0xFFFFFFFF
 
 # keyword -> tag of what is kept
@@ -200,12 +201,13 @@ def _element(buffer: bytes, at: int, *, implicit: bool) -> tuple[int, bytes, int
     return tag, vr, struct.unpack_from("<H", buffer, at + 6)[0], at + 8
 
 
-def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int) -> int:
-    """Where a sequence of undefined length ends."""
+def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int, count: Iterator[int]) -> int:
+    """Where a sequence of undefined length ends; ``count`` ends where there are too many elements."""
     if depth > _DEPTH:
         msg = f"expected sequences nested at most {_DEPTH} deep, found more"
         raise DataError(msg)
     while True:
+        _counted(count)
         tag, _, length, at = _element(buffer, at, implicit=True)
         if tag == 0xFFFEE0DD:
             return at
@@ -215,13 +217,20 @@ def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int) -> int
             at += length
             continue
         while True:
+            _counted(count)
             tag, vr, length, at = _element(buffer, at, implicit=implicit)
             if tag == 0xFFFEE00D:
                 break
             if length == _UNDEFINED:
-                at = _past_sequence(buffer, at, implicit=implicit or vr == b"UN", depth=depth + 1)
+                at = _past_sequence(buffer, at, implicit=implicit or vr == b"UN", depth=depth + 1, count=count)
             else:
                 at += length
+
+
+def _counted(count: Iterator[int]) -> None:
+    if next(count, None) is None:
+        msg = f"expected at most {_MOST_ITEMS} elements in the header, found more"
+        raise DataError(msg)
 
 
 def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], int, int, int]:
@@ -232,7 +241,9 @@ def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], 
     """
     values: dict[str, bytes] = {}
     last, end = 0, len(buffer)
+    count = iter(range(_MOST_ITEMS))
     while at < end:
+        _counted(count)
         tag, vr, length, start = _element(buffer, at, implicit=implicit)
         if tag <= last or tag >= 0xFFFE0000:
             raise Unusual
@@ -240,7 +251,7 @@ def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], 
         if tag in PIXELS:
             return values, tag, start, length
         if length == _UNDEFINED:
-            at = _past_sequence(buffer, start, implicit=implicit or vr == b"UN", depth=0)
+            at = _past_sequence(buffer, start, implicit=implicit or vr == b"UN", depth=0, count=count)
             if tag in _KEYWORDS:
                 values[_KEYWORDS[tag]] = b"sequence"
             continue
@@ -330,6 +341,9 @@ def read_header(path: Path) -> Header:
                 start = file.read(_MOST_HEADER)
             return _usual(path, size, start)
     except Unusual:
+        if DEFLATED.encode() in start[:4096]:  # pydicom would inflate it without a limit
+            msg = f"{path.name}: expected elements in order in deflated content, found damage; inflate it first"
+            raise DataError(msg) from None
         return _through_pydicom(path)
     except struct.error as error:
         msg = f"{path.name}: expected whole elements up to the pixels, found the end of the file; copy it again"

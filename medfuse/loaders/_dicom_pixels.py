@@ -4,6 +4,7 @@ Uncompressed grey pixels are read straight into place, plane by plane; the rest 
 """
 
 import importlib.util
+import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
 from medfuse.loaders._dicom_grid import Stack
-from medfuse.loaders._dicom_header import DEFLATED, NATIVE, Header, inflated, meta_of
+from medfuse.loaders._dicom_header import DEFLATED, EXPLICIT, NATIVE, Header, inflated, meta_of
 from medfuse.loaders._dicom_series import STACKED, Frame
 from medfuse.loaders._volume import checked_size
 
@@ -28,6 +29,7 @@ _GPL = {  # transfer syntaxes that only the extra dicom-gpl decodes (or decodes 
     "1.2.840.10008.1.2.4.57",
     "1.2.840.10008.1.2.4.70",
 }
+_LARGEST_RATIO = 100  # of images, unpacked over packed; lossy JPEG 2000 has up to 50
 _FLOATS = {0x7FE00008: ("f4", 4), 0x7FE00009: ("f8", 8)}
 
 
@@ -88,11 +90,14 @@ def check_pixels(header: Header, *, frames: int, bits: int | None = None) -> Non
         checked_size((rows, columns, frames), stored=0, file_bytes=1, packed=True, where=header.name)
         checked_size((wanted,), stored=1, file_bytes=available, packed=packed, where=header.name)
         return
+    if header.syntax == DEFLATED:
+        checked_size((max(length, 1),), stored=1, file_bytes=available, packed=True, where=header.name)
     half = 2 if header.text("PhotometricInterpretation") == "YBR_FULL_422" else samples
     shape = (columns, rows, frames, half if not packed else samples)
-    checked_size(shape, stored=stored_bytes(header), file_bytes=available, packed=packed, where=header.name)
+    size = stored_bytes(header)
+    checked_size(shape, stored=size, file_bytes=available, packed=packed, where=header.name, ratio=_LARGEST_RATIO)
     if not packed and length >= 0:
-        checked_size(shape, stored=stored_bytes(header), file_bytes=length, packed=False, where=header.name)
+        checked_size(shape, stored=size, file_bytes=length, packed=False, where=header.name)
 
 
 def unit_of(stack: Stack) -> tuple[str, list[str]]:
@@ -205,10 +210,10 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
 
     _codec_is_there(header.syntax, header.name, get_decoder, UID)
     with typed(header, f"pixels ({UID(header.syntax).name})"):
-        data = pydicom.dcmread(header.path, force=True)
+        data = pydicom.dcmread(_bounded(header), force=True)
         if not getattr(data, "file_meta", None) or "TransferSyntaxUID" not in data.file_meta:
             data.file_meta = pydicom.dataset.FileMetaDataset()
-            data.file_meta.TransferSyntaxUID = UID(header.syntax)
+            data.file_meta.TransferSyntaxUID = UID(EXPLICIT if header.syntax == DEFLATED else header.syntax)
         if header.syntax not in NATIVE:
             _check_codestreams(header, data.PixelData, numbers)
         planes = list(iter_pixels(data, indices=list(numbers)))
@@ -254,6 +259,14 @@ def size_of_codestream(stream: bytes) -> tuple[int, int] | None:
             return (rows, columns) if rows else None  # 0: said after the first scan
         at += 1 if kind == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
     return None
+
+
+def _bounded(header: Header) -> Path | io.BytesIO:
+    """What pydicom may read of a file: of deflated content no more than the header and the declared pixels."""
+    if header.syntax != DEFLATED:
+        return header.path
+    offset, length = header.pixels or (0, 0)
+    return io.BytesIO(inflated(header.path, _data_offset(header), most=offset + max(length, 0)))
 
 
 def _eight_bits(plane: Array) -> Array:

@@ -19,9 +19,9 @@ Array = NDArray[Any]
 
 OPTIONS = ("spacing", "patch_mm", "patch", "stride_mm", "stride", "crop", "threshold", "coverage", "window", "volumes")
 LARGEST_VOLUME = 4 << 30  # bytes of one volume as float32
-LARGEST_RATIO = 400  # decoded over packed size above 64 MiB
+LARGEST_RATIO = 400  # decoded over packed size above 256 MiB; a mask of zeros has 1000
 MOST_PATCHES = 2_000_000
-_FREE = 64 << 20
+_FREE = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,9 @@ def checked_affine(affine: Array, *, where: str) -> NDArray[np.float64]:
     return affine
 
 
-def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: bool, where: str) -> None:
+def checked_size(
+    shape: Sequence[int], *, stored: int, file_bytes: int, packed: bool, where: str, ratio: int = LARGEST_RATIO
+) -> None:
     """Compare the declared size of one or more volumes with the bytes that are there, before anything is allocated.
 
     Args:
@@ -121,6 +123,7 @@ def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: 
         file_bytes: size of the data on disk.
         packed: compressed, so that more than ``file_bytes`` may come out.
         where: for messages.
+        ratio: largest unpacked over packed size above 256 MiB.
 
     Raises:
         DataError: an empty axis, more than is there, or more than the caps allow.
@@ -131,7 +134,7 @@ def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: 
             msg = f"{where}: expected at least one voxel along each axis, found {tuple(shape)}; repair the header"
             raise DataError(msg)
         count *= int(length)
-    if packed and count * stored > max(_FREE, file_bytes * LARGEST_RATIO):
+    if packed and count * stored > max(_FREE, file_bytes * ratio):
         msg = f"{where}: declares {count * stored >> 20} MiB in {file_bytes >> 10} KiB; a bomb? unpack it yourself"
         raise DataError(msg)
     if not packed and count * stored > file_bytes:

@@ -3,16 +3,15 @@
 import csv
 import os
 import shutil
-import struct
 import tracemalloc
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import real_files
+from bombs import j2k, jpeg
 from dicom_made import AFFINE, deflated, edit, enhanced, flat, item, segmentation, series, volume
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 from volumes_whole import WHOLE, truth, whole
@@ -632,45 +631,6 @@ def test_a_fetch_takes_at_most_one_and_a_half_volumes(tmp_path):
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
-
-
-def test_a_deflated_bomb_is_described_without_inflating_it(tmp_path):
-    (plain,) = series(tmp_path / "a", np.zeros((4, 4, 1)))
-    content = plain.read_bytes()
-    at = content.index(b"\x08\x00\x08\x00CS")
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    pixels = content.rindex(b"\xe0\x7f\x10\x00OW")
-    body = content[at:pixels].replace(b"\x28\x00\x10\x00US\x02\x00\x04\x00", b"\x28\x00\x10\x00US\x02\x00\x00\x40")
-    body = body.replace(b"\x28\x00\x11\x00US\x02\x00\x04\x00", b"\x28\x00\x11\x00US\x02\x00\x00\x40")
-    bomb = deflate.compress(body + b"\xe0\x7f\x10\x00OW\0\0" + struct.pack("<I", 512 << 20))
-    for _ in range(512):
-        bomb += deflate.compress(bytes(1 << 20))
-    bomb += deflate.flush()
-    meta = content[:at].replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
-    length = struct.unpack("<I", meta[140:144])[0] + 2
-    place = meta.index(b"UI", meta.index(b"\x02\x00\x10\x00")) + 2
-    meta = meta[:140] + struct.pack("<I", length) + meta[144:place] + struct.pack("<H", 22) + meta[place + 2 :]
-    path = tmp_path / "bomb.dcm"
-    path.write_bytes(meta + bomb)
-    tracemalloc.start()
-    with pytest.raises(DataError, match="a bomb"):
-        dicom.read([path], {"min_slices": 1})
-    with pytest.raises(DataError, match="a bomb"):
-        dicom.describe([path])
-    assert dicom.identifying([path])
-    assert tracemalloc.get_traced_memory()[1] < 32 << 20
-    tracemalloc.stop()
-
-
-def j2k(rows, columns):
-    """Begin of a JPEG 2000 stream that declares a size (ISO 15444-1, A.5.1)."""
-    return b"\xff\x4f\xff\x51" + struct.pack(">2H8I", 41, 0, columns, rows, 0, 0, columns, rows, 0, 0) + bytes(400)
-
-
-def jpeg(rows, columns, frame=0xC0):
-    """Begin of a JPEG or JPEG-LS stream that declares a size (ISO 10918-1, B.2.2)."""
-    head = b"\xff\xd8\xff\xe0" + struct.pack(">H", 16) + bytes(14)
-    return head + struct.pack(">2BHB2HB", 0xFF, frame, 11, 8, rows, columns, 1) + b"\x01\x11\x00" + bytes(400)
 
 
 @pytest.mark.parametrize(
