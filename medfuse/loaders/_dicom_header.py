@@ -24,6 +24,9 @@ IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.1
 NATIVE = (IMPLICIT, EXPLICIT, BIG, DEFLATED)
 PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 _LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"))
+_BRIEF = frozenset((b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH"))
+_BRIEF |= {b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}  # VRs with 16 bits of length (PS3.5, 7.1.2)
+_SHORT, _LENGTH = struct.Struct("<HH2sH").unpack_from, struct.Struct("<I").unpack_from
 _DEPTH = 32
 _FIRST, _MOST_HEADER = 16 << 10, 64 << 20
 _MOST_ITEMS = 1_000_000  # elements and items that are walked through
@@ -189,16 +192,17 @@ def quiet() -> Iterator[None]:
 
 def _element(buffer: bytes, at: int, *, implicit: bool) -> tuple[int, bytes, int, int]:
     """Tag, VR, length and where the value starts."""
-    group, element = struct.unpack_from("<HH", buffer, at)
+    group, element, vr, length = _SHORT(buffer, at)
     tag = group << 16 | element
     if implicit or group == 0xFFFE:
-        return tag, b"", struct.unpack_from("<I", buffer, at + 4)[0], at + 8
-    vr = buffer[at + 4 : at + 6]
+        return tag, b"", _LENGTH(buffer, at + 4)[0], at + 8
+    if vr in _BRIEF:
+        return tag, vr, length, at + 8
+    if vr in _LONG:
+        return tag, vr, _LENGTH(buffer, at + 8)[0], at + 12
     if not (vr.isalpha() and vr.isupper()):
         raise Unusual
-    if vr in _LONG:
-        return tag, vr, struct.unpack_from("<I", buffer, at + 8)[0], at + 12
-    return tag, vr, struct.unpack_from("<H", buffer, at + 6)[0], at + 8
+    return tag, vr, length, at + 8
 
 
 def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int, count: Iterator[int]) -> int:

@@ -17,7 +17,7 @@ from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
 from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import DEFLATED, EXPLICIT, NATIVE, Header, inflated, meta_of
-from medfuse.loaders._dicom_series import STACKED, Frame
+from medfuse.loaders._dicom_series import STACKED, Frame, name_of
 from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]
@@ -208,8 +208,8 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
     from pydicom.pixels.utils import iter_pixels
     from pydicom.uid import UID
 
-    _codec_is_there(header.syntax, header.name, get_decoder, UID)
-    with typed(header, f"pixels ({UID(header.syntax).name})"):
+    with typed(header, f"pixels ({name_of(header.syntax)})"):
+        _codec_is_there(header.syntax, header.name, get_decoder, UID)
         data = pydicom.dcmread(_bounded(header), force=True)
         if not getattr(data, "file_meta", None) or "TransferSyntaxUID" not in data.file_meta:
             data.file_meta = pydicom.dataset.FileMetaDataset()
@@ -276,18 +276,18 @@ def _eight_bits(plane: Array) -> Array:
 def _codec_is_there(syntax: str, name: str, get_decoder: Any, uid: Any) -> None:  # noqa: ANN401  # of pydicom
     if syntax in _GPL and importlib.util.find_spec("libjpeg") is None:
         msg = (
-            f"{name}: no decoder here for {uid(syntax).name}; it is in an extra under the GPL: "
+            f"{name}: no decoder here for {name_of(syntax)}; it is in an extra under the GPL: "
             'pip install "medfuse[dicom-gpl]"'
         )
         raise DataError(msg)
     try:
         decoder = get_decoder(uid(syntax))
     except NotImplementedError as error:
-        msg = f"{name}: expected a transfer syntax of images, found {uid(syntax).name}; convert it (gdcmconv, dcmdjpeg)"
+        msg = f"{name}: expected a transfer syntax of images, found {name_of(syntax)}; convert it (gdcmconv, dcmdjpeg)"
         raise DataError(msg) from error
     if not decoder.is_available:
         needed = "; ".join(decoder.missing_dependencies)
-        msg = f"{name}: no decoder here for {uid(syntax).name} ({needed}); install one, or convert the file"
+        msg = f"{name}: no decoder here for {name_of(syntax)} ({needed}); install one, or convert the file"
         raise DataError(msg)
 
 
@@ -313,6 +313,17 @@ def _scale(frame: Frame, raw: Array, out: NDArray[np.float32]) -> None:
         np.subtract(ends * (slope or 1.0) + 2 * (intercept or 0.0), out, out=out)
 
 
+def _may_overflow(frames: Sequence[Frame]) -> bool:
+    """Whole numbers with a modest rescale are finite; floats, tables and large factors are to be looked at."""
+    for frame in frames:
+        header = frame.header
+        if header.pixel_tag in _FLOATS or header.has("ModalityLUTSequence") or header.integer("BitsAllocated") > 16:
+            return True
+        if abs(frame.slope or 0.0) > 1e9 or abs(frame.intercept or 0.0) > 1e30:
+            return True
+    return False
+
+
 def load(stack: Stack, number: int) -> NDArray[np.float32]:
     """One volume of a stack: (columns, rows, slices, channels), a view of planes that follow each other in memory.
 
@@ -325,26 +336,27 @@ def load(stack: Stack, number: int) -> NDArray[np.float32]:
     buffer: Array | None = None
     held: dict[Path, bytes] = {}
     waiting: dict[str, list[int]] = {}
-    for k, frame in enumerate(frames):
-        if not _direct(frame.header):
-            waiting.setdefault(str(frame.header.path), []).append(k)
-            continue
-        kind = _dtype(frame.header)
-        if buffer is None or buffer.dtype != kind:
-            buffer = np.empty(stack.rows * stack.columns, dtype=kind)
-        _read_native(frame, buffer, held)
-        plane = _only_stored(frame.header, buffer).reshape(stack.rows, stack.columns)
-        _scale(frame, plane, out[k, :, :, 0])
-    for places in waiting.values():
-        for first in range(0, len(places), 8):
-            some = places[first : first + 8]
-            planes = _decoded(frames[some[0]].header, [frames[k].number for k in some])
-            for k, plane in zip(some, planes, strict=True):
-                if plane.ndim != (3 if channels == 3 else 2):
-                    msg = f"{frames[k].header.name}: expected {channels} channel(s), found another number"
-                    raise DataError(msg + "; is it damaged?")
-                _scale(frames[k], plane, out[k] if channels == 3 else out[k, :, :, 0])
-    if not np.isfinite(out).all():
+    with np.errstate(all="ignore"):
+        for k, frame in enumerate(frames):
+            if not _direct(frame.header):
+                waiting.setdefault(str(frame.header.path), []).append(k)
+                continue
+            kind = _dtype(frame.header)
+            if buffer is None or buffer.dtype != kind:
+                buffer = np.empty(stack.rows * stack.columns, dtype=kind)
+            _read_native(frame, buffer, held)
+            plane = _only_stored(frame.header, buffer).reshape(stack.rows, stack.columns)
+            _scale(frame, plane, out[k, :, :, 0])
+        for places in waiting.values():
+            for first in range(0, len(places), 8):
+                some = places[first : first + 8]
+                planes = _decoded(frames[some[0]].header, [frames[k].number for k in some])
+                for k, plane in zip(some, planes, strict=True):
+                    if plane.ndim != (3 if channels == 3 else 2):
+                        msg = f"{frames[k].header.name}: expected {channels} channel(s), found another number"
+                        raise DataError(msg + "; is it damaged?")
+                    _scale(frames[k], plane, out[k] if channels == 3 else out[k, :, :, 0])
+    if _may_overflow(frames) and not np.isfinite(out).all():
         msg = f"{frames[0].header.name}: expected finite values, found NaN or infinity; repair the series"
         raise DataError(msg)
     return out.transpose(2, 1, 0, 3)

@@ -38,7 +38,17 @@ from medfuse.loaders._dicom_write import write_ct_series
 from medfuse.loaders.base import Description, Head, Identifying
 from medfuse.sample import RawSample
 
-__all__ = ["ITEM", "describe", "group", "identifying", "read", "recognise", "write_ct_series", "write_example"]
+__all__ = [
+    "ITEM",
+    "describe",
+    "group",
+    "identifying",
+    "read",
+    "read_volume",
+    "recognise",
+    "write_ct_series",
+    "write_example",
+]
 
 ITEM = "patch"
 OWN = ("min_slices", "pixel_mm", "segments")  # options beside those of every volume
@@ -301,6 +311,28 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         DataError: no image, no regular grid, damage, or no decoder.
     """
     chosen = _volume.parsed(options, loader="dicom", more=OWN)
+    volume = _volume_of(files, options, cropped=chosen.crop == "mask")
+    return _volume.sample(volume, chosen)
+
+
+def read_volume(
+    files: Sequence[Path], options: Mapping[str, Any] | None = None, *, number: int = 0
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """One whole volume of an item: (I, J, K, C) float32 in RAS+ order and in its unit, and its affine (index -> mm).
+
+    Args:
+        files: of one item, as :func:`group` gives them.
+        options: ``min_slices`` and ``pixel_mm``, as of :func:`read`.
+        number: of the volume in a series of volumes.
+
+    Raises:
+        ConfigError: an option that it cannot have.
+        DataError: as :func:`read`.
+    """
+    return _volume.read_whole(_volume_of(files, options or {}, cropped=True), number)
+
+
+def _volume_of(files: Sequence[Path], options: Mapping[str, Any], *, cropped: bool) -> _volume.Volume:
     least, pixel_mm, segments = _own(options)
     plan = _plan(files, least=least, pixel_mm=pixel_mm)
     stack, masks = plan.stack, plan.masks
@@ -310,9 +342,9 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         return np.logical_or.reduce([mask_of(m, stack, segments) for m in masks])
 
     warnings = plan.warnings
-    if masks and chosen.crop != "mask":
+    if masks and not cropped:
         warnings = (*warnings, "a segmentation is there and not used; options.crop: mask restricts patches to it")
-    volume = _volume.Volume(
+    return _volume.Volume(
         shape=(stack.columns, stack.rows, len(stack.frames[0])),
         affine=stack.affine,
         load=lambda number: load(stack, number),
@@ -323,7 +355,6 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         warnings=warnings,
         where=head.name,
     )
-    return _volume.sample(volume, chosen)
 
 
 def write_example(folder: Path) -> ModalityCard:
