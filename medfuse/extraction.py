@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medfuse import loaders
-from medfuse.card import jailed
+from medfuse.card import default_data_root, jailed
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import CohortCard, ModalityCard
 from medfuse.errors import ConfigError, DataError, MedfuseError, StoreError
@@ -116,6 +116,19 @@ def _files_of(pattern: str, patient: PatientId, root: Path) -> list[Path]:
     return found
 
 
+def patient_files(cohort: Cohort, name: str) -> dict[PatientId, tuple[Path, ...]]:
+    """Files of each patient who has any, by the ``path`` of a modality's card.
+
+    Raises:
+        ConfigError: no data root, or a path that leaves it.
+        DataError: an id that cannot be part of a path.
+    """
+    root = _below(cohort.card, cohort.data_root or default_data_root())
+    pattern = str(cohort.card.modalities[name].path)
+    found = {patient: tuple(_files_of(pattern, patient, root)) for patient in cohort.patient_ids}
+    return {patient: files for patient, files in found.items() if files}
+
+
 class _Hashes:
     """SHA-256 of files, each computed once per run."""
 
@@ -174,7 +187,26 @@ def plan(cohort: Cohort, name: str) -> tuple[list[Item], list[Extracted]]:
                     )
             except MedfuseError as error:
                 failed.append(_failure(name, patient, identity, error))
+    _refuse_shared(items, name)
     return items, failed
+
+
+def _refuse_shared(items: Sequence[Item], name: str) -> None:
+    """A pattern such as ``{patient_id}*`` gives the files of patient 10 to patient 1, too.
+
+    Raises:
+        ConfigError: a file belongs to two patients.
+    """
+    owners: dict[Path, PatientId] = {}
+    for item in items:
+        for path in item.files:
+            if owners.setdefault(path, item.patient_id) != item.patient_id:
+                msg = (
+                    f"modality {name}: expected files of one patient each, found {path.name} for patients "
+                    f"{owners[path]} and {item.patient_id}; put what follows an id in the file names behind "
+                    "{patient_id} in the card's path, such as {patient_id}_*"
+                )
+                raise ConfigError(msg)
 
 
 def _failure(name: str, patient: PatientId, identity: int, error: BaseException) -> Extracted:
