@@ -10,7 +10,7 @@ from medfuse import loaders
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.errors import DataError, StoreError, nearest
 from medfuse.extraction import extract, patient_files
-from medfuse.files import sha256_file
+from medfuse.files import sha256_file, sha256_path
 from medfuse.sample import ModalityData
 from medfuse.store import FeatureStore, PatientItems, entry_key
 from medfuse.types import PatientId
@@ -28,13 +28,13 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         return _extracted(cohort, name, store=store)
 
     def resolve(source: str) -> Path:
-        return resolve_source(card, source, cohort.data_root)
+        return resolve_source(card, source, cohort.data_root, folder=spec.loader == "events")
 
     sources = {}
     for source in spec.sources():
         path = resolve(source)
         if path not in hashes:
-            hashes[path] = sha256_file(path)
+            hashes[path] = sha256_path(path)
         sources[source] = hashes[path]
     files = patient_files(cohort, name) if spec.path else {}
     for patient, paths in files.items():

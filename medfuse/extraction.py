@@ -195,7 +195,26 @@ def plan(cohort: Cohort, name: str) -> tuple[list[Item], list[Extracted]]:
                     )
             except MedfuseError as error:
                 failed.append(_failure(name, patient, identity, error))
+    _refuse_shared(items, name)
     return items, failed
+
+
+def _refuse_shared(items: Sequence[Item], name: str) -> None:
+    """A pattern such as ``{patient_id}*`` gives the files of patient 10 to patient 1, too.
+
+    Raises:
+        ConfigError: a file belongs to two patients.
+    """
+    owners: dict[Path, PatientId] = {}
+    for item in items:
+        for path in item.files:
+            if owners.setdefault(path, item.patient_id) != item.patient_id:
+                msg = (
+                    f"modality {name}: expected files of one patient each, found {path.name} for patients "
+                    f"{owners[path]} and {item.patient_id}; put what follows an id in the file names behind "
+                    "{patient_id} in the card's path, such as {patient_id}_*"
+                )
+                raise ConfigError(msg)
 
 
 def _failure(name: str, patient: PatientId, identity: int, error: BaseException) -> Extracted:

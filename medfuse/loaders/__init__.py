@@ -17,14 +17,19 @@ from medfuse.types import PatientId
 LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
+    "bags": "medfuse.loaders.bags",
     "vectors": "medfuse.loaders.vectors",
     "variants": "medfuse.loaders.variants",
     "copy_number": "medfuse.loaders.copy_number",
+    "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
     "text": "medfuse.loaders.text",
+    "ecg": "medfuse.loaders.ecg",
+    "slide": "medfuse.loaders.slide",
 }
 # Asked last and in this order what a file is: they take what no loader of a format of its own claims.
 GENERIC = ("expression", "vectors", "tabular", "text")
-RAW = ("text",)  # those that read files of one patient, and whose items an extractor turns into tokens
+# those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "ecg", "slide", "bags")
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
