@@ -1,7 +1,9 @@
 """Caps against hostile or damaged files: how much is inflated, how deep is looked, how long a path may be."""
 
 import gzip
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from medfuse.errors import DataError
@@ -10,7 +12,32 @@ HEAD = 4096  # bytes that tell what a file is
 LARGEST_TEXT = 2 << 30  # bytes of inflated text that are read into memory
 LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay below 100
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
+DEEPEST_FOLDER = 64  # levels of folders below one that a card names
 _FREE = 64 << 20
+
+
+def files_below(folder: Path, *, most: int = LARGEST_FOLDER, deepest: int = DEEPEST_FOLDER) -> Iterator[Path]:
+    """Files below a folder, in no order; links to folders are not followed, pipes and devices are left out.
+
+    Raises:
+        ValueError: more than ``most`` entries, or deeper than ``deepest``; before anything is sorted or opened.
+    """
+    waiting, count = [(str(folder), 1)], 0
+    while waiting:
+        here, level = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                count += 1
+                if count > most:
+                    msg = f"expected at most {most} files in a folder, found more"
+                    raise ValueError(msg)
+                if entry.is_dir(follow_symlinks=False):
+                    if level >= deepest:
+                        msg = f"expected folders at most {deepest} levels deep, found deeper ones"
+                        raise ValueError(msg)
+                    waiting.append((entry.path, level + 1))
+                elif entry.is_file():
+                    yield Path(entry.path)
 
 
 def read_head(path: Path, *, size: int = HEAD) -> bytes:
