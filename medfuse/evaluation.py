@@ -303,9 +303,10 @@ def evaluate_outcome(
         }
     others = {name: _risks(predicted) for name, predicted in models.items() if name != carrying}
     differences: dict[str, Row] = {}
-    if isinstance(target, Survival) and len(pooled.ids):
+    pairs = _as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
+    if isinstance(pairs, Survival) and len(pooled.ids):
         found = paired_differences(
-            cast(Survival, pooled.target),
+            pairs,
             _risks(folds),
             others,
             strata=pooled.strata,
