@@ -43,7 +43,7 @@ class Governance(Strict):
     deidentification: str = Field(min_length=1)
     sha256: dict[str, str] = Field(default_factory=dict, description="file as the card names it -> SHA-256")
     checksums: str | None = Field(default=None, description="file of sha256sum's lines, for the files of patients")
-    accepted: list[str] = Field(default_factory=list, description="identifying elements a person reviewed, as check says")
+    accepted: list[str] = Field(default_factory=list, description="identifying elements that a person reviewed")
 
     @field_validator("sha256")
     @classmethod

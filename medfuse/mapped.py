@@ -59,7 +59,7 @@ def mapped(path: Path) -> NDArray[Any]:
         return whole
     buffer = (ctypes.c_char * length).from_address(address)
     weakref.finalize(buffer, _libc().munmap, ctypes.c_void_p(address), ctypes.c_size_t(length)).atexit = False
-    array: NDArray[Any] = np.frombuffer(buffer, dtype=dtype, count=int(np.prod(shape)), offset=offset).reshape(shape)
+    array: NDArray[Any] = np.ndarray(shape, dtype=dtype, buffer=memoryview(buffer), offset=offset)
     array.flags.writeable = False
     return array
 

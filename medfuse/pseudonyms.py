@@ -41,6 +41,7 @@ class Pseudonyms:
     _key: bytes = field(repr=False)
 
     def __call__(self, patient_id: str) -> PatientId:
+        """The stand-in of an id; see :func:`pseudonym`."""
         return pseudonym(patient_id, self._key)
 
     def __getstate__(self) -> object:

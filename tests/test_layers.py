@@ -12,8 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
-    {"errors", "types", "files", "limits", "doctor", "processes"},
-    {"config", "card", "tables", "targets", "sample", "prediction"},
+    {"errors", "types", "files", "limits", "doctor", "processes", "mapped"},
+    {"config", "card", "tables", "targets", "sample", "prediction", "pseudonyms", "sources"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
