@@ -28,11 +28,14 @@ APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and t
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
     "streamlit": set(),
-    "pydicom": set(),
+    "pydicom": {"loaders"},
     "nibabel": set(),
     "openslide": set(),
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},
+    "wfdb": set(),
+    "soundfile": {"loaders"},
+    "defusedxml": {"loaders"},
     "pickle": set(),
     "joblib": set(),
 }

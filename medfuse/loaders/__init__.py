@@ -18,8 +18,9 @@ LOADERS: dict[str, str] = {
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
     "text": "medfuse.loaders.text",
+    "ecg": "medfuse.loaders.ecg",
 }
-RAW = ("text",)  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "ecg")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
