@@ -1,7 +1,8 @@
 """A cohort: who is in it, what is known of their outcomes, and everyone who is not in it with the reason."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,15 @@ class Cohort:
     def public_text(self, text: str) -> str:
         """A text for what medfuse writes: it names patients as the cohort does."""
         return text if self.pseudonyms is None else self.pseudonyms.text(text, self.source_ids.values())
+
+    @contextmanager
+    def names_in_errors(self) -> Iterator[None]:
+        """Errors of medfuse inside the block name patients as the cohort does."""
+        if self.pseudonyms is None:
+            yield
+            return
+        with self.pseudonyms.in_errors(self.source_ids.values()):
+            yield
 
     @property
     def patient_ids(self) -> tuple[PatientId, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medfuse import loaders
+from medfuse import gate, loaders
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import ModalityCard
 from medfuse.errors import DataError, StoreError, nearest
@@ -43,14 +43,34 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         sources[source] = hashes[path]
     patients = (card.patients.id, card.patients.row_prefix)
     settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients)}
+    if card.strict:
+        settings["screened"] = sorted(card.governance.accepted)
+    if cohort.pseudonyms is not None:  # the entry holds who is in the cohort, under other names
+        settings |= {"pseudonyms": cohort.pseudonyms.fingerprint, "of": sorted(cohort.source_ids)}
     key = entry_key(name=name, settings=settings, sources=sources, version=loaders.VERSION)
     if key in store:
         try:
             return store.get(key)
         except StoreError:
             pass  # a damaged entry is rebuilt from its sources, whose hashes are part of the key
-    data = loaders.read(name, spec, resolve=resolve, patients=patients)
-    return store.put(data, key=key, sources=sources)
+    found = gate.of_sources(cohort, name, spec) if card.strict else []
+    if found:
+        raise gate.refusal(card, found)
+    with cohort.names_in_errors():
+        data = loaders.read(name, spec, resolve=resolve, patients=patients)
+    return store.put(_renamed(data, cohort), key=key, sources=sources)
+
+
+def _renamed(data: ModalityData, cohort: Cohort) -> ModalityData:
+    """The patients of the cohort under their pseudonyms, where it has some; nobody else."""
+    if cohort.pseudonyms is None:
+        return data
+    names = {source: public for public, source in cohort.source_ids.items()}
+    return dataclasses.replace(
+        data,
+        samples={names[i]: sample for i, sample in data.samples.items() if i in names},
+        warnings=tuple(cohort.public_text(text) for text in data.warnings),
+    )
 
 
 def _extracted(cohort: Cohort, name: str, *, store: FeatureStore) -> ModalityData:
@@ -84,11 +104,16 @@ def load_modalities(
         store_root: folder of the feature store; default ``MEDFUSE_STORE`` or ``.medfuse/store``.
 
     Raises:
-        DataError: an unknown modality, one that nobody in the cohort has, or what the loaders refuse.
+        DataError: an unknown modality, one that nobody in the cohort has, or what the loaders refuse; with a strict
+            card, anything that identifies a person.
     """
     store = FeatureStore(store_root or default_store_root())
     hashes: dict[Path, str] = {}
     loaded = {}
+    if cohort.card.strict:
+        found = gate.of_card_tables(cohort)
+        if found:
+            raise gate.refusal(cohort.card, found)
     wanted = list(names) if names is not None else list(cohort.card.modalities)
     ids = cohort.patient_ids
     for name in wanted:

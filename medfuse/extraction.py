@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from medfuse import loaders
+from medfuse import gate, loaders
 from medfuse.card import jailed
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import CohortCard, ModalityCard
@@ -45,6 +45,7 @@ class Item:
         card: how it is read.
         files: its files; the table of all patients for a modality with ``file``.
         hashes: SHA-256 of each.
+        screened: what was accepted when its identifying elements were looked for; None where the card is not strict.
         id_column, row_prefix: how a table names its patients.
     """
 
@@ -55,6 +56,7 @@ class Item:
     card: ModalityCard
     files: tuple[Path, ...]
     hashes: tuple[str, ...] = ()
+    screened: tuple[str, ...] | None = None
     id_column: str | None = None
     row_prefix: str = ""
 
@@ -255,6 +257,41 @@ def unnamed(text: str, item: Item) -> str:
     return text
 
 
+def findings_of(item: Item) -> list[gate.Finding]:
+    """What identifies a person in the files of an item, but for what the card accepts.
+
+    Raises:
+        DataError: the files cannot be looked into.
+    """
+    texts = gate.elements(item.card.loader, item.files, accepted=item.screened or ())
+    label = unnamed(item.files[0].name, item)
+    return [gate.Finding(part=item.modality, file=label, element=unnamed(text, item)) for text in texts]
+
+
+def _pass_gate(cohort: Cohort, items: Sequence[Item], store: FeatureStore) -> tuple[list[Item], list[Extracted]]:
+    """Items of a strict card that may be stored, and those that could not be looked into.
+
+    Raises:
+        DataError: anything that identifies a person, before any item is stored; a table that cannot be looked into.
+    """
+    accepted = tuple(cohort.card.governance.accepted)
+    found = gate.of_card_tables(cohort)
+    for name, card in {item.modality: item.card for item in items if item.card.file}.items():
+        found += gate.of_sources(cohort, name, card)
+    passed: list[Item] = []
+    failed: list[Extracted] = []
+    for item in (replace(one, screened=accepted) for one in items):
+        try:
+            if not item.card.file and item_key(item) not in store:
+                found += findings_of(item)
+            passed.append(item)
+        except Exception as error:  # noqa: BLE001  # one bad file never stops the rest; it is not stored
+            failed.append(_failure(item, error))
+    if found:
+        raise gate.refusal(cohort.card, found)
+    return passed, failed
+
+
 # --- one item --------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +312,7 @@ def item_key(item: Item) -> str:
     """
     module = loaders.module_of(item.card.loader, where=item.whose)
     extractor = _extractor_of(item.card, module.ITEM, where=item.whose)
-    settings = {
+    settings: dict[str, Any] = {
         "loader": item.card.loader,
         "options": item.card.options,
         "unit": item.card.unit,
@@ -284,6 +321,8 @@ def item_key(item: Item) -> str:
         "extractor_settings": dict(extractor.settings),
         "patient": item.patient_id if item.card.file else None,
     }
+    if item.screened is not None:  # what was stored without being looked at is not what a strict card asks for
+        settings["screened"] = sorted(item.screened)
     sources = {f"{k:06d}": sha for k, sha in enumerate(item.hashes)}
     return entry_key(name="item", settings=settings, sources=sources, version=loaders.VERSION)
 
@@ -374,7 +413,7 @@ def extract(
 
     Raises:
         ConfigError: an unknown loader, extractor or option.
-        DataError: a table of all patients that cannot be read.
+        DataError: a table of all patients that cannot be read; with a strict card, anything that identifies a person.
     """
     unknown = next((n for n in names or () if n not in cohort.card.modalities), None)
     if unknown is not None:
@@ -396,6 +435,9 @@ def extract(
         seen = {i.patient_id for i in listed} | {f.patient_id for f in failed}
         absent[name] = len(cohort.patient_ids) - len(seen)
     hashes.save()
+    if cohort.card.strict:
+        items, failed = _pass_gate(cohort, items, FeatureStore(store_root))
+        results += failed
     started, last = time.perf_counter(), 0.0
     for number, result in enumerate(_run(items, partial(extract_item, verify=verify), store_root, workers=workers), 1):
         results.append(result)

@@ -26,6 +26,8 @@ from medfuse.types import PatientId
 
 KEY = "MEDFUSE_PSEUDONYM_KEY"
 KEY_FILE = "MEDFUSE_PSEUDONYM_KEY_FILE"
+_NAMED = re.compile(r"\b(patient '?|absent, first )(?!P-[0-9a-f]{32}\b)([^\s,;:'\"()]*\d[^\s,;:'\"()]*)")
+_SHORT = re.compile(r"\d{0,3}")
 SHORTEST = 32  # bytes; openssl rand -hex 32 gives 64
 
 
@@ -59,12 +61,16 @@ class Pseudonyms:
         return hmac.new(self._key, b"\0paths of medfuse", hashlib.sha256).digest()
 
     def text(self, text: str, ids: Iterable[str]) -> str:
-        """A text with every one of some ids replaced, where it stands between other than letters and digits."""
-        known = sorted({i for i in ids if i and i in text}, key=len, reverse=True)
-        if not known:
-            return text
-        any_id = re.compile(r"(?<![^\W_])(?:" + "|".join(map(re.escape, known)) + r")(?![^\W_])")
-        return any_id.sub(lambda match: self(match[0]), text)
+        """A text with every one of some ids replaced, where it stands between other than letters and digits.
+
+        What follows the word "patient" and has a digit is taken for an id too: files name patients that the cohort
+        does not have. Ids of one to three digits are replaced there only, for other numbers look like them.
+        """
+        known = sorted({i for i in ids if i in text and not _SHORT.fullmatch(i)}, key=len, reverse=True)
+        if known:
+            any_id = re.compile(r"(?<![^\W_])(?:" + "|".join(map(re.escape, known)) + r")(?![^\W_])")
+            text = any_id.sub(lambda match: self(match[0]), text)
+        return _NAMED.sub(lambda match: match[1] + self(match[2]), text)
 
     @contextmanager
     def in_errors(self, ids: Iterable[str]) -> Iterator[None]:
