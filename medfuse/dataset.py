@@ -69,7 +69,7 @@ def _renamed(data: ModalityData, cohort: Cohort) -> ModalityData:
     return dataclasses.replace(
         data,
         samples={names[i]: sample for i, sample in data.samples.items() if i in names},
-        warnings=tuple(cohort.public_text(text) for text in data.warnings),
+        warnings=tuple(cohort.pseudonyms.text(text, [*names, *data.samples]) for text in data.warnings),
     )
 
 

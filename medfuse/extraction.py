@@ -112,6 +112,10 @@ def _files_of(pattern: str, patient: PatientId, root: Path) -> list[Path]:
     wanted = pattern.replace("{patient_id}", glob.escape(patient))
     jailed(pattern.replace("{patient_id}", "x").replace("*", "x").replace("?", "x"), root)
     try:
+        exact = root / pattern.replace("{patient_id}", patient)
+        if not glob.has_magic(pattern) and exact.is_symlink() and not exact.exists():
+            msg = "expected files and folders, found a link to nothing"
+            raise ValueError(msg)
         return _matches(root, wanted)
     except ConfigError as error:  # its text may hold names of files
         msg = f"patient {patient}: expected files below the data root, found a link out of it or a loop in {pattern!r}"

@@ -1,10 +1,12 @@
 """Caps against hostile or damaged files: how much is inflated, how deep is looked, how long a path may be."""
 
 import gzip
+import io
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from medfuse.errors import DataError
 
@@ -13,7 +15,7 @@ LARGEST_TEXT = 2 << 30  # bytes of inflated text that are read into memory
 LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay below 100
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
 DEEPEST_FOLDER = 64  # levels of folders below one that a card names
-_FREE = 64 << 20
+_FREE, _PIECE = 64 << 20, 4 << 20
 
 
 def files_below(folder: Path, *, most: int = LARGEST_FOLDER, deepest: int = DEEPEST_FOLDER) -> Iterator[Path]:
@@ -56,30 +58,63 @@ def read_head(path: Path, *, size: int = HEAD) -> bytes:
         return start
 
 
-def inflate(path: Path, *, most: int = LARGEST_TEXT) -> bytes:
+def inflate(path: Path, *, most: int = LARGEST_TEXT, ratio: int = LARGEST_RATIO) -> bytes:
     """Content of a gzip (or plain) file, refused before it fills the memory.
 
+    Args:
+        path: of the file.
+        most: bytes of content.
+        ratio: of inflated to packed bytes, above 64 MiB; compared while it is inflated, not at the end.
+
     Raises:
-        DataError: damaged, truncated, or larger than ``most`` or than 400 times its packed size.
+        DataError: damaged, truncated, or larger than ``most`` or than ``ratio`` times its packed size.
     """
     packed = path.stat().st_size
-    most = min(most, max(_FREE, packed * LARGEST_RATIO))
+    most = min(most, max(_FREE, packed * ratio))
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            if not zipped:
-                content = raw.read(most + 1)
-            else:
-                with gzip.GzipFile(fileobj=raw) as file:
-                    content = file.read(most + 1)
+            content = _inflated(raw, most=most, ratio=ratio) if zipped else raw.read(most + 1)
+            grown = len(content) > max(_FREE, ratio * raw.tell())
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{path.name}: expected a whole gzip file, found damage ({type(error).__name__}); copy it again"
         raise DataError(msg) from error
-    if len(content) > most:
+    if grown or len(content) > most:
         msg = (
             f"{path.name}: expected at most {most >> 20} MiB of content, found more in {packed >> 10} KiB; "
             "a decompression bomb? unpack it yourself if it is real"
         )
         raise DataError(msg)
     return content
+
+
+def _inflated(raw: BinaryIO, *, most: int, ratio: int) -> bytes:
+    """Content up to the first byte too many, or to where it has grown too much for what was read of the file."""
+    held = io.BytesIO()
+    with gzip.GzipFile(fileobj=raw) as file:
+        while piece := file.read(min(_PIECE, most + 1 - held.tell())):
+            held.write(piece)
+            if held.tell() > max(_FREE, ratio * raw.tell()):
+                break
+    return held.getvalue()
+
+
+def check_growth(packed: int, unpacked: int, *, where: str, ratio: int = LARGEST_RATIO) -> None:
+    """Refuse what says that it unpacks to far more than it is, before it is unpacked.
+
+    Args:
+        packed: bytes on disk.
+        unpacked: bytes that it claims.
+        where: for the message.
+        ratio: above 64 MiB.
+
+    Raises:
+        DataError: more than ``ratio`` times the packed size.
+    """
+    if unpacked > max(_FREE, packed * ratio):
+        msg = (
+            f"{where}: expected ordinary data, found {packed >> 10} KiB that claim to hold {unpacked >> 20} MiB; a "
+            "decompression bomb? unpack it yourself if it is real"
+        )
+        raise DataError(msg)

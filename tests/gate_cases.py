@@ -32,7 +32,9 @@ def card_file(folder: Path, modalities: dict, *, ids=IDS, name="gate", **options
 def with_text(folder: Path, notes: dict[str, str], *, path="notes/{patient_id}.txt", **options) -> Path:
     """Twenty patients with a table of ages, and notes of some."""
     (folder / "notes").mkdir(exist_ok=True)
-    (folder / "table.csv").write_text("id,age\n" + "".join(f"{i},{40 + (k * k * 17 + 5) % 23}\n" for k, i in enumerate(IDS)))
+    (folder / "table.csv").write_text(
+        "id,age\n" + "".join(f"{i},{40 + (k * k * 17 + 5) % 23}\n" for k, i in enumerate(IDS))
+    )
     for patient, text in notes.items():
         (folder / "notes" / f"{patient}.txt").write_text(text)
     modalities = {
