@@ -26,6 +26,7 @@ from medfuse.config import CohortCard, ModalityCard
 from medfuse.errors import ConfigError, DataError, MedfuseError, StoreError, nearest
 from medfuse.extractors import DEFAULTS, Extractor, build_extractor
 from medfuse.limits import LARGEST_FOLDER, files_below
+from medfuse.processes import end_with_parent
 from medfuse.sample import RawSample
 from medfuse.sources import SourceHashes, read_checksums
 from medfuse.store import FeatureStore, StoredItem, entry_key
@@ -471,7 +472,7 @@ def _run(items: Sequence[Item], work: _Work, store_root: Path, *, workers: int) 
     while waiting:
         running: dict[Any, Item] = {}
         try:
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
                 while waiting or running:
                     while waiting and len(running) < 2 * workers:
                         running[pool.submit(work, waiting[-1], store_root)] = waiting[-1]
@@ -487,7 +488,7 @@ def _run(items: Sequence[Item], work: _Work, store_root: Path, *, workers: int) 
 
 def _alone(item: Item, work: _Work, store_root: Path, context: Any) -> Extracted:  # noqa: ANN401  # a context
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
             return pool.submit(work, item, store_root).result()
     except BrokenProcessPool:
         reason = "the decoder crashed on this file; is it damaged? look at it with medfuse inspect"

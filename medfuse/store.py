@@ -70,10 +70,10 @@ class FeatureStore:
     """A folder with one sealed folder per entry.
 
     An entry is complete only when its manifest exists. What is read in whole (tables) is verified in whole, size and
-    SHA-256, whenever it is read. Items are mapped, and only rows that are asked for are read: their SHA-256 is
-    compared when they are extracted, by every ``medfuse extract`` and ``medfuse check``, and by :meth:`verify`;
-    loading compares the manifest's own SHA-256 and the sizes, so that its cost does not grow with bytes. A bit that
-    flips on disk between the two is therefore seen by the next extract or check, not by a load.
+    SHA-256, whenever it is read. Items are mapped, and only rows that are asked for are read: :meth:`get` compares the
+    manifest's own SHA-256 and the sizes, so that its cost does not grow with bytes. All their bytes are compared by
+    every extraction, so once at the start of every load of a modality (which makes damaged items again), and by
+    :meth:`verify`; a bit that flips on disk after that is seen by the next one.
     """
 
     def __init__(self, root: Path) -> None:
