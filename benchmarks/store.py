@@ -155,7 +155,7 @@ def main() -> None:
             "machine": machine("numpy", "torch", "h5py"),
             "threads": 1,
             "reading": reading(folder, bags=8 if options.quick else 24, repeats=3 if options.quick else 7),
-            "by_cohort": by_cohort(folder, (50, 200) if options.quick else (100, 400, 1600), repeats=5),
+            "by_cohort": by_cohort(folder, (500,) if options.quick else (500, 1000, 2000), repeats=5),
             "load": {"before": before, "after": load()},
         }
     fastest = min(v for k, v in result["reading"]["times_of_ours"].items() if k.startswith("h5py fancy"))
