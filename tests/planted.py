@@ -51,7 +51,7 @@ def edf(folder: Path, ids: list[str], new: Canaries) -> dict:
     from ecg_files import LEADS, codes, write_edf
 
     for k, i in enumerate(ids):
-        signals = [(lead, "uV", -3276.7, 3276.7, row) for lead, row in zip(LEADS, codes(seed=k), strict=True)]
+        signals = [(lead, "uV", -163835, 163835, row) for lead, row in zip(LEADS, codes(seed=k), strict=True)]
         words = " ".join(new("edf") for _ in range(5))
         path = write_edf(folder / f"{i}.edf", signals, records=10, patient=words[:80])
         content = path.read_bytes()

@@ -167,3 +167,24 @@ def test_errors_about_a_table_name_pseudonyms_also_of_patients_outside_the_cohor
         load_modalities(read_cohort(read_card(card), data_root=tmp_path), store_root=tmp_path / "store")
     assert "Z-9999" not in str(refused.value)
     assert "P-" in str(refused.value)
+
+
+def test_predictions_under_another_key_do_not_claim_to_know_who_was_trained_on(tmp_path, monkeypatch):
+    from medfuse.applying import names_of, same_names
+    from medfuse.run import Run
+
+    run = Run(path=tmp_path / "run")
+    plain = read_cohort(read_card(with_text(tmp_path, {})), data_root=tmp_path)
+    monkeypatch.setenv("MEDFUSE_PSEUDONYM_KEY", KEY)
+    card = read_card(with_text(tmp_path, {}, pseudonyms=True))
+    one = read_cohort(card, data_root=tmp_path)
+    monkeypatch.setenv("MEDFUSE_PSEUDONYM_KEY", KEY[::-1])
+    other = read_cohort(card, data_root=tmp_path)
+    for people in (plain, one, other):
+        run.write("data", {"modalities": {}, "pseudonyms": names_of(people)})
+        assert [same_names(run, them) for them in (plain, one, other)] == [
+            them is people for them in (plain, one, other)
+        ]
+    run.write("data", {"modalities": {}})  # of an earlier version
+    assert same_names(run, plain)
+    assert not same_names(run, one)
