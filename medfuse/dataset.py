@@ -8,9 +8,8 @@ from typing import Any
 
 from medfuse import gate, loaders
 from medfuse.cohort import Cohort, resolve_source
-from medfuse.config import ModalityCard
 from medfuse.errors import DataError, StoreError, nearest
-from medfuse.extraction import extract
+from medfuse.extraction import extract, patient_files
 from medfuse.files import sha256_file
 from medfuse.sample import ModalityData
 from medfuse.store import FeatureStore, PatientItems, entry_key
@@ -20,10 +19,6 @@ from medfuse.types import PatientId
 def default_store_root() -> Path:
     """MEDFUSE_STORE, or ``.medfuse/store`` in the working folder."""
     return Path(os.environ.get("MEDFUSE_STORE", ".medfuse/store"))
-
-
-def _sources(card: ModalityCard) -> list[str]:
-    return [source for source in (card.file, *card.files.values(), card.gmt) if source]
 
 
 def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, str]) -> ModalityData:
@@ -36,29 +31,48 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         return resolve_source(card, source, cohort.data_root)
 
     sources = {}
-    for source in _sources(spec):
+    for source in spec.sources():
         path = resolve(source)
         if path not in hashes:
             hashes[path] = sha256_file(path)
         sources[source] = hashes[path]
+    files = patient_files(cohort, name) if spec.path else {}
+    for patient, paths in files.items():
+        sources |= {f"{cohort.public(patient)}#{k}": sha256_file(path) for k, path in enumerate(paths)}
     patients = (card.patients.id, card.patients.row_prefix)
-    settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients)}
-    if card.strict:
-        settings["screened"] = sorted(card.governance.accepted)
-    if cohort.pseudonyms is not None:  # the entry holds who is in the cohort, under other names
-        settings |= {"pseudonyms": cohort.pseudonyms.fingerprint, "of": sorted(cohort.source_ids)}
+    settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients), **_gated(cohort)}
     key = entry_key(name=name, settings=settings, sources=sources, version=loaders.VERSION)
     if key in store:
         try:
             return store.get(key)
         except StoreError:
             pass  # a damaged entry is rebuilt from its sources, whose hashes are part of the key
-    found = gate.of_sources(cohort, name, spec) if card.strict else []
-    if found:
-        raise gate.refusal(card, found)
+    _screen(cohort, name, files)
     with cohort.names_in_errors():
-        data = loaders.read(name, spec, resolve=resolve, patients=patients)
+        if spec.path:
+            data = loaders.read_files(name, spec, resolve=resolve, files=files)
+        else:
+            data = loaders.read(name, spec, resolve=resolve, patients=patients)
     return store.put(_renamed(data, cohort), key=key, sources=sources)
+
+
+def _gated(cohort: Cohort) -> dict[str, Any]:
+    """What strictness and pseudonyms add to the key of an entry."""
+    found: dict[str, Any] = {}
+    if cohort.card.strict:
+        found["screened"] = sorted(cohort.card.governance.accepted)
+    if cohort.pseudonyms is not None:  # the entry holds who is in the cohort, under other names
+        found |= {"pseudonyms": cohort.pseudonyms.fingerprint, "of": sorted(cohort.source_ids)}
+    return found
+
+
+def _screen(cohort: Cohort, name: str, files: Mapping[PatientId, Sequence[Path]]) -> None:
+    """Refuse a modality of a strict card whose files identify a person."""
+    if not cohort.card.strict:
+        return
+    found = gate.of_sources(cohort, name, cohort.card.modalities[name]) + gate.of_patients(cohort, name, files)
+    if found:
+        raise gate.refusal(cohort.card, found)
 
 
 def _renamed(data: ModalityData, cohort: Cohort) -> ModalityData:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medfuse import gate, loaders
-from medfuse.card import jailed
+from medfuse.card import default_data_root, jailed
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import CohortCard, ModalityCard
 from medfuse.errors import ConfigError, DataError, MedfuseError, StoreError, nearest
@@ -146,6 +146,21 @@ def _matches(root: Path, wanted: str) -> list[Path]:
         msg = f"expected at most {LARGEST_FOLDER} files, found more"
         raise ValueError(msg)
     return found
+
+
+def patient_files(cohort: Cohort, name: str) -> dict[PatientId, tuple[Path, ...]]:
+    """Files of each patient who has any, by the id in the files and the ``path`` of a modality's card.
+
+    Raises:
+        ConfigError: no data root, or a path that leaves it.
+        DataError: an id that cannot be part of a path.
+    """
+    root = _below(cohort.card, cohort.data_root or default_data_root())
+    pattern = str(cohort.card.modalities[name].path)
+    sources = [cohort.source_id(patient) for patient in cohort.patient_ids]
+    with cohort.names_in_errors():
+        found = {patient: tuple(_files_of(pattern, patient, root)) for patient in sources}
+    return {patient: files for patient, files in found.items() if files}
 
 
 def listing(cohort: Cohort, name: str) -> tuple[list[Item], list[Extracted]]:

@@ -7,7 +7,7 @@ empty list is no proof of de-identification.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from medfuse.card import CohortCard, ModalityCard
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.errors import DataError, MedfuseError
 from medfuse.loaders.base import Identifying
+from medfuse.types import PatientId
 
 _SHOWN = 8  # elements in a refusal
 
@@ -87,6 +88,27 @@ def of_sources(cohort: Cohort, name: str, card: ModalityCard) -> list[Finding]:
         ids = (card.id, cohort.card.patients.id)
         found += _of_table(name, source, files, loader=card.loader, ids=ids, accepted=cohort.card.governance.accepted)
     return found
+
+
+def of_patients(cohort: Cohort, name: str, files: Mapping[PatientId, Sequence[Path]]) -> list[Finding]:
+    """What files of one patient each hold, for a modality whose loader is one of tables.
+
+    Args:
+        cohort: whose files they are.
+        name: of the modality.
+        files: by the patient's id in the files.
+
+    Raises:
+        DataError: a file cannot be looked into.
+    """
+    card = cohort.card.modalities[name]
+    accepted = cohort.card.governance.accepted
+    return [
+        Finding(part=name, file=f"file {number} of patient {cohort.public(patient)}", element=text)
+        for patient, paths in files.items()
+        for number, path in enumerate(paths, 1)
+        for text in elements(card.loader, [path], accepted=accepted)
+    ]
 
 
 def of_card_tables(cohort: Cohort) -> list[Finding]:

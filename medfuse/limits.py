@@ -16,6 +16,7 @@ LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
 DEEPEST_FOLDER = 64  # levels of folders below one that a card names
 _FREE, _PIECE = 64 << 20, 4 << 20
+_MANY_LINES = 1_000_000
 
 
 def files_below(folder: Path, *, most: int = LARGEST_FOLDER, deepest: int = DEEPEST_FOLDER) -> Iterator[Path]:
@@ -75,8 +76,10 @@ def inflate(path: Path, *, most: int = LARGEST_TEXT, ratio: int = LARGEST_RATIO)
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            content = _inflated(raw, most=most, ratio=ratio) if zipped else raw.read(most + 1)
-            grown = len(content) > max(_FREE, ratio * raw.tell())
+            large = not zipped and packed > most
+            plain = b"" if zipped or large else raw.read()  # a size given to read would be allocated at once
+            content = _inflated(raw, most=most, ratio=ratio) if zipped else plain
+            grown = large or len(content) > max(_FREE, ratio * raw.tell())
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{path.name}: expected a whole gzip file, found damage ({type(error).__name__}); copy it again"
         raise DataError(msg) from error
@@ -117,4 +120,16 @@ def check_growth(packed: int, unpacked: int, *, where: str, ratio: int = LARGEST
             f"{where}: expected ordinary data, found {packed >> 10} KiB that claim to hold {unpacked >> 20} MiB; a "
             "decompression bomb? unpack it yourself if it is real"
         )
+        raise DataError(msg)
+
+
+def check_lines(content: bytes, *, where: str) -> None:
+    """Refuse a text that is mostly empty lines, before each becomes an object of its own.
+
+    Raises:
+        DataError: more than a million lines that are shorter than eight bytes on average.
+    """
+    lines = content.count(b"\n")
+    if lines > _MANY_LINES and lines * 8 > len(content):
+        msg = f"{where}: expected lines of a table, found {lines:,} of hardly any content; fetch the file again"
         raise DataError(msg)

@@ -7,7 +7,7 @@ from functools import partial
 
 from medfuse import gate, loaders
 from medfuse.cohort import Cohort
-from medfuse.extraction import findings_of, listing, unnamed
+from medfuse.extraction import findings_of, listing, patient_files, unnamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,13 @@ def screen(cohort: Cohort) -> Screening:
             _raw(cohort, name, accepted, found=found, unread=unread)
         else:
             ask(name, partial(gate.of_sources, cohort, name, card))
+            if card.path:
+                ask(name, partial(_of_patients, cohort, name))
     return Screening(findings=tuple(found), unread=tuple(unread), silent=tuple(silent))
+
+
+def _of_patients(cohort: Cohort, name: str) -> list[gate.Finding]:
+    return gate.of_patients(cohort, name, patient_files(cohort, name))
 
 
 def _raw(cohort: Cohort, name: str, accepted: tuple[str, ...], *, found: list[gate.Finding], unread: list[str]) -> None:

@@ -13,14 +13,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
     {"errors", "types", "files", "limits", "doctor", "processes", "mapped"},
-    {"config", "card", "tables", "targets", "sample", "prediction", "pseudonyms", "sources"},
+    {"config", "card", "tables", "targets", "sample", "prediction", "games", "pseudonyms", "sources"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection", "gate"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
+    {"explain"},
     {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow"},
+    {"workflow", "explaining"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -30,7 +31,9 @@ FENCED = {
     "streamlit": set(),
     "pydicom": {"loaders"},
     "nibabel": set(),
-    "openslide": set(),
+    "openslide": {"loaders"},
+    "tifffile": {"loaders"},
+    "simplejpeg": {"loaders"},
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},
     "wfdb": set(),

@@ -14,9 +14,15 @@ EXTRACTORS: dict[str, str] = {
     "identity": "medfuse.extractors.identity:IdentityExtractor",
     "hashed_ngrams": "medfuse.extractors.text:HashedNgrams",
     "waveform": "medfuse.extractors.waveform:Waveform",
+    "tile": "medfuse.extractors.tile:TileFeatures",
 }
 # the extractor of a kind of item when the card names none
-DEFAULTS: dict[ItemKind, str] = {"vector": "identity", "sentence": "hashed_ngrams", "window": "waveform"}
+DEFAULTS: dict[ItemKind, str] = {
+    "vector": "identity",
+    "sentence": "hashed_ngrams",
+    "window": "waveform",
+    "tile": "tile",
+}
 
 
 def build_extractor(options: Mapping[str, Any], *, where: str) -> Extractor:
