@@ -86,7 +86,7 @@ def test_four_hundred_canaries_leave_no_trace_in_store_messages_or_errors(place,
     said = quiet(["extract", "--cohort", card, *options], capsys, caplog, code=1)
     assert said.count("FAILED") == 5  # one broken file of each raw format, and each says why
     assert "internal error" not in said
-    quiet(["check", card, *options], capsys, caplog, code=1)
+    quiet(["check", card, *options], capsys, caplog, code=0)
     assert len([p for p in (work / "store").rglob("manifest.json")]) >= 25
     assert found_in(work) == []
 
