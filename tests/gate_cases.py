@@ -10,7 +10,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 def card_file(folder: Path, modalities: dict, *, ids=IDS, name="gate", **options) -> Path:
     """A card (JSON is YAML) and its table of patients; ``options``: strict, accepted, pseudonyms, checksums."""
-    rows = "".join(f"{i},{100 + 50 * k},{k % 2}\n" for k, i in enumerate(ids))
+    rows = "".join(f"{i},{100 + 50 * (k * 7 % len(ids))},{k % 2}\n" for k, i in enumerate(ids))
     (folder / "patients.csv").write_text(f"id,days,died\n{rows}")
     governance = {"licence": "CC0", "source": "made up", "citation": "none", "consent": "none", "deidentification": "x"}
     governance |= {k: options[k] for k in ("accepted", "checksums") if k in options}
