@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medfuse.applying import apply_run, classes_of, prediction_table, read_for_run, require_same_outcome
+from medfuse.applying import (
+    apply_run,
+    classes_of,
+    names_of,
+    prediction_table,
+    read_for_run,
+    require_same_outcome,
+    same_names,
+)
 from medfuse.audit import AuditReport, audit, require_clean
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.card import CohortCard, OutcomeCard
@@ -299,7 +307,8 @@ def _write_inputs(run: Run, job: _Job, *, store_root: Path | None) -> None:
     run.write_text("recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
     sides = ("name", "train", "tuning", "held_out", "external", "unmatched")
     run.write("splits", {"splits": [{s: getattr(split, s) for s in sides} for split in job.splits]})
-    run.write("data", {"modalities": manifest(job.data, store_root=store_root), "sources": card.governance.sha256})
+    named = {"sources": card.governance.sha256, "pseudonyms": names_of(cohort)}
+    run.write("data", {"modalities": manifest(job.data, store_root=store_root), **named})
     run.write("modalities", {"modalities": modality_specs(job.data)})
     excluded = [{"patient_id": e.patient_id, "reason": e.reason} for e in cohort.attrition.excluded]
     problems = [{"file": p.file, "row": p.row, "column": p.column, "message": p.message} for p in cohort.problems]
@@ -497,6 +506,8 @@ def predict(
     card = read_card(cohort)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
     table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
+    if not same_names(opened, people):
+        table["seen_in_training"] = "unknown: pseudonyms of another key"
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
@@ -555,7 +566,8 @@ def evaluate(
     fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
     evaluation = evaluate_outcome({MODEL: [fold]}, people, chosen, carrying=MODEL, settings=EvaluationSettings())
     path = out or Path(f"external_{card.name}.json")
-    write_json(path, evaluation.to_json())
+    unknown = {} if same_names(opened, people) else {"overlap_with_training": "unknown: pseudonyms of another key"}
+    write_json(path, {**evaluation.to_json(), **unknown})
     return evaluation, path
 
 

@@ -12,14 +12,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
-    {"errors", "types", "files", "limits", "doctor", "processes"},
-    {"config", "card", "tables", "targets", "sample", "prediction", "games"},
+    {"errors", "types", "files", "limits", "doctor", "processes", "mapped"},
+    {"config", "card", "tables", "targets", "sample", "prediction", "games", "pseudonyms", "sources"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
-    {"extraction", "inspection"},
+    {"extraction", "inspection", "gate"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
     {"explain"},
-    {"checking", "run", "frames", "applying"},
+    {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow", "explaining"},
     {"cli", "__main__", "_pyfunc"},
