@@ -10,6 +10,8 @@ from medfuse.errors import ConfigError
 from medfuse.models import FUSIONS, ModelSettings, build_model
 
 CASES = [
+    ("cascade", {}),
+    ("cascade", {"latents": 1, "residual": True, "order": ["bag", "wide", "stains", "table"]}),
     ("concat", {}),
     ("late", {}),
     ("late", {"weighting": "learned"}),

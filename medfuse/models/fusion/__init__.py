@@ -1,14 +1,25 @@
 """Fusions: tokens of all modalities to states of the patient. To add one: a file here and a row in ``FUSIONS``."""
 
 from medfuse.models.fusion.base import Fused, Fusion, Readout
+from medfuse.models.fusion.cascade import CascadeFusion
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
 from medfuse.models.fusion.transformer import TransformerFusion
 
 FUSIONS: dict[str, type[Fusion]] = {
+    "cascade": CascadeFusion,
     "concat": ConcatFusion,
     "late": LateFusion,
     "transformer": TransformerFusion,
 }
 
-__all__ = ["FUSIONS", "ConcatFusion", "Fused", "Fusion", "LateFusion", "Readout", "TransformerFusion"]
+__all__ = [
+    "FUSIONS",
+    "CascadeFusion",
+    "ConcatFusion",
+    "Fused",
+    "Fusion",
+    "LateFusion",
+    "Readout",
+    "TransformerFusion",
+]

@@ -5,38 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from medfuse.models.attention import MultiHeadAttention, masked_mean
 from medfuse.models.fusion.base import Fused, Fusion
+from medfuse.models.fusion.blocks import Block, late_maps, late_mean, late_residual
 from medfuse.models.settings import check_count, check_rate
-
-
-class Block(nn.Module):
-    """Pre-norm transformer layer.
-
-    Args:
-        width: D.
-        heads: attention heads.
-        ratio: width of the feed-forward layer in units of D.
-        dropout: on both residual branches.
-    """
-
-    def __init__(self, width: int, *, heads: int, ratio: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = MultiHeadAttention(width, heads=heads)
-        self.norm_feed = nn.LayerNorm(width)
-        self.feed = nn.Sequential(
-            nn.Linear(width, width * ratio), nn.GELU(), nn.Dropout(dropout), nn.Linear(width * ratio, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor, mask: Tensor, *, queries: int | None = None) -> Tensor:
-        """Tokens (B, T, D) to (B, T, D), or to the first ``queries`` of them only."""
-        normed = self.norm_attention(tokens)
-        kept = tokens[:, :queries]
-        kept = kept + self.dropout(self.attention(normed[:, :queries], normed, mask))
-        out: Tensor = kept + self.dropout(self.feed(self.norm_feed(kept)))
-        return out
 
 
 class TransformerFusion(Fusion):
@@ -83,7 +54,7 @@ class TransformerFusion(Fusion):
         self.token_dropout = nn.Dropout(check_rate("token_dropout", token_dropout))
         self.blocks = nn.ModuleList([Block(width, heads=heads, ratio=ratio, dropout=dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        self.own = nn.ModuleList([nn.Linear(width, width) for _ in (modalities if residual else ())])
+        self.own = late_maps(modalities if residual else (), width)
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient."""
@@ -97,13 +68,5 @@ class TransformerFusion(Fusion):
             x = block(x, mask)
         state = self.norm(self.blocks[-1](x, mask, queries=1))
         if len(self.own):
-            state = state + self._late(tokens, masks, present)[:, None]
+            state = state + late_mean(late_residual(self.own, tokens, masks), present)[:, None]
         return Fused(states=state, weights=torch.ones_like(state[..., 0]))
-
-    def _late(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Tensor:
-        """Mean over the present modalities of a linear map of each one's mean token: (B, D), zeros without any."""
-        each = torch.stack(
-            [own(masked_mean(token, mask)) for own, token, mask in zip(self.own, tokens, masks, strict=True)], dim=1
-        )
-        total = torch.where(present[..., None], each, 0.0).sum(1)
-        return total / present.sum(1, keepdim=True).clamp(min=1)
