@@ -15,6 +15,8 @@ CASES = [
     ("concat", {}),
     ("late", {}),
     ("late", {"weighting": "learned"}),
+    ("sequential", {}),
+    ("sequential", {"hidden": 4, "dropout": 0.0, "order": ["stains", "bag", "wide", "table"]}),
     ("transformer", {}),
     ("transformer", {"residual": True}),
     ("transformer", {"depth": 1, "heads": 2, "ratio": 1, "dropout": 0.0, "token_dropout": 0.0}),

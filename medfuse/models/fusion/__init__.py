@@ -4,12 +4,14 @@ from medfuse.models.fusion.base import Fused, Fusion, Readout
 from medfuse.models.fusion.cascade import CascadeFusion
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
+from medfuse.models.fusion.sequential import SequentialFusion
 from medfuse.models.fusion.transformer import TransformerFusion
 
 FUSIONS: dict[str, type[Fusion]] = {
     "cascade": CascadeFusion,
     "concat": ConcatFusion,
     "late": LateFusion,
+    "sequential": SequentialFusion,
     "transformer": TransformerFusion,
 }
 
@@ -21,5 +23,6 @@ __all__ = [
     "Fusion",
     "LateFusion",
     "Readout",
+    "SequentialFusion",
     "TransformerFusion",
 ]
