@@ -12,8 +12,12 @@ from medfuse.models import FUSIONS, ModelSettings, build_model
 CASES = [
     ("cascade", {}),
     ("cascade", {"latents": 1, "residual": True, "order": ["bag", "wide", "stains", "table"]}),
+    ("coattention", {"query": "wide"}),
+    ("coattention", {"query": ["bag", "stains"], "scheme": "mcat", "depth": 2, "residual": True}),
     ("concat", {}),
     ("late", {}),
+    ("latent", {}),
+    ("latent", {"tied": False, "depth": 2, "latents": 2, "residual": True}),
     ("late", {"weighting": "learned"}),
     ("sequential", {}),
     ("sequential", {"hidden": 4, "dropout": 0.0, "order": ["stains", "bag", "wide", "table"]}),

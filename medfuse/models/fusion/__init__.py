@@ -2,14 +2,18 @@
 
 from medfuse.models.fusion.base import Fused, Fusion, Readout
 from medfuse.models.fusion.cascade import CascadeFusion
+from medfuse.models.fusion.coattention import CoattentionFusion
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
+from medfuse.models.fusion.latent import LatentFusion
 from medfuse.models.fusion.sequential import SequentialFusion
 from medfuse.models.fusion.transformer import TransformerFusion
 
 FUSIONS: dict[str, type[Fusion]] = {
     "cascade": CascadeFusion,
+    "coattention": CoattentionFusion,
     "concat": ConcatFusion,
+    "latent": LatentFusion,
     "late": LateFusion,
     "sequential": SequentialFusion,
     "transformer": TransformerFusion,
@@ -18,10 +22,12 @@ FUSIONS: dict[str, type[Fusion]] = {
 __all__ = [
     "FUSIONS",
     "CascadeFusion",
+    "CoattentionFusion",
     "ConcatFusion",
     "Fused",
     "Fusion",
     "LateFusion",
+    "LatentFusion",
     "Readout",
     "SequentialFusion",
     "TransformerFusion",
