@@ -6,7 +6,9 @@ from medfuse.models.fusion.coattention import CoattentionFusion
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
 from medfuse.models.fusion.latent import LatentFusion
+from medfuse.models.fusion.prime import PrimeFusion
 from medfuse.models.fusion.sequential import SequentialFusion
+from medfuse.models.fusion.stacked import StackedFusion
 from medfuse.models.fusion.transformer import TransformerFusion
 
 FUSIONS: dict[str, type[Fusion]] = {
@@ -15,7 +17,9 @@ FUSIONS: dict[str, type[Fusion]] = {
     "concat": ConcatFusion,
     "latent": LatentFusion,
     "late": LateFusion,
+    "prime": PrimeFusion,
     "sequential": SequentialFusion,
+    "stacked": StackedFusion,
     "transformer": TransformerFusion,
 }
 
@@ -28,7 +32,9 @@ __all__ = [
     "Fusion",
     "LateFusion",
     "LatentFusion",
+    "PrimeFusion",
     "Readout",
     "SequentialFusion",
+    "StackedFusion",
     "TransformerFusion",
 ]

@@ -33,8 +33,8 @@ class CoattentionFusion(Fusion):
 
     References:
         Jaume et al. (2024), Modeling dense multimodal interactions between biological pathways and histology for
-        survival prediction (SurvPath), CVPR, section 3.3; Chen et al. (2021), Multimodal co-attention transformer
-        for survival prediction in gigapixel whole slide images (MCAT), ICCV, eq. 4.
+        survival prediction (SurvPath), CVPR; Chen et al. (2021), Multimodal co-attention transformer
+        for survival prediction in gigapixel whole slide images (MCAT), ICCV.
         NOTE[DIFF]: pre-norm residual layers with a null token and several heads; masks; presence per patient; more
         than two modalities; in ``mcat`` means instead of transformers and gated pooling after the attention.
     """

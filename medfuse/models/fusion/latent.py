@@ -28,8 +28,7 @@ class LatentFusion(Fusion):
         residual: add to the state the mean over the present modalities of a linear map of each one's mean token.
 
     References:
-        Hemker et al. (2024), HEALNet: multimodal fusion for heterogeneous biomedical data, NeurIPS, section 3 and
-        algorithm 1.
+        Hemker et al. (2024), HEALNet: multimodal fusion for heterogeneous biomedical data, NeurIPS.
         NOTE[DIFF]: gates per patient; a learned null token among the keys; self-attention of the latents ends every
         round, optional in the authors' code; no Fourier features, for bags have no order; the residual.
     """

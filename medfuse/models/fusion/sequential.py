@@ -53,7 +53,7 @@ class SequentialFusion(Fusion):
         state_change: weight of the mean squared change of the state at a step.
 
     References:
-        Swamy et al. (2023), MultiModN: multimodal, multi-task, interpretable modular networks, NeurIPS, eq. 1-2.
+        Swamy et al. (2023), MultiModN: multimodal, multi-task, interpretable modular networks, NeurIPS.
         NOTE[DIFF]: gates per patient instead of per batch, steps that are residual and normalised instead of ReLU
         states, readouts averaged over the patients who have the modality, orders averaged in evaluation.
     """
