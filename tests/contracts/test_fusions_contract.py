@@ -25,7 +25,9 @@ CASES = [
     ("sequential", {"hidden": 4, "dropout": 0.0, "order": ["stains", "bag", "wide", "table"]}),
     ("stacked", {}),
     ("transformer", {}),
-    ("transformer", {"residual": True}),
+    ("transformer", {"residual": True, "packed": True}),
+    ("transformer", {"unimodal_aux": 0.3, "recovery": 1.0}),
+    ("transformer", {"recovery": 1.0, "packed": True}),
     ("transformer", {"depth": 1, "heads": 2, "ratio": 1, "dropout": 0.0, "token_dropout": 0.0}),
 ]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medfuse.models.attention import MultiHeadAttention, masked_mean
+from medfuse.models.packing import Packing
 from medfuse.models.settings import check_count, check_rate
 
 
@@ -30,8 +31,16 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor, *, queries: int | None = None) -> Tensor:
         """Tokens (B, T, D) to (B, T, D), or to the first ``queries`` of them only."""
         normed = self.norm_attention(tokens)
-        kept = tokens[:, :queries]
-        kept = kept + self.dropout(self.attention(normed[:, :queries], normed, mask))
+        return self._add(tokens[:, :queries], self.attention(normed[:, :queries], normed, mask))
+
+    def packed(self, tokens: Tensor, packing: Packing, *, first: bool = False) -> Tensor:
+        """Packed tokens (N, D) to (N, D), or to the first of each patient (B, D) only."""
+        normed = self.norm_attention(tokens)
+        asked, kept = (normed[packing.first], tokens[packing.first]) if first else (normed, tokens)
+        return self._add(kept, self.attention.packed(asked, normed, packing.groups))
+
+    def _add(self, kept: Tensor, read: Tensor) -> Tensor:
+        kept = kept + self.dropout(read)
         out: Tensor = kept + self.dropout(self.feed(self.norm_feed(kept)))
         return out
 
