@@ -14,7 +14,8 @@ def increments(model: MultimodalModel, batch: Batch, outcome: str) -> Tensor:
     """What each modality adds to an outcome's logits, averaged over the orders of reading: (B, M, number of logits).
 
     Exact: the increments of a patient add up to logits(all present) - logits(none), and those of an absent modality
-    are 0. With up to three modalities the orders are all orders, and the increments are Shapley values of the logits.
+    are 0. With up to three modalities the orders are all orders, as in Shapley values; those ask besides that the state
+    after a set does not depend on the order in which the set was read, which training with shuffled orders approaches.
 
     Args:
         model: with a ``sequential`` fusion, in evaluation.

@@ -96,8 +96,8 @@ def test_increments_add_up_to_everything_minus_nothing(names):
         assert (found[batch.present].abs().sum(-1) > 0).all()
 
 
-def test_increments_over_all_orders_are_shapley_values_of_two():
-    """Steps after each order, from subsets: phi_a = 1/2 [v(a) - v() + v_ba - v(b)], with v of the path's own order."""
+def test_increments_of_two_from_the_subsets_and_the_single_orders():
+    """phi_a = 1/2 [v(a) - v() + v(b then a) - v(b)]."""
     model, batch = model_of(("table", "wide"))
     batch = batch.select([3, 7])
     assert batch.present.all()
