@@ -5,9 +5,10 @@ find, ``survival`` the true curves and ``best_c`` the C-index that no model can 
 """
 
 from medfuse.synthetic.cohort import GENE_SETS, GENES, Simulation, pathway_score, simulate
-from medfuse.synthetic.curves import monte_carlo, population_curve, quadrature_error, survival, values
-from medfuse.synthetic.oracle import Truth, best_c, dividends, members, shapley, truth
+from medfuse.synthetic.curves import median_survival, monte_carlo, population_curve, quadrature_error, survival, values
+from medfuse.synthetic.oracle import Truth, best_c, best_score, dividends, members, shapley, truth
 from medfuse.synthetic.outcomes import Missing, censored_share
+from medfuse.synthetic.paper import write_tables, write_truth
 from medfuse.synthetic.process import (
     INERT,
     LATENTS,
@@ -36,10 +37,12 @@ __all__ = [
     "Simulation",
     "Truth",
     "best_c",
+    "best_score",
     "censored_share",
     "dividends",
     "knowledge",
     "log_hazard",
+    "median_survival",
     "members",
     "monte_carlo",
     "pathway_score",
@@ -50,4 +53,6 @@ __all__ = [
     "survival",
     "truth",
     "values",
+    "write_tables",
+    "write_truth",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 
 from medfuse.errors import ConfigError
 from medfuse.synthetic.process import (
@@ -99,6 +100,13 @@ def population_curve(process: Process, times: Sequence[float] | Array) -> Array:
     nobody = np.zeros(process.sites)
     sites = Latents(**dict.fromkeys(LATENTS, nobody), site=np.arange(process.sites))
     return np.asarray(process.site_shares() @ survival(process, sites, times, known=()))
+
+
+def median_survival(process: Process) -> float:
+    """Days by which half of the whole population have had the event."""
+    return float(
+        brentq(lambda t: float(population_curve(process, [t])[0]) - 0.5, 1e-9 * process.scale, 1e9 * process.scale)
+    )
 
 
 def quadrature_error(process: Process, times: Sequence[float] | Array) -> float:

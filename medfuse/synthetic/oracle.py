@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import ConfigError
 from medfuse.metrics.discrimination import Concordance, harrell_c
-from medfuse.synthetic.curves import positive, values
+from medfuse.synthetic.curves import median_survival, positive, values
 from medfuse.synthetic.outcomes import draw_survival
 from medfuse.synthetic.process import (
     MODALITIES,
@@ -125,10 +125,7 @@ def truth(
         ConfigError: as :func:`values`, or ``present`` of another shape.
     """
     at, n, m = positive(times), len(latents), len(MODALITIES)
-    has = np.ones((n, m), dtype=bool) if present is None else np.asarray(present)
-    if has.shape != (n, m) or has.dtype != bool:
-        msg = f"truth: expected present as bool ({n}, {m}), found {has.dtype} {has.shape}"
-        raise ConfigError(msg)
+    has = np.ones((n, m), dtype=bool) if present is None else _checked_present(present, n)
     known: dict[Knowledge, Array] = {}
     for coalition in range(1 << m):
         what = knowledge(members(coalition))
@@ -154,6 +151,14 @@ def truth(
         contributions=phi,
         dividends=harsanyi,
     )
+
+
+def _checked_present(present: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+    has = np.asarray(present)
+    if has.shape != (n, len(MODALITIES)) or has.dtype != bool:
+        msg = f"oracle: expected present as bool ({n}, {len(MODALITIES)}), found {has.dtype} {has.shape}"
+        raise ConfigError(msg)
+    return has
 
 
 def _of(coalition: int, players: NDArray[np.intp]) -> int:
@@ -193,3 +198,30 @@ def best_c(
     latents = draw_latents(process, n, rng)
     outcome = draw_survival(process, latents, rng, censored=censored, follow_up=follow_up)
     return harrell_c(outcome, log_hazard(process, latents, known=known))
+
+
+def best_score(process: Process, latents: Latents, present: NDArray[np.bool_], *, at: float | None = None) -> Array:
+    """(n,) risk scores for patients who have different modalities: v_t of what each shows, at one time.
+
+    Within one pattern of modalities this is the best order there is. Between patterns the better order of two patients
+    can depend on the time, so that the score is the best one for risk at ``at`` and nearly so for Harrell's C. Where
+    absence itself tells something (missing not at random), a model that uses it may do better.
+
+    Args:
+        process: of the cohort.
+        latents: of its n patients.
+        present: (n, M) bool, in the order of ``MODALITIES``.
+        at: days; default: the median survival of the population.
+
+    Raises:
+        ConfigError: ``present`` of another shape, or a time that is not positive.
+    """
+    when = np.array([median_survival(process) if at is None else at])
+    has = _checked_present(present, len(latents))
+    score = np.empty(len(latents))
+    patterns, which = np.unique(has, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows = np.flatnonzero(which.ravel() == number)
+        known = [name for name, there in zip(MODALITIES, pattern, strict=True) if there]
+        score[rows] = values(process, latents.take(rows), when, known=known)[:, 0]
+    return score
