@@ -85,7 +85,7 @@ def test_a_site_carries_exactly_the_stated_risk():
 def test_kaplan_meier_of_a_large_cohort_is_the_population_curve(large):
     curve = kaplan_meier(large.survival.time, large.survival.event)
     true = synthetic.population_curve(large.process, TIMES)
-    assert np.abs(curve.at(TIMES) - true).max() < 0.015
+    assert np.abs(curve(TIMES) - true).max() < 0.015
 
 
 def test_true_curves_are_calibrated_patient_by_patient(large):
