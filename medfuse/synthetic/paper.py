@@ -229,7 +229,7 @@ def _parts(simulation: Simulation) -> str:
         f"{process.st:+g} {_per('st')}, shown by ecg;",
         f"{process.slope:+g} {_per('slope')}, shown by ehr;",
         f"{process.together:+g} if {_SHOWN['density']} and {_SHOWN['pathway']} are both high or both low, "
-        f"{-process.together:+g} if not, shown by {' and '.join(PAIR)} together and by neither alone: interaction only;",
+        f"{-process.together:+g} if not, shown by {' and '.join(PAIR)} together and by neither alone: a pure pair;",
         f"the site's own part: {sites} (standard deviation {process.site_risk:g} over patients).",
     ]
     return "\n".join(textwrap.fill(f"- {item}", width=118, subsequent_indent="  ") for item in items)
