@@ -28,9 +28,11 @@ APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and t
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
     "streamlit": set(),
-    "pydicom": set(),
+    "pydicom": {"loaders"},
     "nibabel": set(),
-    "openslide": set(),
+    "openslide": {"loaders"},
+    "tifffile": {"loaders"},
+    "simplejpeg": {"loaders"},
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},
     "pickle": set(),

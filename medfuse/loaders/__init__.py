@@ -18,8 +18,9 @@ LOADERS: dict[str, str] = {
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
     "text": "medfuse.loaders.text",
+    "slide": "medfuse.loaders.slide",
 }
-RAW = ("text",)  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "slide")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
