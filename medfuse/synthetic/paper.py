@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ _SHOWN = {
 }
 
 
-def write_patients(folder: Path, simulation: Simulation) -> None:
+def write_patients(folder: Path, simulation: Simulation, *, index_time: Sequence[str] | None = None) -> None:
     """``patients.csv``: id, site, age, sex and outcome of every patient, also of those without any modality."""
     frame = pd.DataFrame(
         {
@@ -50,6 +50,8 @@ def write_patients(folder: Path, simulation: Simulation) -> None:
             "death": simulation.survival.event.astype(int),
         }
     )
+    if index_time is not None:
+        frame.insert(1, "index_time", list(index_time))
     write_text(folder / "patients.csv", frame.to_csv(index=False))
 
 
@@ -79,7 +81,12 @@ def _table_card(simulation: Simulation, name: str) -> ModalityCard:
 
 
 def write_card(
-    folder: Path, simulation: Simulation, modalities: Mapping[str, ModalityCard], *, name: str, hashed: bool = True
+    folder: Path,
+    simulation: Simulation,
+    modalities: Mapping[str, ModalityCard],
+    *,
+    name: str,
+    index_time: str | None = None,
 ) -> Path:
     """``card.md``, which says what the files are and nothing of the truth.
 
@@ -88,7 +95,7 @@ def write_card(
         simulation: whose files lie there.
         modalities: name -> card, in the order wanted.
         name: of the cohort.
-        hashed: state the SHA-256 of every source.
+        index_time: column of the patients table, where the files are dated.
     """
     card = CohortCard(
         name=name,
@@ -101,7 +108,7 @@ def write_card(
             deidentification="Not applicable: no person stands behind any of these data",
         ),
         patients=PatientsCard(file="patients.csv", id="patient_id"),
-        groups=GroupsCard(site="site"),
+        groups=GroupsCard(site="site", index_time=index_time),
         subgroups=["sex"],
         outcomes={
             "death": OutcomeCard(
@@ -117,8 +124,8 @@ def write_card(
         modalities=dict(modalities),
     )
     front = card.model_dump(exclude_defaults=True, exclude={"prose", "path"}, mode="json")
-    if hashed:
-        front["governance"]["sha256"] = {source: sha256_file(folder / source) for source in card.sources()}
+    files = [source for source in card.sources() if (folder / source).is_file()]
+    front["governance"]["sha256"] = {source: sha256_file(folder / source) for source in files}
     text = yaml.safe_dump(front, sort_keys=False, width=120, allow_unicode=True)
     path = folder / "card.md"
     write_text(path, f"---\n{text}---\n\n{_prose(simulation, modalities)}")
