@@ -119,21 +119,24 @@ NUCLEUS_UM = 3.0  # radius
 _HAEMATOXYLIN, _EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.10, 0.86, 0.50])
 
 
-def _smooth(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> Array:
+def _smooth(size: int, cells: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Smooth random field within -1..1, by linear interpolation of a coarse grid."""
-    grid = rng.uniform(-1, 1, size=(cells + 1, cells + 1))
-    across = [np.linspace(0, cells, n, endpoint=False) for n in shape]
-    (i, fi), (j, fj) = ((a.astype(int), a - a.astype(int)) for a in across)
-    rows = grid[i] * (1 - fi)[:, None] + grid[i + 1] * fi[:, None]
-    return np.asarray(rows[:, j] * (1 - fj) + rows[:, j + 1] * fj)
+    grid = rng.uniform(-1, 1, size=(cells + 1, cells + 1)).astype(np.float32)
+    at = np.linspace(0, cells, size, endpoint=False, dtype=np.float32)
+    i = at.astype(int)
+    f = at - i
+    rows = grid[i] * (1 - f)[:, None] + grid[i + 1] * f[:, None]
+    return np.asarray(rows[:, i] * (1 - f) + rows[:, i + 1] * f)
 
 
 def tissue_mask(rng: np.random.Generator, *, size: int = SLIDE_PIXELS) -> NDArray[np.bool_]:
-    """(size, size) True where tissue lies: one piece with a wavy edge, about two thirds of the field."""
-    y, x = np.mgrid[:size, :size] / size - 0.5
-    angle = np.arctan2(y, x)
-    edge = 0.45 + sum(0.02 / k * np.sin(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
-    return np.asarray(np.hypot(x, y) < edge)
+    """(size, size) True where tissue lies: one piece with a wavy edge, 40 to 60 % of the field."""
+    axis = np.arange(size, dtype=np.float32) / size - np.float32(0.5)
+    around = np.linspace(-np.pi, np.pi, 2048)
+    edge = rng.uniform(0.36, 0.44) + sum(0.02 / k * np.sin(k * around + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
+    angle = np.arctan2(axis[:, None], axis[None, :])
+    radius = np.asarray(edge, dtype=np.float32)[((angle + np.pi) * (2047 / (2 * np.pi))).astype(np.int32)]
+    return np.asarray(np.hypot(axis[:, None], axis[None, :]) < radius)
 
 
 def nuclei(density: float, mask: NDArray[np.bool_], rng: np.random.Generator) -> Array:
@@ -146,7 +149,7 @@ def nuclei(density: float, mask: NDArray[np.bool_], rng: np.random.Generator) ->
     padded = np.zeros((free.shape[0] + 2 * apart, free.shape[1] + 2 * apart), dtype=bool)
     padded[apart:-apart, apart:-apart] = free
     found: list[tuple[int, int]] = []
-    for place in rng.permutation(np.flatnonzero(free)):
+    for place in rng.choice(np.flatnonzero(free), size=20 * wanted):
         row, column = divmod(int(place), free.shape[1])
         if padded[row + apart, column + apart]:
             found.append((row, column))
@@ -160,10 +163,10 @@ def slide_pixels(density: float, style: SiteStyle, rng: np.random.Generator) -> 
     """(1024, 1024, 3) uint8: pink stroma with blue nuclei on glass, at 0.5 µm per pixel, by the law of Beer."""
     mask = tissue_mask(rng)
     size = len(mask)
-    haematoxylin, eosin = np.zeros((size, size)), np.zeros((size, size))
-    stain = np.array(style.stain) * rng.normal(1.0, 0.12, size=2)  # from block to block, too
-    haematoxylin[mask] = 0.03
-    eosin[mask] = (0.22 + 0.07 * _smooth((size, size), 24, rng))[mask]
+    haematoxylin, eosin = np.zeros((2, size, size), dtype=np.float32)
+    stain = np.array(style.stain) * np.clip(rng.normal(1.0, 0.2, size=2), 0.5, 1.5)  # from block to block, too
+    haematoxylin += np.float32(0.03) * mask
+    eosin += mask * (np.float32(0.22) + np.float32(0.07) * _smooth(size, 24, rng))
     radius = NUCLEUS_UM / SLIDE_MPP
     reach = int(np.ceil(radius)) + 1
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -175,9 +178,14 @@ def slide_pixels(density: float, style: SiteStyle, rng: np.random.Generator) -> 
         shape = haematoxylin[cut].shape
         disc = disc[top - r + reach :, left - c + reach :][: shape[0], : shape[1]]
         haematoxylin[cut] = np.maximum(haematoxylin[cut], rng.uniform(0.75, 0.95) * disc)
-    density_rgb = stain[0] * haematoxylin[..., None] * _HAEMATOXYLIN + stain[1] * eosin[..., None] * _EOSIN
-    light = 243.0 * 10.0**-density_rgb + rng.normal(0, 2.0, size=(size, size, 1))
-    return np.asarray(np.clip(np.rint(light), 0, 255), dtype=np.uint8)
+    noise = np.float32(2.0) * rng.standard_normal((size, size), dtype=np.float32)
+    pixels = np.empty((size, size, 3), dtype=np.uint8)
+    for channel in range(3):
+        blue = np.float32(-np.log(10) * stain[0] * _HAEMATOXYLIN[channel])
+        pink = np.float32(-np.log(10) * stain[1] * _EOSIN[channel])
+        light = np.float32(243.0) * np.exp(blue * haematoxylin + pink * eosin) + noise
+        pixels[..., channel] = np.clip(np.rint(light), 0, 255)
+    return pixels
 
 
 # --- laboratory values ----------------------------------------------------------------------------------------------

@@ -44,7 +44,10 @@ def _rng(seed: int, part: str, patient: int) -> np.random.Generator:
 
 
 def ecg_signal(st_level: float, style: SiteStyle, rng: np.random.Generator, *, hertz: float) -> Array:
-    """(12, samples) mV of a resting ECG whose leads V3 to V5 have an ST level in mV; the others have none."""
+    """(12, samples) mV of a resting ECG whose leads V3 to V5 have an ST level in mV; the others have none.
+
+    Every electrode has an offset of its own, so that the level is one only against the patient's own baseline.
+    """
     rate, seed = float(rng.normal(72, 9)), int(rng.integers(1 << 31))
 
     def beats(st_mv: float) -> Array:
@@ -55,7 +58,9 @@ def ecg_signal(st_level: float, style: SiteStyle, rng: np.random.Generator, *, h
     signal, raised = beats(0.0), beats(st_level)  # of the same heart: the same rhythm and noise
     shown = [LEADS.index(name) for name in ST_LEADS]
     signal[shown] = raised[shown]
-    return signal
+    first, second, *chest = rng.normal(0, 0.15, size=8)
+    limb = [first, second, second - first, -(first + second) / 2, first - second / 2, second - first / 2]
+    return signal + np.array([*limb, *chest])[:, None]
 
 
 class _Writer:
