@@ -53,6 +53,7 @@ class Simulation:
 
     Attributes:
         process: what generated it.
+        seed: with which it was drawn.
         patient_ids: n ids.
         latents: what decides the hazard.
         age, sex: (n,) years and True for female; neither has to do with anything.
@@ -63,6 +64,7 @@ class Simulation:
     """
 
     process: Process
+    seed: int
     patient_ids: tuple[PatientId, ...]
     latents: Latents
     age: Array
@@ -266,6 +268,7 @@ def simulate(
     }
     return Simulation(
         process=process,
+        seed=seed,
         patient_ids=ids,
         latents=latents,
         age=age,

@@ -208,6 +208,7 @@ def write_truth(folder: Path, simulation: Simulation) -> None:
         folder / "process.json",
         {
             "process": dataclasses.asdict(process),
+            "seed": simulation.seed,
             "missing": {"mechanism": simulation.missing.mechanism, "rates": dict(simulation.missing.rates)},
             "missing_strength": simulation.missing.strength,
             "median_survival_days": median_survival(process),
