@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medfuse.card import ColumnCard, ModalityCard
+from medfuse.card import ModalityCard
 from medfuse.errors import ConfigError
 from medfuse.files import write_text
 from medfuse.loaders.dicom import write_ct_series
@@ -18,6 +18,7 @@ from medfuse.loaders.ecg import synthesise, write_wfdb
 from medfuse.loaders.events import write_meds
 from medfuse.loaders.expression import write_expression
 from medfuse.loaders.slide import write_slide
+from medfuse.loaders.variants import write_maf
 from medfuse.synthetic.cohort import GENES, MUTATED, Simulation, simulate
 from medfuse.synthetic.outcomes import Missing
 from medfuse.synthetic.paper import TRUTH, write_card, write_gene_sets, write_patients, write_truth
@@ -35,7 +36,7 @@ from medfuse.synthetic.process import MODALITIES, ST_LEADS, Array, Process
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 ECG_SECONDS = 10.0
-_PARTS = ("side", "imaging", "pathology", "ecg", "ehr", "reports", "index_time")
+_PARTS = ("side", "imaging", "pathology", "ecg", "ehr", "reports", "index_time", "mutations")
 
 
 def _rng(seed: int, part: str, patient: int) -> np.random.Generator:
@@ -179,15 +180,27 @@ class _Writer:
         return ModalityCard(loader="text", path="reports/{patient_id}.txt", description="Report on the imaging")
 
     def mutations(self) -> ModalityCard:
-        """A table of all patients until the writer of MAF is here."""
+        """A MAF of all patients, and the list of who was sequenced: some have no variant at all."""
         data = self.simulation.data["mutations"]
-        ids = list(data.samples)
-        values = np.array([data.samples[i].tokens[:, 0] for i in ids]).reshape(len(ids), len(MUTATED))
-        frame = pd.DataFrame(values.astype(int), columns=list(MUTATED))
-        frame.insert(0, "patient_id", ids)
-        write_text(self.folder / "mutations.csv", frame.to_csv(index=False))
-        columns = {gene: ColumnCard(unit="0/1") for gene in MUTATED}
-        return ModalityCard(loader="tabular", file="mutations.csv", columns=columns)
+        row_of = {patient: row for row, patient in enumerate(self.simulation.patient_ids)}
+        samples, genes, classes, fractions = [], [], [], []
+        for patient, sample in data.samples.items():
+            rng = _rng(self.seed, "mutations", row_of[patient])
+            for gene in np.array(MUTATED)[sample.tokens[:, 0] > 0]:
+                samples.append(str(patient))
+                genes.append(str(gene))
+                classes.append(str(rng.choice(("Missense_Mutation", "Nonsense_Mutation", "Frame_Shift_Del"))))
+                fractions.append(round(float(rng.uniform(0.05, 0.5)), 2))
+        write_maf(self.folder / "mutations.maf", samples=samples, genes=genes, classes=classes, vaf=fractions)
+        write_text(self.folder / "sequenced.csv", "\n".join(["patient_id", *data.samples]) + "\n")
+        return ModalityCard(
+            loader="variants",
+            file="mutations.maf",
+            sequenced="sequenced.csv#patient_id",
+            build="GRCh38",
+            options={"values": ["mutated"], "genes": list(MUTATED)},
+            description="Somatic mutations of the tumour in a panel of 40 genes",
+        )
 
 
 def subject_of(patient: str) -> int:
