@@ -13,9 +13,10 @@ from medfuse.sample import ItemKind
 EXTRACTORS: dict[str, str] = {
     "identity": "medfuse.extractors.identity:IdentityExtractor",
     "hashed_ngrams": "medfuse.extractors.text:HashedNgrams",
+    "tile": "medfuse.extractors.tile:TileFeatures",
 }
 # the extractor of a kind of item when the card names none
-DEFAULTS: dict[ItemKind, str] = {"vector": "identity", "sentence": "hashed_ngrams"}
+DEFAULTS: dict[ItemKind, str] = {"vector": "identity", "sentence": "hashed_ngrams", "tile": "tile"}
 
 
 def build_extractor(options: Mapping[str, Any], *, where: str) -> Extractor:

@@ -16,7 +16,7 @@ from medfuse.loaders._tissue import Overview, overview, share
 
 OPTIONS = ("mpp", "tile", "slide_mpp", "tissue", "pen", "resample", "frames")
 SAME = 0.02  # a level whose mpp is this near to the wanted one is used as it is
-_STRIP = 8192  # level pixels: tiles are ordered in strips this wide, so that few decoded tiles serve many
+_STRIP = 4096  # level pixels: tiles are ordered in strips this wide, so that few decoded tiles serve many
 _MOST = 2_000_000  # tiles of a grid
 
 
@@ -97,7 +97,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Tiles of a slide, in strips of 8,192 level pixels and row by row within them.
+    """Tiles of a slide, in strips of 4,096 level pixels and row by row within them.
 
     Attributes:
         slide, plan, overview: what they come from.
@@ -203,7 +203,7 @@ def tiles_of(files: Sequence[Path], options: Mapping[str, Any]) -> Tiles:
 
 
 class Fetch:
-    """Tiles by number; files are opened when asked and closed after, decoded neighbours are kept (48 MiB at most)."""
+    """Tiles by number; files are opened when asked and closed after, decoded neighbours are kept (32 MiB at most)."""
 
     def __init__(self, slide: Slide, plan: Plan, place: NDArray[np.int64], size: int) -> None:
         self.slide, self.plan, self.place, self.size = slide, plan, place, size

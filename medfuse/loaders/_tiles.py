@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 
-CACHE = 48 << 20  # bytes of decoded tiles that are kept while neighbouring tiles are cut out of them
+CACHE = 32 << 20  # bytes of decoded tiles that are kept while neighbouring tiles are cut out of them
 SCALES = (8, 4, 2)  # sizes that libjpeg's scaled inverse DCT gives
 DCT_MEAN, DCT_MAX = 1.0, 40  # how far, of 255, a scaled decode may be from the area mean on the tiles that are probed
 
@@ -117,11 +117,16 @@ class TileCache:
         if found is not None:
             self.held.move_to_end(key)
             return found
-        decoded: NDArray[np.uint8] = grid.decode(handle, number, scale=scale)
+        shape = (grid.tile_height // scale, grid.tile_width // scale, 3)
+        room = None  # a tile that leaves gives its memory to the one that comes: fresh pages cost as much as copying
+        while self.size + np.prod(shape) > CACHE and self.held:
+            room = self.held.popitem(last=False)[1]
+            self.size -= room.nbytes
+        decoded: NDArray[np.uint8] = grid.decode(
+            handle, number, scale=scale, out=room if room is not None and room.shape == shape else None
+        )
         self.held[key] = decoded
         self.size += decoded.nbytes
-        while self.size > CACHE:
-            self.size -= self.held.popitem(last=False)[1].nbytes
         return decoded
 
 

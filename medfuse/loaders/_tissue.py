@@ -30,12 +30,14 @@ class Overview:
         pixels: (h, w, 3) uint8.
         step: level-0 pixels of one overview pixel.
         tissue, pen: (h, w) masks; no pixel is both.
+        glass: (3,) what light without tissue looks like.
     """
 
     pixels: NDArray[np.uint8]
     step: float
     tissue: NDArray[np.bool_]
     pen: NDArray[np.bool_]
+    glass: tuple[float, float, float]
 
 
 def overview(reader: Reader, mpp: float) -> Overview:
@@ -65,16 +67,24 @@ def overview(reader: Reader, mpp: float) -> Overview:
             out[top : top + h, left : left + w] = reduced(part, fine)
     step = times * slide.downsamples[level]
     tissue, pen = masks(out, step * mpp)
-    return Overview(pixels=out, step=step, tissue=tissue, pen=pen)
+    return Overview(pixels=out, step=step, tissue=tissue, pen=pen, glass=glass_of(out))
+
+
+def glass_of(pixels: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Median of what is bright and grey; 245 where less than a hundredth of the slide is."""
+    bright = pixels[(pixels.min(axis=2) >= 200) & (np.ptp(pixels, axis=2) <= 20)]
+    if len(bright) <= 0.01 * pixels[..., 0].size:
+        return (245.0, 245.0, 245.0)
+    r, g, b = np.maximum(np.median(bright, axis=0), 220.0)
+    return (float(r), float(g), float(b))
 
 
 def densities(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Optical density (h, w, 3) relative to the glass: the median of what is bright in all channels."""
-    bright = pixels[(pixels.min(axis=2) >= 200) & (np.ptp(pixels, axis=2) <= 20)]
-    glass = np.median(bright, axis=0) if len(bright) > 0.01 * pixels[..., 0].size else np.full(3, 245.0)
+    """Optical density (h, w, 3) relative to the glass."""
+    glass = glass_of(pixels)
     out = np.empty(pixels.shape, dtype=np.float32)
     for k in range(3):
-        table = np.maximum(-np.log((np.arange(256) + 1.0) / (max(float(glass[k]), 220.0) + 1.0)), 0)
+        table = np.maximum(-np.log((np.arange(256) + 1.0) / (glass[k] + 1.0)), 0)
         out[..., k] = table.astype(np.float32)[pixels[..., k]]
     return out
 

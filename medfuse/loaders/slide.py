@@ -155,6 +155,7 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         "slide_mpp": round(mpp, 6),
         "mpp_from": said,
         "slide_size": list(slide.sizes[0]),
+        "glass": list(tiles.overview.glass),
         "level": plan.level,
         "tile_level0": round(plan.side, 3),
         "read_by": "JPEG tiles" if plan.level in slide.grids else slide.vendor,
