@@ -35,6 +35,9 @@ FENCED = {
     "simplejpeg": {"loaders"},
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},
+    "wfdb": set(),
+    "soundfile": {"loaders"},
+    "defusedxml": {"loaders"},
     "pickle": set(),
     "joblib": set(),
 }

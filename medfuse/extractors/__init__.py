@@ -14,9 +14,15 @@ EXTRACTORS: dict[str, str] = {
     "identity": "medfuse.extractors.identity:IdentityExtractor",
     "hashed_ngrams": "medfuse.extractors.text:HashedNgrams",
     "tile": "medfuse.extractors.tile:TileFeatures",
+    "waveform": "medfuse.extractors.waveform:Waveform",
 }
 # the extractor of a kind of item when the card names none
-DEFAULTS: dict[ItemKind, str] = {"vector": "identity", "sentence": "hashed_ngrams", "tile": "tile"}
+DEFAULTS: dict[ItemKind, str] = {
+    "vector": "identity",
+    "sentence": "hashed_ngrams",
+    "tile": "tile",
+    "window": "waveform",
+}
 
 
 def build_extractor(options: Mapping[str, Any], *, where: str) -> Extractor:

@@ -17,10 +17,11 @@ LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
-    "text": "medfuse.loaders.text",
     "slide": "medfuse.loaders.slide",
+    "ecg": "medfuse.loaders.ecg",
+    "text": "medfuse.loaders.text",
 }
-RAW = ("text", "slide")  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "slide", "ecg")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
