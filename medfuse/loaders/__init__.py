@@ -17,11 +17,13 @@ LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
     "vectors": "medfuse.loaders.vectors",
+    "dicom": "medfuse.loaders.dicom",
     "slide": "medfuse.loaders.slide",
     "ecg": "medfuse.loaders.ecg",
     "text": "medfuse.loaders.text",
+    "volume": "medfuse.loaders.volume",
 }
-RAW = ("text", "slide", "ecg")  # those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("text", "slide", "ecg", "dicom", "volume")  # those that read files of one patient, and whose items an extractor turns into tokens
 
 VERSION = 1  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 
