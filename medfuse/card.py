@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from medfuse.errors import ConfigError, DataError, nearest
-from medfuse.files import sha256_file
+from medfuse.files import sha256_path
 from medfuse.types import DAYS_PER_UNIT, ColumnKind, OutcomeKind
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -162,6 +162,7 @@ LOADER_KEYS = {
     "expression": _TABLE_KEYS
     | {"orientation", "unit", "log_base", "zscored_on", "gmt", "duplicates", "accept_mangled"},
     "vectors": {"file", "files", "unit", "features", "coordinates"},
+    "events": {"file", "files", "options"},
 }
 # Loaders of raw files: one path per patient (or one table of all), options that the loader checks, and an extractor.
 _RAW_KEYS = {"path", "file", "files", "options", "extractor", "unit", "gmt"}
@@ -364,13 +365,14 @@ def _package_folder(card: CohortCard, package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Path:
+def resolve_source(card: CohortCard, source: str, data_root: Path | None, *, folder: bool = False) -> Path:
     """Where a source of a card lies; its SHA-256 is checked where the card states it.
 
     Args:
         card: the card, whose ``root`` is a folder below the data root.
         source: a path below it, or ``package:NAME/path`` inside an installed package, found without importing it.
         data_root: folder laid out as the cards expect; None: the default, which a package source does not need.
+        folder: the source may be a folder (the shards of a MEDS dataset).
 
     Raises:
         ConfigError: a path that leaves the data root, a package that is not installed, or no data root.
@@ -386,7 +388,7 @@ def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Pat
             raise ConfigError(msg)
         path = jailed(source, jailed(card.root, root) if card.root else root)
     try:
-        there = path.is_file()
+        there = path.is_file() or (folder and path.is_dir())
     except OSError:  # a name longer than the file system takes
         there = False
     if not there:
@@ -394,7 +396,7 @@ def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Pat
         raise DataError(msg)
     expected = card.governance.sha256.get(source)
     if expected is not None:
-        found = sha256_file(path)
+        found = sha256_path(path)
         if found != expected:
             msg = (
                 f"{card.name}: {source!r} has changed: expected SHA-256 {expected} as the card states, found {found}; "

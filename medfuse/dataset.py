@@ -11,7 +11,7 @@ from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import ModalityCard
 from medfuse.errors import DataError, StoreError, nearest
 from medfuse.extraction import extract
-from medfuse.files import sha256_file
+from medfuse.files import sha256_path
 from medfuse.sample import ModalityData
 from medfuse.store import FeatureStore, PatientItems, entry_key
 from medfuse.types import PatientId
@@ -33,13 +33,13 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         return _extracted(cohort, name, store=store)
 
     def resolve(source: str) -> Path:
-        return resolve_source(card, source, cohort.data_root)
+        return resolve_source(card, source, cohort.data_root, folder=spec.loader == "events")
 
     sources = {}
     for source in _sources(spec):
         path = resolve(source)
         if path not in hashes:
-            hashes[path] = sha256_file(path)
+            hashes[path] = sha256_path(path)
         sources[source] = hashes[path]
     patients = (card.patients.id, card.patients.row_prefix)
     settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients)}

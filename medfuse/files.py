@@ -39,6 +39,18 @@ def sha256_file(path: Path) -> str:
         raise StoreError(msg) from error
 
 
+def sha256_path(path: Path) -> str:
+    """SHA-256 of a file, or of the names and SHA-256 of everything below a folder.
+
+    Raises:
+        StoreError: when a file cannot be read.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256_bytes("".join(f"{sha256_file(p)} {p.relative_to(path).as_posix()}\n" for p in files).encode())
+
+
 def fsync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` durable (a no-op where folders cannot be opened, as on Windows)."""
     with contextlib.suppress(PermissionError):

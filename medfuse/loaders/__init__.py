@@ -20,6 +20,7 @@ LOADERS: dict[str, str] = {
     "dicom": "medfuse.loaders.dicom",
     "slide": "medfuse.loaders.slide",
     "ecg": "medfuse.loaders.ecg",
+    "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
     "text": "medfuse.loaders.text",
     "volume": "medfuse.loaders.volume",
 }
