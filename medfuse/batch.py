@@ -29,6 +29,7 @@ class ModalityShape:
         column_of_feature: p column indices, nondecreasing or not; one-hot features of a column share one.
         missing_features: indices of the features that are ever missing in train (None = any may be).
         names: names of the features, needed by encoders that look them up (``pathway``).
+        pathways: names of features per gene set, of the sets that the card names.
         identities: names of the token identities; empty for a free bag.
         coordinates: P, numbers per token position.
     """
@@ -39,6 +40,7 @@ class ModalityShape:
     column_of_feature: tuple[int, ...] = ()
     missing_features: tuple[int, ...] | None = None
     names: tuple[str, ...] = ()
+    pathways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     coordinates: int = 1
 
@@ -50,6 +52,7 @@ class ModalityShape:
             object.__setattr__(self, "column_of_feature", tuple(range(self.features)))
         if self.layout == "columns" and not self.columns:
             object.__setattr__(self, "columns", max(self.column_of_feature) + 1)
+        object.__setattr__(self, "pathways", {name: tuple(members) for name, members in self.pathways.items()})
         known = self.column_of_feature
         if self.layout == "columns" and (
             len(known) != self.features or not 0 <= min(known) <= max(known) < self.columns

@@ -160,7 +160,11 @@ _TABLE_KEYS = {"file", "columns", "repeated_rows", "days_from_index"}
 LOADER_KEYS = {
     "tabular": _TABLE_KEYS,
     "expression": _TABLE_KEYS
-    | {"orientation", "unit", "log_base", "zscored_on", "gmt", "duplicates", "accept_mangled"},
+    | {"orientation", "unit", "log_base", "zscored_on", "gmt", "duplicates", "accept_mangled", "barcode", "options"},
+    "copy_number": {"file", "path", "columns", "repeated_rows", "unit", "gmt", "duplicates", "accept_mangled", "build"}
+    | {"barcode", "regions", "options"},
+    "variants": {"file", "path", "columns", "gmt", "accept_mangled", "build", "barcode", "regions", "sequenced"}
+    | {"options"},
     "vectors": {"file", "files", "unit", "features", "coordinates"},
     "events": {"file", "files", "options"},
 }
@@ -187,6 +191,10 @@ class ModalityCard(Strict):
     duplicates: Literal["refuse", "mean"] = "refuse"
     repeated_rows: Literal["agree", "mean", "first"] = "agree"
     accept_mangled: bool = False
+    barcode: Literal["as_is", "tcga_patient"] = Field(default="as_is", description="how samples name their patients")
+    build: Literal["GRCh37", "GRCh38"] | None = Field(default=None, description="genome that positions are of")
+    regions: str | None = Field(default=None, description="table of gene, chromosome, start, end (1-based, inclusive)")
+    sequenced: str | None = Field(default=None, description="FILE#COLUMN of who was sequenced, or with_variants")
     features: str = "features"
     coordinates: str = "coords"
     days_from_index: str | None = Field(default=None, description="column of days from index time; > 0 is refused")
@@ -201,24 +209,12 @@ class ModalityCard(Strict):
         if sum(map(bool, (self.file, self.files, self.path))) != 1:
             msg = "a modality needs one of file, files and path"
             raise ValueError(msg)
-        for pattern in (self.path, *self.files.values()) if self.loader not in LOADER_KEYS else ():
+        for pattern in (self.path, *(self.files.values() if self.loader not in LOADER_KEYS else ())):
             if pattern and "{patient_id}" not in pattern:
                 msg = "raw files need {patient_id} in path and files; a table of all patients stands under file"
                 raise ValueError(msg)
         if self.loader == "tabular" and not (isinstance(self.columns, dict) and self.columns):
             msg = "tabular needs columns: a mapping of column name to kind, unit, levels, missing"
-            raise ValueError(msg)
-        if self.loader == "expression" and (self.unit is None or isinstance(self.columns, dict)):
-            msg = (
-                "expression needs a unit (zscore, tpm, fpkm, counts, intensity, copy_number, mutation), log_base if "
-                "logged, and columns as a pattern such as '*_rnaseq'"
-            )
-            raise ValueError(msg)
-        if self.days_from_index and self.orientation == "genes_by_patients":
-            msg = "days_from_index dates rows, and rows of genes_by_patients are genes; transpose the table to date it"
-            raise ValueError(msg)
-        if self.unit == "zscore" and not self.zscored_on:
-            msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
             raise ValueError(msg)
         allowed = LOADER_KEYS.get(self.loader, _RAW_KEYS) | {"loader", "id", "description"}
         ignored = [
@@ -231,9 +227,32 @@ class ModalityCard(Strict):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _of_genes(self) -> "ModalityCard":
+        if self.loader == "expression" and (self.unit is None or isinstance(self.columns, dict)):
+            msg = (
+                "expression needs a unit (zscore, tpm, fpkm, counts, intensity, copy_number, mutation), log_base if "
+                "logged, and columns as a pattern such as '*_rnaseq'"
+            )
+            raise ValueError(msg)
+        rows = self.repeated_rows != "agree" and self.barcode == "as_is"  # several samples of a patient are columns
+        if self.orientation == "genes_by_patients" and (self.days_from_index or rows):
+            key = "days_from_index dates" if self.days_from_index else "repeated_rows merges"
+            msg = f"{key} rows, and rows of genes_by_patients are genes; transpose the table to use it"
+            raise ValueError(msg)
+        if self.loader in {"copy_number", "variants"} and isinstance(self.columns, dict):
+            msg = f"{self.loader} takes columns as a pattern of sample names, such as '*_tumour'"
+            raise ValueError(msg)
+        if self.unit == "zscore" and not self.zscored_on:
+            msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
+            raise ValueError(msg)
+        return self
+
     def sources(self) -> list[str]:
         """Files that the loader opens, without those that every patient has of his own."""
-        return [s for s in (self.file, *self.files.values(), self.gmt) if s and "{patient_id}" not in s]
+        listed = self.sequenced.rpartition("#")[0] if self.sequenced else None
+        named = (self.file, *self.files.values(), self.gmt, self.regions, listed)
+        return [source for source in dict.fromkeys(named) if source and "{patient_id}" not in source]
 
 
 class FoldsCard(Strict):

@@ -151,12 +151,13 @@ def evaluate(
     cohort: Cohort,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write; default: external_COHORT.json.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first that the card has.")] = None,
 ) -> None:
     """External validation: apply a run to another cohort that has the same modalities and outcome."""
     from medfuse.workflow import evaluate as evaluate_run
     from medfuse.workflow import summary_lines
 
-    evaluation, path = evaluate_run(run, cohort, data_root=data_root, out=out)
+    evaluation, path = evaluate_run(run, cohort, outcome=outcome, data_root=data_root, out=out)
     for line in summary_lines(evaluation):
         _say(line)
     _say(f"written: {path}")

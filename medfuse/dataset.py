@@ -8,10 +8,9 @@ from typing import Any
 
 from medfuse import loaders
 from medfuse.cohort import Cohort, resolve_source
-from medfuse.config import ModalityCard
 from medfuse.errors import DataError, StoreError, nearest
-from medfuse.extraction import extract
-from medfuse.files import sha256_path
+from medfuse.extraction import extract, patient_files
+from medfuse.files import sha256_file, sha256_path
 from medfuse.sample import ModalityData
 from medfuse.store import FeatureStore, PatientItems, entry_key
 from medfuse.types import PatientId
@@ -20,10 +19,6 @@ from medfuse.types import PatientId
 def default_store_root() -> Path:
     """MEDFUSE_STORE, or ``.medfuse/store`` in the working folder."""
     return Path(os.environ.get("MEDFUSE_STORE", ".medfuse/store"))
-
-
-def _sources(card: ModalityCard) -> list[str]:
-    return [source for source in (card.file, *card.files.values(), card.gmt) if source]
 
 
 def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, str]) -> ModalityData:
@@ -36,11 +31,14 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         return resolve_source(card, source, cohort.data_root, folder=spec.loader == "events")
 
     sources = {}
-    for source in _sources(spec):
+    for source in spec.sources():
         path = resolve(source)
         if path not in hashes:
             hashes[path] = sha256_path(path)
         sources[source] = hashes[path]
+    files = patient_files(cohort, name) if spec.path else {}
+    for patient, paths in files.items():
+        sources |= {f"{patient}#{k}": sha256_file(path) for k, path in enumerate(paths)}
     patients = (card.patients.id, card.patients.row_prefix)
     settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients)}
     key = entry_key(name=name, settings=settings, sources=sources, version=loaders.VERSION)
@@ -49,7 +47,10 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
             return store.get(key)
         except StoreError:
             pass  # a damaged entry is rebuilt from its sources, whose hashes are part of the key
-    data = loaders.read(name, spec, resolve=resolve, patients=patients)
+    if spec.path:
+        data = loaders.read_files(name, spec, resolve=resolve, files=files)
+    else:
+        data = loaders.read(name, spec, resolve=resolve, patients=patients)
     return store.put(data, key=key, sources=sources)
 
 

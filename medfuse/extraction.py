@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medfuse import loaders
-from medfuse.card import jailed
+from medfuse.card import default_data_root, jailed
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.config import CohortCard, ModalityCard
 from medfuse.errors import ConfigError, DataError, MedfuseError, StoreError
@@ -114,6 +114,19 @@ def _files_of(pattern: str, patient: PatientId, root: Path) -> list[Path]:
             msg = f"patient {patient}: expected at most {LARGEST_FOLDER} files, found more; narrow {pattern!r}"
             raise DataError(msg)
     return found
+
+
+def patient_files(cohort: Cohort, name: str) -> dict[PatientId, tuple[Path, ...]]:
+    """Files of each patient who has any, by the ``path`` of a modality's card.
+
+    Raises:
+        ConfigError: no data root, or a path that leaves it.
+        DataError: an id that cannot be part of a path.
+    """
+    root = _below(cohort.card, cohort.data_root or default_data_root())
+    pattern = str(cohort.card.modalities[name].path)
+    found = {patient: tuple(_files_of(pattern, patient, root)) for patient in cohort.patient_ids}
+    return {patient: files for patient, files in found.items() if files}
 
 
 class _Hashes:

@@ -167,7 +167,8 @@ def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
     spread = np.sqrt(square / np.maximum(count, 1)[:, None])
     varies = (spread > _TINY).any(axis=0)
     source = np.flatnonzero(varies).astype(np.int64)
-    scale = np.where(spread > _TINY, spread, 1.0)[:, source]
+    # A token identity that no train patient has tells nothing: it is shown as 0, whatever its numbers.
+    scale = np.where(count[:, None] > 0, np.where(spread > _TINY, spread, 1.0), np.inf)[:, source]
     every = all(len(np.unique(_identity(data.identities, s))) == groups for s in samples)
     return Preprocessing(
         modality=data.name,

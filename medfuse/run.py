@@ -272,6 +272,11 @@ def modality_specs(data: Mapping[str, ModalityData]) -> dict[str, Any]:
     }
 
 
+def spec_columns(spec: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of one modality in :func:`modality_specs`."""
+    return tuple(Column(name=c[0], kind=c[1], unit=c[2], levels=tuple(c[3])) for c in spec["columns"])
+
+
 def modalities_from_frame(frame: pd.DataFrame, specs: Mapping[str, Any]) -> dict[str, ModalityData]:
     """Modalities of patients in a flat table, as the served model receives them.
 
@@ -294,7 +299,7 @@ def modalities_from_frame(frame: pd.DataFrame, specs: Mapping[str, Any]) -> dict
         raise StoreError(msg)
     out = {}
     for name, spec in specs.items():
-        columns = tuple(Column(name=c[0], kind=c[1], unit=c[2], levels=tuple(c[3])) for c in spec["columns"])
+        columns = spec_columns(spec)
         samples = (
             _column_samples(frame, ids, name, columns)
             if spec["layout"] == "columns"

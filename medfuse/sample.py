@@ -116,6 +116,7 @@ class ModalityData:
         identities: names of the token identities; empty for a free bag (layout ``vectors`` only).
         samples: one entry per patient who has the modality.
         key: content address in the feature store, empty before it was stored.
+        gene_sets: set name -> column names, where the card names a GMT file; cut to the columns, none empty.
         warnings: what the loader saw and a person should know (mangled or duplicated names, for instance).
     """
 
@@ -126,4 +127,5 @@ class ModalityData:
     columns: tuple[Column, ...] = ()
     identities: tuple[str, ...] = ()
     key: str = ""
+    gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())

@@ -99,7 +99,10 @@ def published_splits(cohort: Cohort) -> list[Split]:
                 side: [str(r["patient_id"]) for r in rows if r["dataset"] == side] for side in ("training", "test")
             }
         except (ValueError, TypeError, KeyError) as error:
-            msg = f"{path.name}: expected a JSON list of {{patient_id, dataset: training|test}}, found another form"
+            msg = (
+                f"{path.name}: expected a JSON list of {{patient_id, dataset: training|test}}, found another form; "
+                "fetch the file again, or correct the card's folds"
+            )
             raise DataError(msg) from error
         sides.append((name, parts["training"], parts["test"]))
     splits = []

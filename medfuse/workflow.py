@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from numpy.typing import NDArray
 
+from medfuse.applying import apply_run, classes_of, prediction_table, read_for_run, require_same_outcome
 from medfuse.audit import AuditReport, audit, require_clean
-from medfuse.baselines import FoldData, fit_baselines
+from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.card import CohortCard, OutcomeCard
 from medfuse.cohort import Cohort, read_cohort
 from medfuse.config import Recipe, read_card, read_recipe
@@ -29,7 +29,6 @@ from medfuse.evaluation import (
     from_json,
     headline_score,
     summary_table,
-    survival_between,
 )
 from medfuse.files import json_bytes, sha256_bytes, write_json, write_text
 from medfuse.models import ModelSettings
@@ -55,12 +54,13 @@ from medfuse.training import (
     Outcomes,
     Progress,
     TrainSettings,
+    check_fold,
+    encoder_notes,
     fit_fold,
     load_fold,
     predict_fold,
     save_fold,
 )
-from medfuse.types import PatientId
 
 Say = Callable[[str], None]
 MODEL = "medfuse"  # name of the trained model beside the baselines
@@ -129,6 +129,55 @@ def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_
     return _Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
 
 
+def _inner(job: _Job, split: Split) -> list[Split]:
+    folds, seed = job.recipe.splits.inner_folds, job.recipe.seed
+    return inner_folds(split.train, cohort=job.cohort, outcome=job.outcomes[0], folds=folds, seed=seed)
+
+
+def _outcomes(job: _Job) -> Outcomes:
+    targets = {name: job.cohort.targets[name] for name in job.outcomes}
+    return Outcomes(patient_ids=job.cohort.patient_ids, targets=targets)
+
+
+def _baseline_names(recipe: Recipe, kind: str) -> list[str] | None:
+    """The recipe's baselines for a kind of outcome; None: all of that kind. A name is for the kinds that have it."""
+    return None if recipe.baselines is None else [name for name in recipe.baselines if name in BASELINES[kind]]
+
+
+def _check(job: _Job, *, say: Say) -> None:
+    """Raise what the fits would raise, before a run directory is made; say which baselines an outcome has no use for.
+
+    Raises:
+        CohortError: a training side with nothing to learn from, with its split and outcome in notes.
+        ConfigError: an unknown baseline, component or option.
+    """
+    cards = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
+    known = {name for card in cards.values() for name in BASELINES[card.kind]}
+    everywhere = {name for table in BASELINES.values() for name in table}
+    for name in job.recipe.baselines or ():
+        if name not in everywhere:
+            msg = f"baselines: no baseline {name!r} for {', '.join(cards)}; {nearest(name, known)}"
+            raise ConfigError(msg)
+    for outcome, card in cards.items():
+        other = [name for name in job.recipe.baselines or () if name not in BASELINES[card.kind]]
+        if other:
+            say(f"{outcome}: left out {', '.join(other)}, baselines of other kinds of outcome")
+    settings = fold_settings(job.recipe, cards)
+    for number, split in enumerate(job.splits):
+        try:
+            check_fold(
+                job.data,
+                _outcomes(job),
+                train_ids=split.train,
+                inner=_inner(job, split),
+                settings=settings,
+                build=number == 0,
+            )
+        except MedfuseError as error:
+            error.add_note(f"split {split.name}, {len(split.train)} training patients")
+            raise
+
+
 def _first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
     tabular = [name for name in data if card.modalities[name].loader == "tabular"]
     return (tabular or list(data))[0]
@@ -155,7 +204,6 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
     if (folder / "manifest.json").is_file():
         return load_fold(folder)  # finished by an earlier process
     specs = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
-    targets = {name: job.cohort.targets[name] for name in job.outcomes}
 
     def watch(member: str, progress: Progress) -> None:
         if progress.record is not None:
@@ -165,7 +213,7 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
 
     fold = fit_fold(
         job.data,
-        Outcomes(patient_ids=job.cohort.patient_ids, targets=targets),
+        _outcomes(job),
         train_ids=split.train,
         inner=inner,
         settings=fold_settings(job.recipe, specs),
@@ -178,9 +226,7 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
 
 def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker) -> None:
     recipe, cohort = job.recipe, job.cohort
-    inner = inner_folds(
-        split.train, cohort=cohort, outcome=job.outcomes[0], folds=recipe.splits.inner_folds, seed=recipe.seed
-    )
+    inner = _inner(job, split)
     fold = _fit_network(job, run, split, inner, tracker=tracker)
     for variant in fold.ensembles[job.outcomes[0]]:
         predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
@@ -199,7 +245,7 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
             seed=recipe.seed,
         )
         kind = cohort.card.outcomes[outcome].kind
-        for result in fit_baselines(context, kind=kind, names=recipe.baselines):
+        for result in fit_baselines(context, kind=kind, names=_baseline_names(recipe, kind)):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
 
@@ -219,7 +265,7 @@ def _take_variant(
         name,
         FoldPrediction(fold=split.name, prediction=predicted, train_ids=split.train),
         tuning=headline_score(inner, job.cohort, outcome),
-        notes=fold.describe(outcome) if chosen else (),
+        notes=(*fold.describe(outcome), *encoder_notes(fold)) if chosen else (),
     )
 
 
@@ -292,6 +338,7 @@ def train(
     card = read_card(cohort)
     settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
     job = _prepare(card, settings, data_root=data_root, store_root=store_root, say=say)
+    _check(job, say=say)
     path = out or _default_out(card, settings)
     data_keys = {name: m.key for name, m in job.data.items()}
     facts = {
@@ -399,88 +446,6 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _applied(
-    run: Run, card: CohortCard, *, data_root: Path | None, store_root: Path | None, need_outcomes: bool
-) -> tuple[Cohort, dict[str, ModalityData], list[FoldModel]]:
-    specs = run.read("modalities")["modalities"]
-    cohort = read_cohort(card, data_root=data_root, need_outcomes=need_outcomes)
-    shared = [name for name in specs if name in card.modalities]
-    if not shared:
-        msg = f"card {card.name}: expected one of the run's modalities ({', '.join(specs)}), found none of them"
-        raise CohortError(msg)
-    data = load_modalities(cohort, names=shared, store_root=store_root)
-    for name, modality in data.items():
-        names = [c[0] for c in specs[name]["columns"]]
-        if [c.name for c in modality.columns] != names or modality.features != specs[name]["features"]:
-            msg = (
-                f"modality {name}: expected the run's {len(names) or specs[name]['features']} columns in their order, "
-                f"found others in card {card.name}; use the same columns and units"
-            )
-            raise CohortError(msg)
-    folds = [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
-    return cohort, data, folds
-
-
-def _mean(parts: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float64]:
-    return np.asarray(np.mean([part for part in parts if part is not None], axis=0), dtype=np.float64)
-
-
-def average_predictions(parts: Sequence[Prediction]) -> Prediction:
-    """Mean over the folds' models; curves are averaged on the first fold's time grid, risk scores within SD units."""
-    first = parts[0]
-    risk = np.mean([p.risk_score for p in parts], axis=0)
-    survival = None
-    if first.survival is not None and first.times is not None:
-        end = min(float(p.times[-1]) for p in parts if p.times is not None)
-        times = first.times[first.times <= end]
-        survival = np.mean([survival_between(p, times) for p in parts], axis=0)
-        first = Prediction(
-            patient_ids=first.patient_ids,
-            present=first.present,
-            modalities=first.modalities,
-            risk_score=risk,
-            times=times,
-            survival=np.minimum.accumulate(survival, axis=1),
-        )
-        return first
-    return Prediction(
-        patient_ids=first.patient_ids,
-        present=first.present,
-        modalities=first.modalities,
-        risk_score=risk,
-        probability=None if first.probability is None else _mean([p.probability for p in parts]),
-        value=None if first.value is None else _mean([p.value for p in parts]),
-    )
-
-
-def apply_run(
-    folds: Sequence[FoldModel], data: Mapping[str, ModalityData], ids: Sequence[PatientId]
-) -> dict[str, Prediction]:
-    """Predictions of patients by all of a run's folds, averaged."""
-    each = [predict_fold(fold, data, ids) for fold in folds]
-    return {outcome: average_predictions([one[outcome] for one in each]) for outcome in each[0]}
-
-
-def prediction_table(predictions: Mapping[str, Prediction], folds: Sequence[FoldModel]) -> pd.DataFrame:
-    """One row per patient and outcome, with curves as columns ``survival@DAY`` and a flag for ids seen in training."""
-    seen = {i for fold in folds for i in fold.train_ids}
-    tables = []
-    for outcome, p in predictions.items():
-        table = pd.DataFrame({"patient_id": list(p.patient_ids), "outcome": outcome, "risk_score": p.risk_score})
-        table["modalities"] = [
-            "+".join(m for m, has in zip(p.modalities, row, strict=True) if has) or "none: population estimate"
-            for row in p.present
-        ]
-        table["seen_in_training"] = [i in seen for i in p.patient_ids]
-        if p.survival is not None and p.times is not None:
-            curves = pd.DataFrame(p.survival, columns=[f"survival@{t:g}" for t in p.times])
-            table = pd.concat([table, curves], axis=1)
-        if p.probability is not None:
-            table = pd.concat([table, pd.DataFrame(p.probability).add_prefix("probability@")], axis=1)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
 def predict(
     run: str | Path | Run,
     cohort: str | Path,
@@ -506,8 +471,8 @@ def predict(
     """
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
-    people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
-    table = prediction_table(apply_run(folds, data, people.patient_ids), folds)
+    people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
+    table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
@@ -520,6 +485,7 @@ def evaluate(
     run: str | Path | Run,
     cohort: str | Path,
     *,
+    outcome: str | None = None,
     data_root: Path | None = None,
     store_root: Path | None = None,
     out: Path | None = None,
@@ -529,6 +495,7 @@ def evaluate(
     Args:
         run: run directory.
         cohort: card of the other cohort.
+        outcome: which of the run's outcomes; default: the first that the card has.
         data_root: folder of the cohorts' files.
         store_root: folder of the feature store.
         out: JSON file; default ``external_COHORT.json`` in the working folder.
@@ -541,11 +508,17 @@ def evaluate(
     """
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
-    people, data, folds = _applied(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
-    outcome = next(iter(folds[0].ensembles))
-    if outcome not in card.outcomes:
-        msg = f"card {card.name}: expected the run's outcome {outcome!r}, found none; {nearest(outcome, card.outcomes)}"
+    people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
+    ours = list(folds[0].ensembles)
+    chosen = outcome or next((name for name in ours if name in card.outcomes), ours[0])
+    if chosen not in ours or chosen not in card.outcomes:
+        both = [name for name in ours if name in card.outcomes]
+        msg = (
+            f"card {card.name}: expected the run's outcome {chosen!r}, found none in the card or the run; "
+            f"{nearest(chosen, both or card.outcomes)}"
+        )
         raise CohortError(msg)
+    require_same_outcome(opened, card, chosen)
     seen = [i for i in people.patient_ids if any(i in fold.train_ids for fold in folds)]
     if seen:
         msg = (
@@ -553,10 +526,10 @@ def evaluate(
             "patient with the run; the run's own held-out results are in its report"
         )
         raise CohortError(msg)
-    prediction = apply_run(folds, data, people.patient_ids)[outcome]
+    prediction = apply_run(folds, data, people.patient_ids)[chosen]
     # The censoring distribution is the external cohort's own: the run's patients are not at hand here.
     fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
-    evaluation = evaluate_outcome({MODEL: [fold]}, people, outcome, carrying=MODEL, settings=EvaluationSettings())
+    evaluation = evaluate_outcome({MODEL: [fold]}, people, chosen, carrying=MODEL, settings=EvaluationSettings())
     path = out or Path(f"external_{card.name}.json")
     write_json(path, evaluation.to_json())
     return evaluation, path

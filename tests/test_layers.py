@@ -17,8 +17,6 @@ LAYERS = [
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
-    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "synthetic"},
-    {"checking", "run", "frames"},
     {"tracking", "report", "figures"},
     {"workflow"},
     {"cli", "__main__", "_pyfunc"},

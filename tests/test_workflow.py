@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medfuse.applying import apply_run
 from medfuse.cli import main
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card
@@ -15,7 +16,7 @@ from medfuse.errors import CohortError, LeakError, StoreError
 from medfuse.evaluation import from_json
 from medfuse.run import modalities_from_frame, modality_specs, only_writer, open_run
 from medfuse.training import load_fold
-from medfuse.workflow import apply_run, evaluate, predict, train
+from medfuse.workflow import evaluate, predict, train
 
 SMALL = ("train.epochs=3", "baselines=[kaplan_meier, clinical_cox, late_average]")
 

@@ -75,7 +75,9 @@ def _coded(cells: "pd.Series[str]", card: ColumnCard, *, file: str) -> tuple[NDA
 def to_samples(values: NDArray[np.float64], ids: list[PatientId]) -> dict[PatientId, ModalitySample]:
     """(n, C) values, NaN where missing, as samples; a patient without any value has no sample."""
     observed = ~np.isnan(values)
-    tokens = np.stack([np.where(observed, values, 0.0), observed], axis=-1).astype(np.float32)
+    tokens = np.zeros((*values.shape, 2), dtype=np.float32)
+    np.copyto(tokens[..., 0], values, where=observed, casting="same_kind")
+    tokens[..., 1] = observed
     position = np.arange(values.shape[1], dtype=np.float32)[:, None]
     return {
         patient: ModalitySample(tokens=tokens[i], position=position)

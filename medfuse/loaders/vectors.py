@@ -1,9 +1,10 @@
 """Feature vectors and bags of them, as other tools wrote them: NPZ, HDF5 (CLAM, TRIDENT), CSV, Parquet."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from medfuse.sample import ModalityData, ModalitySample
 from medfuse.tables import patient_ids, read_table, to_numeric
 from medfuse.types import PatientId
 
+if TYPE_CHECKING:
+    import h5py
+
 Bag = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # features (T, F), coordinates (T, P)
 
 
@@ -23,14 +27,19 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
         array = array[0]
     if array.ndim == 1:
         array = array[None]
-    if array.ndim != 2 or not len(array) or array.dtype.kind not in "fiu":
-        msg = f"{where}: expected a vector (F,) or a bag (T, F) of numbers, found {array.dtype} {array.shape}"
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+        msg = (
+            f"{where}: expected a vector (F,) or a bag (T, F) of numbers, found {array.dtype} {array.shape}; "
+            "extract the features again, or correct the card's features"
+        )
         raise DataError(msg)
     where_to = None if coordinates is None else np.asarray(coordinates)
     if where_to is not None and where_to.ndim == 3 and where_to.shape[0] == 1:
         where_to = where_to[0]
     if where_to is not None and (where_to.ndim != 2 or len(where_to) != len(array)):
-        msg = f"{where}: expected coordinates of {len(array)} tokens, found {where_to.shape}"
+        msg = (
+            f"{where}: expected coordinates of {len(array)} tokens, found {where_to.shape}; extract the features again"
+        )
         raise DataError(msg)
     return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
 
@@ -45,8 +54,11 @@ def _read_npz(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]]
             else:
                 for patient in archive.files:
                     yield PatientId(patient), _bag(archive[patient], None, where=f"{path.name}, patient {patient}")
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        msg = f"{path.name}: expected an NPZ file of plain arrays, found damage or pickled objects ({error})"
+    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, EOFError, OSError, RuntimeError) as error:
+        msg = (
+            f"{path.name}: expected an NPZ file of plain arrays, found damage or pickled objects ({error}); fetch the "
+            "file again, or write it with numpy.savez from plain arrays"
+        )
         raise DataError(msg) from error
 
 
@@ -55,25 +67,52 @@ def _read_hdf5(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]
 
     try:
         with h5py.File(path, "r") as file:
-            if card.features in file and isinstance(file[card.features], h5py.Dataset):
+            if card.features in file and not _is_group(file, card.features):
                 yield PatientId(path.stem), _group(file, card, where=path.name)
                 return
-            for patient, node in file.items():
+            for patient in file:
                 where = f"{path.name}, patient {patient}"
-                bag = (
-                    _bag(node[()], None, where=where)
-                    if isinstance(node, h5py.Dataset)
-                    else _group(node, card, where=where)
-                )
+                if _is_group(file, patient):
+                    bag = _group(file[patient], card, where=where)
+                else:
+                    bag = _bag(_array(file, patient, where=where), None, where=where)
                 yield PatientId(patient), bag
-    except (OSError, KeyError) as error:
-        msg = f"{path.name}: expected an HDF5 file with {card.features!r}, found damage or another layout ({error})"
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        msg = (
+            f"{path.name}: expected an HDF5 file with {card.features!r}, found damage or another layout ({error}); "
+            "fetch the file again, or correct the card's features and coordinates"
+        )
         raise DataError(msg) from error
 
 
-def _group(group: Mapping[str, NDArray[np.generic]], card: ModalityCard, *, where: str) -> Bag:
-    coordinates = group[card.coordinates][()] if card.coordinates in group else None
-    return _bag(group[card.features][()], coordinates, where=where)
+def _is_group(file: "h5py.File", name: str) -> bool:
+    """Whether a name is a group of this very file; a link is not followed."""
+    import h5py
+
+    return isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Group)
+
+
+def _group(group: "h5py.Group", card: ModalityCard, *, where: str) -> Bag:
+    coordinates = _array(group, card.coordinates, where=where) if card.coordinates in group else None
+    return _bag(_array(group, card.features, where=where), coordinates, where=where)
+
+
+def _array(group: "h5py.Group", name: str, *, where: str) -> NDArray[np.generic]:
+    """A dataset whose numbers stand in the file itself: HDF5 links and external storage may point anywhere.
+
+    Raises:
+        DataError: it is a link or its numbers stand elsewhere.
+        KeyError: there is no such dataset.
+    """
+    import h5py
+
+    link = group.get(name, getlink=True)
+    node = group[name] if link is None or isinstance(link, h5py.HardLink) else None
+    if node is None or (isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)):
+        msg = f"{where}: expected numbers inside the file, found a link to {name!r}; copy the data into the file"
+        raise DataError(msg)
+    array: NDArray[np.generic] = node[()]
+    return array
 
 
 def _read_rows(path: Path, card: ModalityCard, patients: tuple[str | None, str]) -> Iterator[tuple[PatientId, Bag]]:
@@ -81,6 +120,11 @@ def _read_rows(path: Path, card: ModalityCard, patients: tuple[str | None, str])
     id_column = card.id or patients[0]
     ids = patient_ids(frame, id_column, prefix=patients[1], file=path.name)
     labels = [str(c) for c in frame.columns if c != id_column]
+    if not labels:
+        msg = (
+            f"{path.name}: expected columns of features beside {id_column!r}, found none; correct the card's file or id"
+        )
+        raise DataError(msg)
     values = np.stack([to_numeric(frame[label], file=path.name) for label in labels], axis=1)
     rows: dict[PatientId, list[int]] = {}
     for row, patient in enumerate(ids):
@@ -123,8 +167,8 @@ def read(
             width = width or features.shape[1]
             if features.shape[1] != width:
                 msg = (
-                    f"modality {name}, patient {patient}: expected {width} features per token, found "
-                    f"{features.shape[1]}"
+                    f"modality {name}, {Path(source).name}, patient {patient}: expected {width} features per token as "
+                    f"before, found {features.shape[1]}; use one extractor for all files"
                 )
                 raise DataError(msg)
             finite = np.isfinite(features).all(axis=1)

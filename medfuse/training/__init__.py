@@ -1,9 +1,9 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
 from medfuse.training.fit import FittedMember, Progress, fit_member
-from medfuse.training.fold import CHOSEN, FoldModel, load_fold, predict_fold, save_fold
+from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, save_fold
 from medfuse.training.member import Member, load_member, save_member
-from medfuse.training.members import FoldSettings, Outcomes, fit_fold
+from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
 from medfuse.training.settings import TrainSettings
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "Outcomes",
     "Progress",
     "TrainSettings",
+    "check_fold",
+    "encoder_notes",
     "fit_fold",
     "fit_member",
     "load_fold",

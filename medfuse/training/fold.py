@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medfuse.batch import Batch
 from medfuse.errors import CohortError, ConfigError, ModelError, StoreError, nearest
 from medfuse.files import read_json, seal, verify, write_json
+from medfuse.models.encoders import Encoder
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, Values
@@ -135,6 +136,16 @@ def _listen(
             shared = (member.expert, member.inner)
         said.append((k, speak(member, batches, device=device)))
     return said
+
+
+def encoder_notes(fold: FoldModel) -> tuple[str, ...]:
+    """What the members' encoders left out, each once: ``MODALITY: NOTE``."""
+    notes: dict[str, None] = {}
+    for member in fold.members:
+        model = member.build()
+        for name, encoder in zip(model.modalities, model.encoders, strict=True):
+            notes |= dict.fromkeys(f"{name}: {note}" for note in cast(Encoder, encoder).notes)
+    return tuple(notes)
 
 
 def chunks(member: Member, samples: Samples, ids: Sequence[PatientId]) -> list[Batch]:
@@ -267,7 +278,7 @@ def save_fold(fold: FoldModel, folder: Path) -> None:
         "train_ids": list(fold.train_ids),
         "out_of_fold_ids": list(first.patient_ids),
         "modalities": list(fold.modalities),
-        "outcomes": {outcome: list(variants) for outcome, variants in fold.ensembles.items()},
+        "outcomes": [[outcome, list(variants)] for outcome, variants in fold.ensembles.items()],  # numbered in order
         "skipped": dict(fold.skipped),
     }
     write_json(folder / "fold.json", content)
@@ -289,7 +300,7 @@ def load_fold(folder: Path) -> FoldModel:
         modalities = tuple(content["modalities"])
         ensembles: dict[str, dict[str, Ensemble]] = {}
         out_of_fold: dict[str, dict[str, Prediction]] = {}
-        for number, (outcome, variants) in enumerate(content["outcomes"].items()):
+        for number, (outcome, variants) in enumerate(content["outcomes"]):
             ensembles[outcome], out_of_fold[outcome] = {}, {}
             for variant in variants:
                 start = f"{number}.{variant}."

@@ -130,6 +130,8 @@ def shapes_of(preprocessing: Mapping[str, Preprocessing], data: Mapping[str, Mod
                 columns=p.n_columns,
                 column_of_feature=tuple(p.column_of_feature.tolist()),
                 missing_features=tuple(np.flatnonzero(p.missing).tolist()),
+                names=p.feature_names,
+                pathways=_surviving(data[name].gene_sets, p.feature_names),
             )
         else:
             position = next(iter(data[name].samples.values())).position
@@ -140,6 +142,12 @@ def shapes_of(preprocessing: Mapping[str, Preprocessing], data: Mapping[str, Mod
                 coordinates=position.shape[1],
             )
     return shapes
+
+
+def _surviving(gene_sets: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Gene sets cut to the features that preprocessing kept; a set may end up empty, and its encoder says so."""
+    kept = set(names)
+    return {gene_set: tuple(gene for gene in genes if gene in kept) for gene_set, genes in gene_sets.items()}
 
 
 def make_batch(
@@ -183,6 +191,8 @@ def save_member(member: Member, folder: Path, *, fingerprint: str = "") -> None:
             "format_version": FORMAT_VERSION,
             "seed": member.seed,
             "inner": member.inner,
+            "modalities": list(member.shapes),  # weights follow these orders, which JSON objects do not keep
+            "outcomes": list(member.heads),
             "preprocessing": described,
             "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
             "settings": dataclasses.asdict(member.settings),
@@ -218,12 +228,12 @@ def load_member(folder: Path, *, fingerprint: str | None = None) -> Member:
             seed=content["seed"],
             inner=content["inner"],
             preprocessing={
-                name: from_arrays(_below(arrays, name), described)
-                for name, described in content["preprocessing"].items()
+                name: from_arrays(_below(arrays, name), content["preprocessing"][name])
+                for name in content["modalities"]
             },
-            shapes={name: ModalityShape(**_tuples(shape)) for name, shape in content["shapes"].items()},
+            shapes={name: ModalityShape(**_tuples(content["shapes"][name])) for name in content["modalities"]},
             settings=ModelSettings(**_tuples(content["settings"])),
-            heads={name: HeadSettings(**_tuples(head)) for name, head in content["heads"].items()},
+            heads={name: HeadSettings(**_tuples(content["heads"][name])) for name in content["outcomes"]},
             state=read_tensors(folder / "weights.safetensors"),
             history=tuple(content["history"]),
             best_epoch=content["best_epoch"],

@@ -246,6 +246,44 @@ def _jobs(
     return jobs
 
 
+def check_fold(
+    data: Mapping[str, ModalityData],
+    outcomes: Outcomes,
+    *,
+    train_ids: Sequence[PatientId],
+    inner: Sequence[InnerSplit],
+    settings: FoldSettings,
+    build: bool = True,
+) -> None:
+    """Raise what :func:`fit_fold` would raise before its first step, so that nothing is written for a hopeless fit.
+
+    Args:
+        data: modalities.
+        outcomes: of at least the training patients.
+        train_ids: the outer training side.
+        inner: splits inside it.
+        settings: see :class:`FoldSettings`.
+        build: also build the model of the first inner fold, which tells unknown components and options.
+
+    Raises:
+        CohortError, ConfigError, DataError, ModelError: as :func:`fit_fold`.
+    """
+    targets = outcomes.take(train_ids)
+    _require_fittable(targets, where="outer training side")
+    for split in inner:
+        _require_fittable(outcomes.take(split.train), where="inner training side")
+    if build:
+        grids = {
+            name: event_time_grid(t, intervals=settings.intervals)
+            for name, t in targets.items()
+            if isinstance(t, Survival)
+        }
+        ids = inner[0].train
+        heads = head_settings(outcomes.take(ids), heads=settings.heads, time_grid=grids)
+        with torch.random.fork_rng(devices=[]):
+            build_model(settings.model, shapes=shapes_of(fit_preprocessings(data, ids), data), heads=heads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """One inner fold, ready for its members."""
@@ -333,6 +371,7 @@ def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings
     parts = {
         "train": dataclasses.asdict(dataclasses.replace(settings, **harmless)),  # type: ignore[arg-type]
         "model": dataclasses.asdict(member.settings),
+        "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
         "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
         "member": [member.seed, member.inner, member.expert],
         "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],

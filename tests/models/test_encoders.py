@@ -168,3 +168,22 @@ def test_default_encoder_goes_by_layout_and_number_of_columns():
     assert default_encoder(few) == "table"
     assert default_encoder(ModalityShape(layout="columns", features=9)) == "linear"
     assert default_encoder(SHAPES["stains"]) == "bag"
+
+
+def test_an_absent_stain_is_an_absent_token_for_every_pooling():
+    """Two of three stains: the same answer as a batch without room for the third, whatever stands in its place."""
+    g = torch.Generator().manual_seed(3)
+    there = torch.randn(1, 2, 3, generator=g)
+    position = torch.tensor([[[0.0], [2.0]]])  # he and cd8, without cd3
+    for pooling in ("none", "mean", "attention"):
+        torch.manual_seed(0)
+        encoder = BagEncoder(shape=SHAPES["stains"], width=8, pooling=pooling).eval()
+        short, short_mask = encoder(there, torch.ones(1, 2, dtype=torch.bool), position)
+        for filler in (0.0, 7.0, -1e6):
+            tokens = torch.cat([there[:, :1], torch.full((1, 1, 3), filler), there[:, 1:]], dim=1)
+            mask = torch.tensor([[True, False, True]])
+            padded, padded_mask = encoder(tokens, mask, torch.tensor([[[0.0], [0.0], [2.0]]]))
+            assert padded_mask.sum() == short_mask.sum()
+            torch.testing.assert_close(padded[padded_mask], short[short_mask], atol=1e-6, rtol=0)
+        other, other_mask = encoder(there, torch.ones(1, 2, dtype=torch.bool), torch.tensor([[[1.0], [2.0]]]))
+        assert not torch.allclose(other[other_mask], short[short_mask])  # cd3 in place of he is another patient

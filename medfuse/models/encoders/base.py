@@ -29,6 +29,7 @@ class Encoder(nn.Module):
     """
 
     layouts: ClassVar[tuple[Layout, ...]]
+    notes: tuple[str, ...] = ()  # what a reader of the run should know, such as pathways that were left out
 
     @abstractmethod
     def forward(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,16 +23,19 @@ class PathwayEncoder(Encoder):
     Args:
         shape: of the modality, layout ``columns``.
         width: D.
-        pathways: names of genes (features) per pathway. Genes that are not in the data are left out.
+        pathways: names of genes (features) per pathway; default: those of the card's GMT file. Genes that are not in
+            the data are left out.
         hidden: width of each pathway's hidden layer.
         dropout: after the hidden layer.
         input_dropout: on the genes.
         activation: ``gelu``, ``relu``, ``elu`` or ``tanh``.
         tokens: 0 keeps one token per pathway; else gated attention pools them to this many.
-        least_genes: pathways with fewer measured genes are left out.
+        least_genes: pathways with fewer measured genes are left out, and listed in ``notes``.
+
+    Pathways stand in the order of their names, whatever the order they were given in.
 
     Raises:
-        ConfigError: when no pathway has enough genes in the data.
+        ConfigError: no pathways, or none with enough genes in the data.
 
     References:
         Jaume et al. (2024), Modeling dense multimodal interactions (SurvPath), section 3.2 (pathway tokens).
@@ -45,7 +48,7 @@ class PathwayEncoder(Encoder):
         *,
         shape: ModalityShape,
         width: int,
-        pathways: Mapping[str, Sequence[str]],
+        pathways: Mapping[str, Sequence[str]] | None = None,
         hidden: int = 16,
         dropout: float = 0.3,
         input_dropout: float = 0.2,
@@ -55,7 +58,12 @@ class PathwayEncoder(Encoder):
     ) -> None:
         super().__init__()
         require_layout("pathway", shape.layout, self.layouts)
-        self.pathway_names, index, mask = _gather_table(pathways, shape, check_count("least_genes", least_genes))
+        given = shape.pathways if pathways is None else pathways
+        self.pathway_names, index, mask = _gather_table(given, shape, check_count("least_genes", least_genes))
+        self.left_out = tuple(sorted(set(given) - set(self.pathway_names)))
+        if self.left_out:
+            listed = ", ".join(self.left_out[:20]) + (" ..." if len(self.left_out) > 20 else "")
+            self.notes = (f"{len(self.left_out)} pathways with fewer than {least_genes} genes left out: {listed}",)
         check_count("hidden", hidden)
         self.index: Tensor
         self.real: Tensor
@@ -94,6 +102,12 @@ def _gather_table(
     pathways: Mapping[str, Sequence[str]], shape: ModalityShape, least: int
 ) -> tuple[tuple[str, ...], Tensor, Tensor]:
     """Names, padded feature indices (N, L) and their mask, of the pathways with enough features in the data."""
+    if not pathways:
+        msg = (
+            'encoder "pathway": expected gene sets, found none; name a GMT file as gmt of the modality in the card, or '
+            "give the option pathways"
+        )
+        raise ConfigError(msg)
     place = {name: i for i, name in enumerate(shape.names)}
     if len(place) != shape.features:
         msg = (
@@ -101,7 +115,7 @@ def _gather_table(
             "pathways are looked up by gene name"
         )
         raise ConfigError(msg)
-    rows = {name: sorted({place[gene] for gene in genes if gene in place}) for name, genes in pathways.items()}
+    rows = {name: sorted({place[gene] for gene in genes if gene in place}) for name, genes in sorted(pathways.items())}
     rows = {name: members for name, members in rows.items() if len(members) >= least}
     if not rows:
         msg = (
