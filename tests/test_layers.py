@@ -17,6 +17,8 @@ LAYERS = [
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
+    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "synthetic"},
+    {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow"},
     {"cli", "__main__", "_pyfunc"},

@@ -61,7 +61,7 @@ def ecg_signal(st_level: float, style: SiteStyle, rng: np.random.Generator, *, h
     signal[shown] = raised[shown]
     first, second, *chest = rng.normal(0, 0.15, size=8)
     limb = [first, second, second - first, -(first + second) / 2, first - second / 2, second - first / 2]
-    return signal + np.array([*limb, *chest])[:, None]
+    return np.asarray(signal + np.array([*limb, *chest])[:, None])
 
 
 class _Writer:
