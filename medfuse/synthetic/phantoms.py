@@ -5,6 +5,7 @@ segment stands. It is never the brightness of an image: scanners, stains and gai
 more than what the structure adds to any mean.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,7 @@ from medfuse.synthetic.process import Array
 # --- CT -------------------------------------------------------------------------------------------------------------
 
 CT_SHAPE, CT_SPACING = (64, 64, 24), (5.0, 5.0, 5.0)
-AIR, LUNG, TISSUE, LESION = -1000.0, -850.0, 40.0, 40.0
-LUNG_CENTRES, LUNG_AXES = {"left": (-68.0, 0.0), "right": (68.0, 0.0)}, (46.0, 72.0)  # mm, x to the right
+AIR, LUNG, FAT, TISSUE, BONE = -1000.0, -850.0, -100.0, 40.0, 250.0  # HU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,50 +65,103 @@ def site_styles(sites: int, *, batch: float, seed: int) -> tuple[SiteStyle, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """A CT: values (I, J, K) in HU, affine to mm in RAS+, and the centre of the lesion in mm."""
+    """A CT: values (I, J, K) in HU, and the affine from voxels to mm in RAS+."""
 
     values: NDArray[np.float32]
     affine: Array
-    centre: tuple[float, float, float]
 
 
-def _inside(distance: Array, softness: float) -> Array:
-    """1 inside, 0 outside, and between them the part of a voxel that lies inside."""
-    return np.asarray(np.clip(0.5 - distance / softness, 0.0, 1.0))
+def _partial(distance: Array) -> Array:
+    """1 inside (distance < 0 mm), 0 outside, and between them the part of a voxel that lies inside."""
+    return np.asarray(np.clip(0.5 - distance / CT_SPACING[0], 0.0, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Anatomy:
+    """Ellipses of one chest in mm: centre x, y and radii; and the height of the right dome of the diaphragm."""
+
+    body: tuple[float, float, float, float]
+    lungs: Mapping[str, tuple[float, float, float, float]]
+    heart: tuple[float, float, float, float]
+    spine: tuple[float, float, float, float]
+    fat: float
+    dome: float
+
+
+def _anatomy(rng: np.random.Generator) -> _Anatomy:
+    """People differ: wide and narrow, lying off the centre, with more or less fat, with one lung larger."""
+
+    def about(mean: float, spread: float) -> float:
+        return float(mean + spread * np.clip(rng.standard_normal(), -2, 2))
+
+    x, y = about(0, 4), about(0, 5)
+    wide = about(140, 6)
+    deep = about(102, 5)
+    lungs = {
+        side: (x + sign * about(66, 2), y + about(2, 3), about(45, 2), about(70, 4))
+        for side, sign in (("left", -1), ("right", 1))
+    }
+    return _Anatomy(
+        body=(x, y, wide, deep),
+        lungs=lungs,
+        heart=(x - about(18, 4), y + about(22, 4), about(34, 4), about(30, 4)),
+        spine=(x + about(0, 3), y - deep + about(34, 3), about(14, 1.5), about(14, 1.5)),
+        fat=about(12, 4),
+        dome=about(-45, 6),
+    )
+
+
+def _chest(grid: tuple[Array, Array, Array], anatomy: _Anatomy) -> Array:
+    """HU of a chest without a lesion on a grid of mm."""
+    x, y, z = grid
+
+    def inside(ellipse: tuple[float, float, float, float], *, less: float = 0.0) -> Array:
+        a, b = ellipse[2] - less, ellipse[3] - less
+        r = np.sqrt(((x - ellipse[0]) / a) ** 2 + ((y - ellipse[1]) / b) ** 2)
+        return _partial((r - 1) * min(a, b))
+
+    values = AIR + (FAT - AIR) * inside(anatomy.body)
+    values = values + (TISSUE - values) * inside(anatomy.body, less=anatomy.fat)
+    for side, ellipse in anatomy.lungs.items():
+        lung = np.minimum(inside(ellipse), inside(anatomy.body, less=anatomy.fat + 12.0))  # behind the ribs
+        if side == "right":  # the liver below
+            lung = lung * _partial(anatomy.dome - z)
+        values = values + (LUNG - values) * lung
+    values = values + (TISSUE - values) * inside(anatomy.heart)
+    return np.asarray(values + (BONE - values) * inside(anatomy.spine))
+
+
+def _place(values: Array, side: str, room: float, rng: np.random.Generator) -> tuple[int, int, int]:
+    """A voxel of one lung that lies at least ``room`` mm from anything else; the deepest one where there is none."""
+    body = np.asarray(ndimage.binary_fill_holes(np.any(values > -400, axis=2)))
+    lung = (values < -600) & body[:, :, None]
+    middle = CT_SHAPE[0] // 2
+    if side == "right":
+        lung[:middle] = False
+    else:
+        lung[middle:] = False
+    depth = ndimage.distance_transform_edt(np.pad(lung, 1), sampling=CT_SPACING)[1:-1, 1:-1, 1:-1]
+    free = np.flatnonzero(depth >= min(room, float(depth.max())))
+    i, j, k = np.unravel_index(int(rng.choice(free)), CT_SHAPE)
+    return int(i), int(j), int(k)
 
 
 def ct_volume(diameter: float, side: str, style: SiteStyle, rng: np.random.Generator) -> Volume:
     """A chest with two lungs, and in the ``right`` or ``left`` one a round lesion of soft tissue, diameter in mm."""
     spacing = np.array(CT_SPACING)
     origin = -(np.array(CT_SHAPE) - 1) * spacing / 2
-    x, y, z = np.meshgrid(
-        *(o + s * np.arange(n) for o, s, n in zip(origin, spacing, CT_SHAPE, strict=True)), indexing="ij"
-    )
-    grown = float(rng.normal(1.0, 0.03))
-
-    def ellipse(middle: tuple[float, float], radii: tuple[float, float]) -> Array:
-        a, b = grown * radii[0], grown * radii[1]
-        r = np.sqrt(((x - grown * middle[0]) / a) ** 2 + ((y - middle[1]) / b) ** 2)
-        return _inside((r - 1) * min(a, b), CT_SPACING[0])
-
-    values = AIR + (TISSUE - AIR) * ellipse((0.0, 0.0), (145.0, 105.0))
-    for middle in LUNG_CENTRES.values():
-        values = values + (LUNG - values) * ellipse(middle, LUNG_AXES)
-    values = values + (200.0 - values) * ellipse((0.0, -70.0), (14.0, 14.0))  # spine
-    free = (grown * LUNG_AXES[0] - diameter / 2 - 4.0, grown * LUNG_AXES[1] - diameter / 2 - 4.0)
-    turn, reach = float(rng.uniform(0, 2 * np.pi)), float(np.sqrt(rng.random()))
-    high = max(-float(origin[2]) - diameter / 2 - 5.0, 0.0)
-    centre = (
-        grown * LUNG_CENTRES[side][0] + 0.7 * reach * max(free[0], 0.0) * np.cos(turn),
-        LUNG_CENTRES[side][1] + 0.7 * reach * max(free[1], 0.0) * np.sin(turn),
-        float(rng.uniform(-high, high)),
-    )
+    axes = [o + s * np.arange(n) for o, s, n in zip(origin, spacing, CT_SHAPE, strict=True)]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    values = _chest((x, y, z), _anatomy(rng))
+    voxel = np.array(_place(values, side, diameter / 2 + 6.0, rng))
+    centre = origin + spacing * (voxel + rng.uniform(-0.4, 0.4, size=3))
     distance = np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2) - diameter / 2
-    values = values + (LESION - values) * _inside(distance, CT_SPACING[0])
-    values = values + style.ct_shift + rng.normal(0, style.ct_noise, size=values.shape) + float(rng.normal(0, 10))
+    values = values + (TISSUE - values) * _partial(distance)
+    noise = style.ct_noise * float(rng.uniform(0.7, 1.3)) * rng.standard_normal(values.shape)
+    values = values + noise + style.ct_shift + float(rng.normal(0, 10))
     affine = np.diag([*CT_SPACING, 1.0])
     affine[:3, 3] = origin
-    return Volume(values=np.clip(values, -1024, 3000).astype(np.float32), affine=affine, centre=centre)
+    return Volume(values=np.clip(values, -1024, 3000).astype(np.float32), affine=affine)
 
 
 # --- slide ----------------------------------------------------------------------------------------------------------
@@ -235,10 +288,11 @@ def lab_readings(slope: float, style: SiteStyle, rng: np.random.Generator) -> li
 # --- report ---------------------------------------------------------------------------------------------------------
 
 _FINDING = (
-    "There is a solid lesion in the {side} lung with a diameter of {size:.1f} mm.",
-    "{Side} lung: solid nodule, {size:.1f} mm in diameter.",
-    "A rounded mass is seen in the {side} lung; its diameter is {size:.1f} mm.",
+    "There is a {word} solid lesion in the {side} lung with a diameter of {size:.1f} mm.",
+    "{Side} lung: {word} solid nodule, {size:.1f} mm in diameter.",
+    "A {word} rounded mass is seen in the {side} lung; its diameter is {size:.1f} mm.",
 )
+_WORDS = ((22.0, "tiny"), (27.0, "small"), (33.0, "medium-sized"), (38.0, "large"), (np.inf, "huge"))  # mm, below
 _ORDINARY = (
     "No pleural effusion.",
     "Mediastinal nodes are below 10 mm.",
@@ -250,8 +304,9 @@ _ORDINARY = (
 
 
 def report_text(diameter: float, side: str, style: SiteStyle, rng: np.random.Generator) -> str:
-    """A short report that states the diameter, among sentences that say nothing of it."""
-    finding = _FINDING[style.wording].format(side=side, Side=side.capitalize(), size=diameter)
+    """A short report that states the diameter, in a word and in mm, among sentences that say nothing of it."""
+    word = next(word for below, word in _WORDS if diameter < below)
+    finding = _FINDING[style.wording].format(word=word, side=side, Side=side.capitalize(), size=diameter)
     other = [str(s) for s in rng.choice(_ORDINARY, size=int(rng.integers(2, 5)), replace=False)]
     place = int(rng.integers(0, len(other) + 1))
     body = " ".join([*other[:place], finding, *other[place:]])
