@@ -1,8 +1,9 @@
 """The command line: every command is a thin call of a public function, and loads what it needs when it runs."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,27 @@ Set = Annotated[
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[float, str], None]]]:
+    """Lines above a progress bar with the time left, on a terminal; lines alone elsewhere."""
+    if not sys.stdout.isatty():
+        yield _say, lambda part, what: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task("reading", total=1.0)
+
+        def say(text: str) -> None:
+            bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        def watch(part: float, what: str) -> None:
+            bar.update(task, completed=part, description=what)
+
+        yield say, watch
 
 
 @app.command()
@@ -132,7 +154,17 @@ def train(
     """Train on the folds of a cohort, evaluate once on what was held out, and write a run directory with a report."""
     from medfuse.workflow import train as train_cohort
 
-    run = train_cohort(cohort, recipe=recipe, overrides=set_ or (), data_root=data_root, out=out, seed=seed, say=_say)
+    with _bar() as (say, watch):
+        run = train_cohort(
+            cohort,
+            recipe=recipe,
+            overrides=set_ or (),
+            data_root=data_root,
+            out=out,
+            seed=seed,
+            say=say,
+            watch=watch,
+        )
     _finish(run)
 
 
@@ -141,7 +173,8 @@ def demo(out: Annotated[Path | None, typer.Option(help="Run directory to make.")
     """Run the main job on a real cohort that ships inside scikit-survival: 198 breast cancer patients, no download."""
     from medfuse.workflow import train as train_cohort
 
-    run = train_cohort("transbig", recipe="default", out=out, say=_say)
+    with _bar() as (say, watch):
+        run = train_cohort("transbig", recipe="default", out=out, say=say, watch=watch)
     _finish(run)
 
 

@@ -216,7 +216,7 @@ def _risks(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
 
 def _as_times(target: Labels) -> Survival:
     """Patients of the last class have the event at once, the others never: Harrell's C is then the AUROC."""
-    label = target.label == len(target.classes) - 1
+    label = target.label > 0  # what the risk score is the probability of: any class but the first
     return Survival(event=label, time=np.where(label, 0.0, 1.0), observed=target.observed)
 
 
@@ -303,9 +303,10 @@ def evaluate_outcome(
         }
     others = {name: _risks(predicted) for name, predicted in models.items() if name != carrying}
     differences: dict[str, Row] = {}
-    if isinstance(target, Survival) and len(pooled.ids):
+    pairs = _as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
+    if isinstance(pairs, Survival) and len(pooled.ids):
         found = paired_differences(
-            cast(Survival, pooled.target),
+            pairs,
             _risks(folds),
             others,
             strata=pooled.strata,

@@ -79,6 +79,19 @@ def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]
     return _table(header, body, marked=0) + figures.forest(rows, score=evaluation.score)
 
 
+def _notes(evaluation: Evaluation) -> str:
+    """What was chosen on inner folds, per model and fold: open for the carrying model, folded for the others."""
+    parts = []
+    first = sorted(evaluation.models.items(), key=lambda item: item[0] != evaluation.carrying)
+    for name, model in first:
+        if model["notes"]:
+            lines = "".join(f"<li>{escape(note)}</li>" for note in model["notes"])
+            state = " open" if name == evaluation.carrying else ""
+            title = f"{escape(name)}: what the inner folds chose"
+            parts.append(f"<details{state}><summary>{title}</summary><ul>{lines}</ul></details>")
+    return "".join(parts)
+
+
 def _per_fold(evaluation: Evaluation) -> str:
     rows = evaluation.models[evaluation.carrying]["folds"]
     keys = [k for k in rows[0] if k not in {"fold", "patients", "events", "reason"}] if rows else []
@@ -144,7 +157,6 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
             f"class=figs>{figures.calibration(curves['calibration'])}{decision}</div>"
             "<p class=note>Groups of equal size; observed values are Kaplan-Meier estimates with 95 % limits.</p>"
         )
-    notes = evaluation.models[evaluation.carrying]["notes"]
     overlap = (
         "<p class=note>The splits share held-out patients, so they are not pooled; differences use each split once.</p>"
         if evaluation.models[evaluation.carrying]["pooled"] is None
@@ -152,10 +164,9 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
     )
     return (
         f"<h2>Results: {escape(name)}</h2><p>The model that carries the claim, "
-        f"<b>{escape(evaluation.carrying)}</b>, was fixed by the "
-        "recipe before any held-out row was read "
-        f"({escape('; '.join(notes[:1]))}). Differences are paired, on the same "
-        f"resamples, with simultaneous 95 % intervals.</p>{_results(evaluation, tuning)}{overlap}"
+        f"<b>{escape(evaluation.carrying)}</b>, was settled by the recipe and the inner folds before any held-out row "
+        "was read. Differences are paired, on the same "
+        f"resamples, with simultaneous 95 % intervals.</p>{_results(evaluation, tuning)}{overlap}{_notes(evaluation)}"
         f"<h3>Each fold</h3>{_per_fold(evaluation)}{_risk_groups(run, evaluation)}{figs}"
         f"<h2>Subgroups</h2>{_groups(evaluation)}"
     )

@@ -63,11 +63,16 @@ from medfuse.training import (
 )
 
 Say = Callable[[str], None]
+Watch = Callable[[float, str], None]  # part of the fits done in [0, 1], and what is being fitted
 MODEL = "medfuse"  # name of the trained model beside the baselines
 
 
 def _silent(_: str) -> None:
     """Say nothing."""
+
+
+def _unwatched(part: float, what: str) -> None:
+    """Show nothing."""
 
 
 def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = None) -> FoldSettings:
@@ -199,13 +204,22 @@ class _Results:
         self.notes[outcome].setdefault(model, []).extend(f"fold {fold.fold}: {note}" for note in notes)
 
 
-def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, tracker: Tracker) -> FoldModel:
+def _fit_network(
+    job: _Job, run: Run, split: Split, inner: Sequence[Split], *, tracker: Tracker, show: Watch
+) -> FoldModel:
     folder = run.fold_folder(split.name)
     if (folder / "manifest.json").is_file():
         return load_fold(folder)  # finished by an earlier process
     specs = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
 
+    settings = fold_settings(job.recipe, specs)
+    experts = 1 + len(job.data) * (settings.unimodal and len(job.data) > 1)
+    members, begun = experts * len(inner) * len(settings.seeds), list[str]()
+
     def watch(member: str, progress: Progress) -> None:
+        if member not in begun:
+            begun.append(member)
+        show((len(begun) - 1 + progress.step / progress.steps) / members, f"fold {split.name}, member {member}")
         if progress.record is not None:
             row = {"fold": split.name, "member": member, "step": progress.step, **progress.record}
             run.append_curve(row)
@@ -216,7 +230,7 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
         _outcomes(job),
         train_ids=split.train,
         inner=inner,
-        settings=fold_settings(job.recipe, specs),
+        settings=settings,
         folder=folder,
         watch=watch,
     )
@@ -224,10 +238,10 @@ def _fit_network(job: _Job, run: Run, split: Split, inner: Sequence[Split], *, t
     return fold
 
 
-def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker) -> None:
+def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker, show: Watch) -> None:
     recipe, cohort = job.recipe, job.cohort
     inner = _inner(job, split)
-    fold = _fit_network(job, run, split, inner, tracker=tracker)
+    fold = _fit_network(job, run, split, inner, tracker=tracker, show=show)
     for variant in fold.ensembles[job.outcomes[0]]:
         predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
         for outcome in job.outcomes:
@@ -312,6 +326,7 @@ def train(
     out: Path | None = None,
     seed: int | None = None,
     say: Say = _silent,
+    watch: Watch = _unwatched,
 ) -> Run:
     """Train and evaluate on the folds of a cohort.
 
@@ -328,6 +343,7 @@ def train(
         out: run directory; default ``runs/COHORT-RECIPE-TIME``.
         seed: of everything random; default the recipe's.
         say: called with each line of progress.
+        watch: called often with the part of the fits that is done and what is being fitted, for a progress bar.
 
     Returns:
         The run, complete with ``metrics.json``, ``predictions.parquet`` and ``report.html``.
@@ -353,14 +369,14 @@ def train(
         try:
             _write_inputs(run, job, store_root=store_root)
             with track(run, settings, card=card, folds=[s.name for s in job.splits], say=say) as tracker:
-                _fit_and_evaluate(job, run, tracker=tracker, say=say)
+                _fit_and_evaluate(job, run, tracker=tracker, say=say, watch=watch)
         except MedfuseError as error:
             set_status(run, "failed", finished=now(), error=str(error))
             raise
     return run
 
 
-def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say) -> None:
+def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say, watch: Watch) -> None:
     results = _Results(
         held_out={o: {} for o in job.outcomes},
         inner=[],
@@ -369,7 +385,11 @@ def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say) -> Non
     )
     started = time.perf_counter()
     for number, split in enumerate(job.splits, 1):
-        _run_fold(job, run, split, results=results, tracker=tracker)
+
+        def show(part: float, what: str, done: int = number - 1) -> None:
+            watch((done + part) / len(job.splits), what)
+
+        _run_fold(job, run, split, results=results, tracker=tracker, show=show)
         spent = time.perf_counter() - started
         left = spent / number * (len(job.splits) - number)
         say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, about {left:.0f} s left")

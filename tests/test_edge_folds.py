@@ -90,4 +90,6 @@ def test_every_baseline_is_valid_and_blind_to_held_out_rows(cohort, name, tmp_pa
         fewer = dataclasses.replace(split, held_out=split.held_out[::2])
         again = fit_baselines(dataclasses.replace(fold, split=fewer), kind="survival", names=[name])
         match = next(r for r in again if r.name == result.name)
-        np.testing.assert_allclose(match.prediction.risk_score, p.risk_score[::2], atol=1e-9)
+        same = np.allclose(match.prediction.risk_score, p.risk_score[::2], atol=1e-9)
+        # ranks are the exception, say so, and are there for comparison only
+        assert same != (name == "rank_average" and any("other held-out patients" in note for note in result.notes))

@@ -50,6 +50,11 @@ class FoldData:
         """Train and tuning side of each inner fold, patients with a known outcome."""
         return [(self._known(split.train), self._known(split.tuning)) for split in self.inner]
 
+    @cached_property
+    def memo(self) -> dict[object, object]:
+        """What several baselines of this fold share, such as out-of-fold scores of one modality."""
+        return {}
+
     def _known(self, ids: Sequence[PatientId]) -> tuple[PatientId, ...]:
         observed = self.cohort.target(self.outcome, ids).observed
         return tuple(i for i, known in zip(ids, observed, strict=True) if known)

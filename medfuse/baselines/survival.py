@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import stats
 
 from medfuse.baselines.base import BaselineResult, FoldData, Matrix
 from medfuse.baselines.learners import Learner, random_survival_forest, ridge_cox, strong_learners
@@ -58,6 +58,7 @@ class _Modality:
         inner_c: mean over inner folds of its C.
         ids: train patients who have the modality, with standardised out-of-fold ``oof`` scores.
         held_out: (n,) standardised scores of held-out patients, NaN where the modality is absent.
+        left_out: learners that could not be fitted on every inner fold.
     """
 
     chosen: str
@@ -65,9 +66,24 @@ class _Modality:
     ids: tuple[PatientId, ...]
     oof: Matrix
     held_out: Matrix
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What was chosen, and what was not to be had."""
+        missing = f", not fitted everywhere: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"{self.chosen}, inner C {self.inner_c:.3f}{missing}"
 
 
 def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
+    """Scores of one modality, computed once per fold and set of learners."""
+    key = ("scored", modality, *learners)
+    if key not in fold.memo:
+        fold.memo[key] = _score(fold, modality, learners)
+    return cast(_Modality, fold.memo[key])
+
+
+def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
     """Choose a candidate by its mean inner C, refit it on all of train, standardise by its out-of-fold mean and SD."""
     ids = fold.has(modality, fold.train_ids)
     row = {patient: k for k, patient in enumerate(ids)}
@@ -85,6 +101,7 @@ def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _
                 oof.setdefault(candidate, np.full(len(ids), np.nan))[rows] = score
                 inner_c.setdefault(candidate, []).append(harrell_c(outcome, score).value)
     complete = {name: float(np.nanmean(c)) for name, c in inner_c.items() if not np.isnan(oof[name]).any()}
+    left_out = tuple(name for name in learners if not any(c.startswith(name) for c in complete))
     chosen = max(complete, key=lambda name: complete[name])
     held = fold.has(modality, fold.split.held_out)
     x, other = fold.design([modality], ids, held)
@@ -95,7 +112,12 @@ def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _
     place = {patient: k for k, patient in enumerate(fold.split.held_out)}
     scores[[place[i] for i in held]] = (final - mean) / spread
     return _Modality(
-        chosen=chosen, inner_c=complete[chosen], ids=ids, oof=(oof[chosen] - mean) / spread, held_out=scores
+        chosen=chosen,
+        inner_c=complete[chosen],
+        ids=ids,
+        oof=(oof[chosen] - mean) / spread,
+        held_out=scores,
+        left_out=left_out,
     )
 
 
@@ -144,7 +166,7 @@ def ridge_per_modality(fold: FoldData) -> list[BaselineResult]:
     for modality in fold.data:
         m = _scored(fold, modality, {"ridge_cox": ridge_cox})
         held = np.where(np.isnan(m.held_out), 0.0, m.held_out)
-        note = f"{m.chosen}, inner C {m.inner_c:.3f}"
+        note = m.note
         results.append(_result(fold, f"ridge_cox:{modality}", ids=m.ids, oof=m.oof, held_out=held, notes=(note,)))
     return results
 
@@ -185,7 +207,7 @@ def _late(fold: FoldData, name: str, parts: Mapping[str, _Modality], weights: Ma
             total > 0, np.nansum(w[:, None] * np.nan_to_num(scores), axis=0) / np.where(total > 0, total, 1), 0.0
         )
 
-    notes = tuple(f"{m}: weight {weights[m]:.3f}, {parts[m].chosen}, inner C {parts[m].inner_c:.3f}" for m in parts)
+    notes = tuple(f"{m}: weight {weights[m]:.3f}, {parts[m].note}" for m in parts)
     return _result(fold, name, ids=ids, oof=mean(train), held_out=mean(held), notes=notes)
 
 
@@ -203,6 +225,32 @@ def late_average_weighted(fold: FoldData) -> list[BaselineResult]:
     return [_late(fold, "late_average_weighted", parts, weights)]
 
 
+def rank_average(fold: FoldData) -> list[BaselineResult]:
+    """Mean over present modalities of ranks within the held-out patients, as papers report it.
+
+    A patient's rank depends on the other held-out patients, so this cannot predict one patient: for comparison only.
+    """
+    parts = {m: _scored(fold, m, {"ridge_cox": ridge_cox}) for m in fold.data}
+    ids = fold.train_ids
+    row = {patient: k for k, patient in enumerate(ids)}
+    train = np.full((len(parts), len(ids)), np.nan)
+    for k, m in enumerate(parts.values()):
+        train[k, [row[i] for i in m.ids]] = m.oof
+    note = "ranks use the other held-out patients: for comparison with papers only"
+    held = _mean_rank(np.stack([m.held_out for m in parts.values()]))
+    return [_result(fold, "rank_average", ids=ids, oof=_mean_rank(train), held_out=held, notes=(note,))]
+
+
+def _mean_rank(scores: Matrix) -> Matrix:
+    """(n,) mean over rows of ranks in (0, 1) among the patients who have a score; 1/2 for one without any."""
+    ranks = np.full(scores.shape, np.nan)
+    for k, line in enumerate(scores):
+        known = ~np.isnan(line)
+        ranks[k, known] = (stats.rankdata(line[known]) - 0.5) / max(known.sum(), 1)
+    count = (~np.isnan(ranks)).sum(axis=0)
+    return np.where(count > 0, np.nansum(ranks, axis=0) / np.maximum(count, 1), 0.5)
+
+
 SURVIVAL_BASELINES: dict[str, Callable[[FoldData], list[BaselineResult]]] = {
     "kaplan_meier": km_baseline,
     "clinical_cox": clinical_cox,
@@ -210,11 +258,5 @@ SURVIVAL_BASELINES: dict[str, Callable[[FoldData], list[BaselineResult]]] = {
     "random_survival_forest": forest,
     "late_average": late_average,
     "late_average_weighted": late_average_weighted,
+    "rank_average": rank_average,
 }
-
-
-def rank_average(predictions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean of ranks within the held-out patients, for comparison with papers only: it uses other test patients."""
-    from scipy import stats
-
-    return np.asarray(np.mean([stats.rankdata(p) / len(p) for p in predictions], axis=0), dtype=np.float64)

@@ -186,9 +186,8 @@ def fit_fold(
         except (CohortError, DataError) as error:
             if not expert:
                 raise
-            skipped[expert] = str(
-                error
-            )  # too few of its patients had an event: the joint network reads it all the same
+            # Too few of its patients had an event; the joint network reads the modality all the same.
+            skipped[expert] = str(error)
             continue
         for prepared in ready:
             for seed in settings.seeds:
@@ -343,9 +342,11 @@ def _member(
 ) -> Member:
     """Fit a member, or read it when an earlier process finished it."""
     blank = dataclasses.replace(prepared.member, seed=seed)
+    # The one modality of a unimodal network is there for everyone it is fitted on: hiding it would only waste patients.
+    train = dataclasses.replace(settings.train, modality_dropout=settings.train.modality_dropout and not blank.expert)
     fingerprint = ""
     if folder is not None:
-        fingerprint = _fingerprint(prepared, blank, settings=settings.train)
+        fingerprint = _fingerprint(prepared, blank, settings=train)
         remove_temporaries(folder / "members")
         if (folder / "members" / blank.name).exists():
             return load_member(folder / "members" / blank.name, fingerprint=fingerprint)
@@ -354,7 +355,7 @@ def _member(
         prepared.train,
         prepared.tuning,
         build=lambda: build_model(blank.settings, shapes=blank.shapes, heads=blank.heads),
-        settings=settings.train,
+        settings=train,
         seed=1000 * seed + blank.inner,  # every member starts elsewhere
         workdir=work,
         watch=lambda progress: watch(blank.name, progress),
