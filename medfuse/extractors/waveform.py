@@ -191,7 +191,7 @@ def _lead(beat: Beat | None, rows: Mapping[str, int], name: str, frequency: floa
     q, r, s = _qrs_waves(qrs)
     p = float(line[beat.p_peak]) if beat.p_peak >= 0 else 0.0
     t = float(line[beat.t_peak]) if beat.t_peak >= 0 else 0.0
-    at, half = beat.offset + round(0.06 * frequency), max(1, round(0.004 * frequency))
+    at, half = beat.offset + round(0.06 * frequency), max(1, round(0.01 * frequency))
     st = float(line[at - half : at + half + 1].mean()) if at + half < len(line) else 0.0
     area = float(qrs.sum()) * 1000 / frequency
     return [1.0, 1.0, p, q, r, s, st, t, area]

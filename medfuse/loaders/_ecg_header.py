@@ -19,7 +19,7 @@ LARGEST_HEADER = 1 << 20
 LARGEST_LENGTH = 1 << 40  # samples per signal; more is damage
 MOST_SIGNALS, MOST_SEGMENTS = 1024, 20_000
 _DEFAULT_GAIN, _DEFAULT_FREQUENCY = 200.0, 250.0
-_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?$", re.ASCII)
+_FORMAT = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?(?::(\d{1,9}))?(?:\+(\d{1,18}))?$", re.ASCII)
 _GAIN = re.compile(r"(-?[\d.]+(?:[eE][+-]?\d+)?)(?:\((-?\d+)\))?(?:/(\S+))?$", re.ASCII)
 _NUMBER = re.compile(r"-?\d+$", re.ASCII)
 _RECORD = re.compile(r"[\w.-]+(?:/\d+)?[ \t]+\d+(?:[ \t]+[\d.]|[ \t\r]*$)", re.ASCII)
@@ -136,13 +136,12 @@ def _signal(path: Path, line: str, warnings: list[str]) -> Signal:
     match = _FORMAT.match(words[1]) if len(words) > 1 else None
     if match is None:
         raise refuse(path, "a file name and a format in each signal line", "neither", "copy the header again")
-    fmt, per_frame, skew, offset = (
-        int(word) if word else default for word, default in zip(match.groups(), (0, 1, 0, 0), strict=True)
-    )
+    fmt, per_frame = int(match[1]), int(match[2] or 1)
+    skew, offset = int(match[3] or 0), int(match[4] or 0)
     if (fmt and fmt not in BLOCKS and fmt not in FLAC) or not 0 < per_frame <= 10_000 or skew > 1 << 20:
         known = ", ".join(str(k) for k in sorted((*BLOCKS, *FLAC)))
         raise refuse(path, f"a signal format of {known}", words[1][:20], "convert it with WFDB's xform")
-    if words[0] != "~" and (Path(words[0]).name != words[0] or words[0].startswith(".")):
+    if not _plain(words[0]):
         raise refuse(path, "signal files in the folder of the header", "another path", "put them beside the header")
     gain, baseline, unit = _gain(path, words[2] if len(words) > 2 else "", warnings)
     numbers = [int(word) if _NUMBER.match(word) and len(word) < 20 else None for word in words[3:8]]
@@ -179,10 +178,15 @@ def _gain(path: Path, word: str, warnings: list[str]) -> tuple[float, int | None
     return gain, baseline, (match[3] if match and match[3] else "mV")
 
 
+def _plain(name: str) -> bool:
+    """Whether a name stays in the folder of the header."""
+    return not ("/" in name or "\\" in name or name.startswith(".") or "\0" in name)
+
+
 def _segment(path: Path, line: str) -> tuple[str, int]:
     words = line.split()
     name = words[0]
-    if name != "~" and (Path(name).name != name or name.startswith(".")):
+    if not _plain(name):
         raise refuse(path, "segments in the folder of the header", "another path", "put them beside the header")
     return name, _whole(path, words[1] if len(words) > 1 else "", "number of samples", most=LARGEST_LENGTH)
 

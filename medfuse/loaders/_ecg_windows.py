@@ -147,12 +147,12 @@ def _resampled(signal: NDArray[np.float64], plan: Plan) -> NDArray[np.float32]:
 
 
 def windows(
-    recording: Recording, plan: Plan, numbers: Sequence[int], first: NDArray[np.float32] | None
+    recording: Recording, plan: Plan, numbers: Sequence[int], ready: list[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Windows by number, (k, leads, samples); ``first`` is window 0 where it was read already."""
-    if len(numbers) == 1 and numbers[0] == 0 and first is not None:
-        return first[None].copy()
+    """Windows by number, (k, leads, samples); ``ready`` holds window 0 until it is first asked for."""
+    if len(numbers) == 1:
+        return (ready.pop() if ready and numbers[0] == 0 else window(recording, plan, int(numbers[0])))[None]
     out = np.empty((len(numbers), len(plan.rows), plan.length), np.float32)
     for place, number in enumerate(numbers):
-        out[place] = first if number == 0 and first is not None else window(recording, plan, number)
+        out[place] = ready.pop() if ready and number == 0 else window(recording, plan, int(number))
     return out

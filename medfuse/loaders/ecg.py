@@ -132,11 +132,13 @@ def _checked(options: Mapping[str, Any]) -> None:
         msg = "options of the loader ecg: expected gaps: refuse or zero, found another word"
         raise ConfigError(msg)
     leads = options.get("leads")
-    if leads is not None and (isinstance(leads, str) or not leads or len(set(leads)) != len(leads)):
+    named = isinstance(leads, list | tuple) and all(isinstance(lead, str) for lead in leads)
+    if leads is not None and (not named or not leads or len(set(leads)) != len(leads)):
         msg = "options of the loader ecg: expected leads as a list of different names, such as [I, II, V1]"
         raise ConfigError(msg)
     band = options.get("bandpass")
-    if band is not None and (isinstance(band, str) or len(band) != 2 or not 0 < float(band[0]) < float(band[1])):
+    numbers = isinstance(band, list | tuple) and all(type(edge) in {int, float} for edge in band)
+    if band is not None and (not numbers or len(band) != 2 or not 0 < band[0] < band[1]):
         msg = "options of the loader ecg: expected bandpass as two rising frequencies in Hz, such as [0.5, 40]"
         raise ConfigError(msg)
 
@@ -236,14 +238,14 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         shape=(len(leads), plan.length),
         position=(plan.starts / plan.target).astype(np.float32)[:, None],
         unit="s",
-        fetch=partial(_fetch, recording, plan, first),
+        fetch=partial(_fetch, recording, plan, [first]),
         facts=_facts(recording, plan, leads, checks),
         warnings=(*recording.warnings, *_left_out(recording, plan), *_apart(checks)),
     )
 
 
-def _fetch(recording: Recording, plan: Plan, first: NDArray[np.float32], numbers: Sequence[int]) -> NDArray[Any]:
-    return windows(recording, plan, list(numbers), first)
+def _fetch(recording: Recording, plan: Plan, ready: list[NDArray[np.float32]], numbers: Sequence[int]) -> NDArray[Any]:
+    return windows(recording, plan, numbers, ready)
 
 
 def _facts(recording: Recording, plan: Plan, leads: list[str], checks: Mapping[str, float]) -> dict[str, Any]:
