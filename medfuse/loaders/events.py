@@ -22,12 +22,22 @@ from medfuse.loaders import _meds, _mimic, _omop, _wide
 from medfuse.loaders._event_look import describe, group, identifying, recognise
 from medfuse.loaders._event_options import Options, Variable, parse
 from medfuse.loaders._event_query import Source, aggregate, connection, prepare, tokens
-from medfuse.loaders._event_writers import write_meds
+from medfuse.loaders._event_writers import write_meds, write_omop
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import column, patient_ids, read_table
 from medfuse.types import PatientId
 
-__all__ = ["describe", "group", "group_table", "identifying", "read", "recognise", "write_example", "write_meds"]
+__all__ = [
+    "describe",
+    "group",
+    "group_table",
+    "identifying",
+    "read",
+    "recognise",
+    "write_example",
+    "write_meds",
+    "write_omop",
+]
 
 _MINUTES = {"minutes": 1.0, "hours": 60.0, "days": 1440.0, "years": 525_960.0}
 
