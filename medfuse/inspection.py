@@ -82,7 +82,8 @@ def recognise(file: Path) -> str:
     if not size:
         return ""
     head = Head(path=file, size=size, start=read_head(file))
-    for name in loaders.LOADERS:
+    specific = [name for name in loaders.LOADERS if name not in loaders.GENERIC]
+    for name in (*specific, *loaders.GENERIC):
         ask = getattr(loaders.module_of(name, where=str(file)), "recognise", None)
         if ask is not None and ask(head):
             return name

@@ -27,6 +27,8 @@ LOADERS: dict[str, str] = {
     "copy_number": "medfuse.loaders.copy_number",
     "volume": "medfuse.loaders.volume",
 }
+# Asked last and in this order what a file is: they take what no loader of a format of its own claims.
+GENERIC = ("expression", "vectors", "tabular", "text")
 RAW = (
     "text",
     "slide",

@@ -27,8 +27,8 @@ TERMS = _table(
     missense="missense_variant",
     other="start_lost stop_lost initiator_codon_variant inframe_insertion inframe_deletion protein_altering_variant "
     "conservative_inframe_insertion conservative_inframe_deletion disruptive_inframe_insertion "
-    "disruptive_inframe_deletion rare_amino_acid_variant transcript_amplification feature_elongation "
-    "feature_truncation bidirectional_gene_fusion gene_fusion",
+    "disruptive_inframe_deletion rare_amino_acid_variant transcript_amplification "
+    "bidirectional_gene_fusion gene_fusion",
     silent="synonymous_variant stop_retained_variant start_retained_variant start_retained intron_variant "
     "5_prime_UTR_variant 3_prime_UTR_variant upstream_gene_variant downstream_gene_variant intergenic_variant "
     "intergenic_region intragenic_variant non_coding_transcript_exon_variant non_coding_transcript_variant "
@@ -38,7 +38,8 @@ TERMS = _table(
     "TFBS_ablation TFBS_amplification regulatory_region_variant regulatory_region_ablation "
     "regulatory_region_amplification 5_prime_UTR_premature_start_codon_gain_variant 5_prime_UTR_truncation "
     "3_prime_UTR_truncation conserved_intergenic_variant conserved_intron_variant gene_variant transcript_variant "
-    "exon_variant exon_region miRNA sequence_feature sequence_variant custom structural_interaction_variant "
+    "exon_variant exon_region feature_elongation feature_truncation miRNA "
+    " sequence_feature sequence_variant custom structural_interaction_variant "
     "protein_protein_contact",
 )
 EFFECTS = _table(
@@ -48,7 +49,8 @@ EFFECTS = _table(
     "CODON_CHANGE_PLUS_CODON_INSERTION CODON_CHANGE_PLUS_CODON_DELETION UTR_5_DELETED UTR_3_DELETED",
     silent="SYNONYMOUS_CODING SYNONYMOUS_START SYNONYMOUS_STOP NON_SYNONYMOUS_STOP INTRON INTRON_CONSERVED EXON "
     "UTR_5_PRIME UTR_3_PRIME START_GAINED UPSTREAM DOWNSTREAM INTERGENIC INTERGENIC_CONSERVED INTRAGENIC GENE "
-    "TRANSCRIPT CDS SPLICE_SITE_REGION SPLICE_SITE_BRANCH SPLICE_SITE_BRANCH_U12 REGULATION MICRO_RNA CUSTOM NONE CHROMOSOME",
+    "TRANSCRIPT CDS SPLICE_SITE_REGION SPLICE_SITE_BRANCH SPLICE_SITE_BRANCH_U12 REGULATION MICRO_RNA "
+    "CUSTOM NONE CHROMOSOME",
 )
 
 

@@ -41,6 +41,17 @@ def read_h5ad(path: Path, plan: Plan, *, layer: str) -> Matrix:
         raise DataError(msg) from error
 
 
+def is_h5ad(path: Path) -> bool:
+    """Whether an HDF5 file has obs and var, as AnnData writes them."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return "obs" in file and "var" in file and "X" in file
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError):
+        return path.suffix.lower() == ".h5ad"
+
+
 def shape_of(path: Path) -> tuple[int, int, str, list[str]]:
     """Observations, variables, how X is stored, and names of layers; no number is read.
 

@@ -81,6 +81,22 @@ def read_matrix(path: Path, plan: Plan) -> Matrix:
     return _from_frame(read_table(path), plan, file=path.name)
 
 
+def names_and_rows(path: Path) -> tuple[list[str], int]:
+    """Columns of a table and the number of its rows; no cell is kept.
+
+    Raises:
+        DataError: as :func:`read_matrix`.
+    """
+    seen: list[str] = []
+
+    def plan(names: list[str]) -> tuple[list[str], list[str]]:
+        seen[:] = names
+        return [], []
+
+    rows = len(read_matrix(path, plan).values)
+    return seen, rows
+
+
 def _from_frame(frame: pd.DataFrame, plan: Plan, *, file: str) -> Matrix:
     texts, numbers = plan([str(c) for c in frame.columns])
     columns = [to_numeric(frame[name], file=file) for name in numbers]

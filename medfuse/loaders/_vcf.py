@@ -175,7 +175,7 @@ def _annotation(lines: Sequence[str], header: Header, rules: Rules, *, file: str
         known.append("EFF")  # some files do not declare it
     if rules.annotation:
         if rules.annotation not in known:
-            msg = f"{file}: expected {rules.annotation}, found {', '.join(known) or 'none'}; correct the card's annotation"
+            msg = f"{file}: expected {rules.annotation}, found {', '.join(known) or 'none'}; correct the annotation"
             raise ConfigError(msg)
         return rules.annotation
     if rules.regions is not None:

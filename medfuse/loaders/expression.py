@@ -4,6 +4,7 @@ CSV, TSV, GCT, Parquet and h5ad. Values are never converted: their unit and log 
 with what the numbers can be.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
+from medfuse.limits import read_head
 from medfuse.loaders._barcodes import look_like_barcodes, patients_of
 from medfuse.loaders._genes import checked_names, cut_sets, mangled_names, merge_genes, no_genes, read_gmt
-from medfuse.loaders._h5ad import INDEX, read_h5ad
+from medfuse.loaders._h5ad import INDEX, is_h5ad, read_h5ad, shape_of
+from medfuse.loaders._look import is_gene_table, is_hdf5, is_parquet, like_genes, look, parquet_names
 from medfuse.loaders._matrix import Matrix, Plan, read_matrix
 from medfuse.loaders._units import check_unit
+from medfuse.loaders.base import Description, Head, Identifying
 from medfuse.loaders.tabular import check_index_time, merge_rows, to_samples
 from medfuse.sample import Column, ModalityData
 from medfuse.tables import patient_ids
@@ -236,6 +240,83 @@ def gene_data(
     )
 
 
+# --- inspection ------------------------------------------------------------------------------------------------------
+
+
+def recognise(head: Head) -> bool:
+    """GCT, GMT, an HDF5 file with obs and var, or a table whose columns or rows are genes."""
+    suffixes = [suffix.lower() for suffix in head.path.suffixes]
+    if head.start.startswith((b"#1.2", b"#1.3")) and ".gct" in suffixes:
+        return True
+    if ".gmt" in suffixes:
+        return b"\t" in head.start
+    if is_hdf5(head):
+        return is_h5ad(head.path)
+    if is_parquet(head):
+        return is_gene_table(parquet_names(head.path)[0], ())
+    table = look(head)
+    return table is not None and is_gene_table(table.names, [row[0] for row in table.rows if row])
+
+
+def describe(files: Sequence[Path]) -> Description:
+    """Numbers of patients and genes as far as the file says which is which, and what its values look like.
+
+    Raises:
+        DataError: damaged.
+    """
+    path = files[0]
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if ".gmt" in suffixes:
+        sets = read_gmt(path)
+        holds: dict[str, Any] = {"sets": len(sets), "genes": len({g for members in sets.values() for g in members})}
+        return Description(kind="gene sets (GMT)", holds=holds)
+    if suffixes[-1:] == [".h5ad"] or read_head(path).startswith(b"\x89HDF"):
+        rows, columns, stored, layers = shape_of(path)
+        holds = {"observations": rows, "genes": columns, "stored": stored, "layers": layers}
+        return Description(kind="expression (h5ad)", holds=holds, warnings=(_UNIT,))
+    if suffixes[-1:] == [".parquet"]:
+        names, rows = parquet_names(path)
+        return Description(kind="gene table", holds={"rows": rows, "columns": len(names)}, warnings=(_UNIT,))
+    return _describe_text(path, gct=".gct" in suffixes)
+
+
+_UNIT = "the file does not state its unit and log base; the card must"
+
+
+def _describe_text(path: Path, *, gct: bool) -> Description:
+    label: list[str] = []
+    assays: Counter[str] = Counter()
+
+    def plan(names: list[str]) -> tuple[list[str], list[str]]:
+        label[:] = names
+        assays.update(name.rpartition("_")[2] for name in names if name.endswith(("_rnaseq", "_cnv", "_mut")))
+        return [names[0]], []
+
+    matrix = read_matrix(path, plan)
+    first = [str(cell) for cell in matrix.texts.iloc[:, 0]]
+    if assays:
+        holds: dict[str, Any] = {"rows": len(first), **{f"genes_{assay}": count for assay, count in assays.items()}}
+        return Description(kind="gene table of several assays", holds=holds, warnings=(_UNIT,))
+    across = gct or not like_genes(label[1:])
+    genes = first if across else label[1:]
+    holds = {
+        "genes": len(genes),
+        "samples": len(label) - (2 if gct else 1) if across else len(first),
+        "orientation": "genes_by_patients" if across else "patients_by_genes",
+        "ids": "Ensembl" if sum(g.startswith("ENS") for g in genes) > len(genes) / 2 else "symbols",
+    }
+    _, warnings = checked_names(genes, accept_mangled=True, file=path.name)
+    return Description(kind="gene table (GCT)" if gct else "gene table", holds=holds, warnings=(*warnings, _UNIT))
+
+
+def identifying(files: Sequence[Path]) -> list[Identifying]:
+    """Names of samples; gene sets have none."""
+    path = files[0]
+    if ".gmt" in [suffix.lower() for suffix in path.suffixes]:
+        return []
+    return [Identifying(where=f"{path.name}: sample names", kind="id")]
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -281,8 +362,9 @@ def write_expression(
 
 def write_example(folder: Path) -> ModalityCard:
     """Write a small valid gene table into ``folder`` and return the card that reads it."""
-    values: Any = [[1.5, 2.0, 0.0], [-0.5, np.nan, 1.0], [0.0, 0.25, 2.0]]
-    write_expression(folder / "genes.tsv", values, patients=["001", "002", "010"], genes=["TP53", "EGFR", "BRCA1"])
+    values = [[1.5, 2.0, 0.0, 7.25], [-0.5, np.nan, 1.0, 6.5], [0.0, 0.25, 2.0, 7.0]]
+    genes = ["TP53", "EGFR", "BRCA1", "KRAS"]
+    write_expression(folder / "genes.tsv", values, patients=["001", "002", "010"], genes=genes)
     return ModalityCard(
         loader="expression", file="genes.tsv", id="gene", orientation="genes_by_patients", unit="tpm", log_base=2
     )
