@@ -48,7 +48,7 @@ def header(path: Path) -> tuple[Any, int]:
             raise DataError(msg)
         file.seek(0)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), pydicom.config.disable_value_validation():
                 warnings.simplefilter("ignore")
                 data = pydicom.dcmread(file, stop_before_pixels=True)
                 for _ in data:  # values are parsed when asked for: ask now, so that damage shows here
@@ -72,7 +72,9 @@ def image_files(paths: Sequence[Path]) -> tuple[Path, ...]:
         if not kind & _NOT_TISSUE:
             kept.append((-int(data.get("TotalPixelMatrixColumns", 0) or 0), path.name, path))
     if not kept:
-        msg = f"{paths[0].name}: expected the image of a slide, found only its label, overview or thumbnail"
+        msg = (
+            f"{paths[0].name}: expected the image of a slide, found only its label, overview or thumbnail; give it too"
+        )
         raise DataError(msg)
     return tuple(path for _, _, path in sorted(kept))
 

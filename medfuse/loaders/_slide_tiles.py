@@ -31,7 +31,7 @@ class Options:
         tissue: least fraction of a tile that is tissue.
         pen: largest fraction of a tile that is ink.
         resample: ``dct`` halves (quarters ...) JPEG tiles while they are decoded, where that stays within a mean of
-            1.0 and 40 at most, of 255, of the area mean (checked per slide); ``area`` always takes area means.
+            1.0 and 32 at most, of 255, of the area mean (checked per slide); ``area`` always takes area means.
         frames: order of a DICOM slide's frames where the file does not say it, ``rows`` or ``columns``.
     """
 

@@ -14,6 +14,8 @@ from medfuse.errors import DataError
 from medfuse.sample import ModalitySample
 
 Pixels = NDArray[np.uint8]
+_BIG = 1 << 29  # pixels above which a file may pass 4 GiB
+
 TileFunction = Callable[[int, int, int, int], Pixels]  # x, y, width, height in level-0 pixels -> (height, width, 3)
 
 
@@ -47,7 +49,7 @@ def write_slide(
         msg = f"{path.name}: expected tiles of a multiple of 16 and at least one pixel a level, found {tile}, {levels}"
         raise DataError(msg)
     with tempfile.TemporaryFile() as scratch, path.open("wb") as file:
-        tiff = _Tiff(file, big=width * height > 1 << 29)
+        tiff = _Tiff(file, big=width * height > _BIG)
         for level in range(levels):
             w, h = width >> level, height >> level
             below = None

@@ -19,7 +19,7 @@ from medfuse.errors import DataError
 
 CACHE = 32 << 20  # bytes of decoded tiles that are kept while neighbouring tiles are cut out of them
 SCALES = (8, 4, 2)  # sizes that libjpeg's scaled inverse DCT gives
-DCT_MEAN, DCT_MAX = 1.0, 40  # how far, of 255, a scaled decode may be from the area mean on the tiles that are probed
+DCT_MEAN, DCT_MAX = 1.0, 32  # how far, of 255, a scaled decode may be from the area mean on the tiles that are probed
 
 _RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe APP14 segment, transform 0: components are RGB
 _YCC = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"  # transform 1: components are YCbCr
@@ -67,12 +67,14 @@ class JpegGrid:
         """Tiles in a column."""
         return -(-self.height // self.tile_height)
 
-    def heaviest(self, count: int) -> list[int]:
-        """Numbers of the whole tiles with most bytes: those in which a difference would show."""
-        whole = np.zeros((self.rows, self.columns), dtype=bool)
-        whole[: self.height // self.tile_height, : self.width // self.tile_width] = True
-        order = np.argsort(-np.where(whole.ravel(), self.counts, 0), kind="stable")
-        return [int(i) for i in order[:count] if whole.ravel()[i]]
+    def heaviest(self, count: int, *, whole: bool) -> list[int]:
+        """Numbers of the tiles with most bytes, in which a difference would show; only tiles wholly on the slide?"""
+        able = np.ones((self.rows, self.columns), dtype=bool)
+        if whole:
+            able[self.height // self.tile_height :] = False
+            able[:, self.width // self.tile_width :] = False
+        numbers = np.flatnonzero(able.ravel())
+        return [int(i) for i in numbers[np.argsort(-self.counts[numbers], kind="stable")][:count]]
 
     def decode(self, handle: int, number: int, *, scale: int = 1, out: NDArray[np.uint8] | None = None) -> Any:  # noqa: ANN401
         """One tile, (tile_height / scale, tile_width / scale, 3) uint8.
@@ -166,7 +168,7 @@ def dct_error(grid: JpegGrid, scale: int, *, tiles: int = 3) -> tuple[float, int
     """Mean and largest difference, of 255, of a scaled decode from the area mean, over the heaviest tiles."""
     total, largest, count = 0.0, 0, 0
     with opened(grid.path) as handle:
-        for number in grid.heaviest(tiles):
+        for number in grid.heaviest(tiles, whole=True):
             full = grid.decode(handle, number).astype(np.float32)
             h, w = full.shape[0] // scale, full.shape[1] // scale
             mean = full.reshape(h, scale, w, scale, 3).mean(axis=(1, 3))

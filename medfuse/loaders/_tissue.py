@@ -126,16 +126,17 @@ def masks(pixels: NDArray[np.uint8], mpp: float) -> tuple[NDArray[np.bool_], NDA
     tissue = (apart > min(max(split, _PALEST), _SAFEST)) & ~pen
     tissue = ndimage.binary_closing(tissue, iterations=max(1, round(16 / mpp))) | tissue
     tissue = _larger(tissue, _SPECK / mpp**2)
-    tissue = ~_larger(~tissue, _HOLE / mpp**2) & ~pen
-    return tissue, pen
+    return ~_larger(~tissue, _HOLE / mpp**2, edge=True) & ~pen, pen
 
 
-def _larger(mask: NDArray[np.bool_], pixels: float) -> NDArray[np.bool_]:
-    """Connected parts of at least so many pixels."""
+def _larger(mask: NDArray[np.bool_], pixels: float, *, edge: bool = False) -> NDArray[np.bool_]:
+    """Connected parts of at least so many pixels, or (``edge``) that reach the edge of the picture."""
     labels, count = ndimage.label(mask)
     if not count:
         return mask
     keep = np.bincount(labels.ravel()) >= pixels
+    if edge:
+        keep[np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))] = True
     keep[0] = False
     return np.asarray(keep[labels])
 
