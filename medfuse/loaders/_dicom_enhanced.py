@@ -2,12 +2,11 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medfuse.errors import DataError
-from medfuse.loaders._dicom_header import DEFLATED, Header
+from medfuse.loaders._dicom_header import DEFLATED, Header, quiet
 from medfuse.loaders._dicom_series import Frame
 
 
@@ -19,14 +18,13 @@ def typed(header: Header, what: str) -> Iterator[None]:
         DataError: instead of any other error.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     except DataError:
         raise
     except (MemoryError, Exception) as error:
-        msg = f"{header.name}: expected {what}, found damage or an encoding unknown to the decoder ({type(error).__name__}); "
-        msg += "copy the file again, or convert it"
+        problem = f"found damage or an encoding that the decoder does not know ({type(error).__name__})"
+        msg = f"{header.name}: expected {what}, {problem}; copy the file again, or convert it"
         raise DataError(msg) from error
 
 

@@ -4,11 +4,14 @@ Elements of the two usual encodings (little endian, explicit and implicit VR, al
 here (PS3.5, 7.1 and 7.5); whatever is unusual goes through pydicom. Deflated files are inflated to a cap only.
 """
 
+import contextlib
 import io
+import logging
 import math
 import struct
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +82,7 @@ _BINARY = frozenset(
 ) | {"PixelRepresentation", "SiemensMosaic"}
 
 
-class _Unusual(Exception):  # noqa: N818  # not an error: pydicom takes over
+class Unusual(Exception):  # not an error: pydicom takes over
     """The walker does not know this encoding."""
 
 
@@ -162,6 +165,22 @@ class Header:
         return found[0] if found else None
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Pydicom's warnings and log lines repeat values of elements; here they go nowhere."""
+    import pydicom
+
+    log = logging.getLogger("pydicom")
+    before, mode = log.disabled, pydicom.config.settings.reading_validation_mode
+    log.disabled, pydicom.config.settings.reading_validation_mode = True, pydicom.config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled, pydicom.config.settings.reading_validation_mode = before, mode
+
+
 # --- the walker ------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +192,7 @@ def _element(buffer: bytes, at: int, *, implicit: bool) -> tuple[int, bytes, int
         return tag, b"", struct.unpack_from("<I", buffer, at + 4)[0], at + 8
     vr = buffer[at + 4 : at + 6]
     if not (vr.isalpha() and vr.isupper()):
-        raise _Unusual
+        raise Unusual
     if vr in _LONG:
         return tag, vr, struct.unpack_from("<I", buffer, at + 8)[0], at + 12
     return tag, vr, struct.unpack_from("<H", buffer, at + 6)[0], at + 8
@@ -189,7 +208,7 @@ def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int) -> int
         if tag == 0xFFFEE0DD:
             return at
         if tag != 0xFFFEE000:
-            raise _Unusual
+            raise Unusual
         if length != _UNDEFINED:
             at += length
             continue
@@ -214,7 +233,7 @@ def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], 
     while at < end:
         tag, vr, length, start = _element(buffer, at, implicit=implicit)
         if tag <= last or tag >= 0xFFFE0000:
-            raise _Unusual
+            raise Unusual
         last = tag
         if tag in PIXELS:
             return values, tag, start, length
@@ -277,14 +296,17 @@ def read_header(path: Path) -> Header:
             start = file.read(_FIRST)
             try:
                 return _usual(path, size, start)
-            except (_Unusual, struct.error):
+            except (Unusual, struct.error):
                 pass
             if size > len(start):
                 file.seek(0)
                 start = file.read(_MOST_HEADER)
             return _usual(path, size, start)
-    except (_Unusual, struct.error):
+    except Unusual:
         return _through_pydicom(path)
+    except struct.error as error:
+        msg = f"{path.name}: expected whole elements up to the pixels, found the end of the file; copy it again"
+        raise DataError(msg) from error
     except OSError as error:
         msg = f"{path.name}: expected a readable file, found {type(error).__name__}; check the path and permissions"
         raise DataError(msg) from error
@@ -300,10 +322,10 @@ def _usual(path: Path, size: int, start: bytes) -> Header:
         msg = f"{path.name}: expected DICOM, found gzip around it; unpack it first"
         raise DataError(msg)
     if start[128:PREAMBLE] != b"DICM":
-        raise _Unusual
+        raise Unusual
     syntax, sop, at = meta_of(start)
     if not syntax or syntax == BIG:
-        raise _Unusual
+        raise Unusual
     buffer = start
     if syntax == DEFLATED:
         buffer, at = inflated(path, at, most=4 << 20), 0
@@ -315,13 +337,10 @@ def _usual(path: Path, size: int, start: bytes) -> Header:
 
 def _through_pydicom(path: Path) -> Header:
     """Headers that the walker leaves: big endian, no preamble, odd VRs, elements out of order."""
-    import warnings
-
     import pydicom
 
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
+        with quiet(), path.open("rb") as file:
             marked = file.read(PREAMBLE)[128:] == b"DICM"
             file.seek(0)
             data = pydicom.dcmread(file, stop_before_pixels=True, force=not marked, specific_tags=list(TAGS.values()))

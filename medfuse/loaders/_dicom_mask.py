@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import dataset_of, enhanced_frames, typed
+from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import Header
 from medfuse.loaders._dicom_pixels import check_pixels
-from medfuse.loaders._dicom_series import Stack, same_direction
+from medfuse.loaders._dicom_series import same_direction
 
 
 def referenced_series(header: Header) -> set[str]:
@@ -34,6 +35,7 @@ def mask_of(header: Header, stack: Stack, segments: Sequence[int]) -> NDArray[np
         DataError: another grid than the stack's, or damage.
     """
     import pydicom
+    from pydicom.pixels.utils import pixel_array
 
     count = check_segmentation(header)
     if not header.has("PerFrameFunctionalGroupsSequence"):
@@ -42,7 +44,7 @@ def mask_of(header: Header, stack: Stack, segments: Sequence[int]) -> NDArray[np
     frames = enhanced_frames(header, count)
     wanted = _segments(header, count)
     with typed(header, "pixels of a segmentation"):
-        planes = np.asarray(pydicom.pixels.pixel_array(pydicom.dcmread(header.path, force=True)))
+        planes = np.asarray(pixel_array(pydicom.dcmread(header.path, force=True)))
         planes = planes.reshape(count, header.integer("Rows"), header.integer("Columns"))
     if planes.shape[1:] != (stack.rows, stack.columns):
         msg = f"{header.name}: expected a segmentation on the grid of its series, found another size; resample it"

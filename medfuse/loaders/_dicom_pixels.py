@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
+from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import DEFLATED, NATIVE, Header, inflated
-from medfuse.loaders._dicom_series import STACKED, Frame, Stack
+from medfuse.loaders._dicom_series import STACKED, Frame
 from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]
@@ -39,7 +40,7 @@ def channels_of(header: Header) -> int:
     """
     photometric = header.text("PhotometricInterpretation")
     samples = header.integer("SamplesPerPixel", 1)
-    if photometric in _GREY and samples == 1 or header.pixel_tag in _FLOATS:
+    if (photometric in _GREY and samples == 1) or header.pixel_tag in _FLOATS:
         return 1
     if photometric in _COLOUR and samples == (1 if photometric == "PALETTE COLOR" else 3):
         return 3
@@ -158,7 +159,7 @@ def _read_native(frame: Frame, buffer: Array) -> None:
     else:
         with header.path.open("rb", buffering=0) as file:
             file.seek(offset + frame.number * buffer.nbytes)
-            count = file.readinto(buffer.view(np.uint8)) or 0
+            count = file.readinto(buffer.data.cast("B")) or 0
     if count != buffer.nbytes:
         msg = f"{header.name}: expected {buffer.nbytes} bytes of a plane, found {count}; truncated? copy it again"
         raise DataError(msg)
@@ -192,7 +193,9 @@ def _only_stored(header: Header, buffer: Array) -> Array:
 def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
     """Planes (rows, columns[, 3]) through pydicom, colours as RGB, modality LUT applied."""
     import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.utils import iter_pixels
     from pydicom.uid import UID
 
     _codec_is_there(header.syntax, header.name, get_decoder, UID)
@@ -201,7 +204,7 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
         if not getattr(data, "file_meta", None) or "TransferSyntaxUID" not in data.file_meta:
             data.file_meta = pydicom.dataset.FileMetaDataset()
             data.file_meta.TransferSyntaxUID = UID(header.syntax)
-        planes = list(pydicom.pixels.iter_pixels(data, indices=list(numbers)))
+        planes = list(iter_pixels(data, indices=list(numbers)))
         if header.text("PhotometricInterpretation") == "PALETTE COLOR":
             planes = [_eight_bits(apply_color_lut(p, data)) for p in planes]
         if header.has("ModalityLUTSequence"):

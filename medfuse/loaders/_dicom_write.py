@@ -92,12 +92,13 @@ def _decimal(value: float) -> str:
 
 def _slice(pixels: NDArray[Any], *, key: Sequence[object], number: int) -> Any:  # noqa: ANN401  # a pydicom data set
     from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID
 
     data, meta = Dataset(), FileMetaDataset()
-    data.SOPClassUID = meta.MediaStorageSOPClassUID = _CT
-    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = _uid(*key, "image", number)
-    meta.TransferSyntaxUID = _EXPLICIT
-    meta.ImplementationClassUID = _uid("medfuse")
+    data.SOPClassUID = meta.MediaStorageSOPClassUID = UID(_CT)
+    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID(_uid(*key, "image", number))
+    meta.TransferSyntaxUID = UID(_EXPLICIT)
+    meta.ImplementationClassUID = UID(_uid("medfuse"))
     data.file_meta = meta
     data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     data.StudyInstanceUID, data.SeriesInstanceUID = _uid(*key, "study"), _uid(*key, "series")

@@ -138,7 +138,7 @@ def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: 
         msg = f"{where}: expected {count * stored} bytes of voxels, found {file_bytes}; truncated? copy it again"
         raise DataError(msg)
     if int(np.prod([int(n) for n in shape[:3]], dtype=object)) * 4 > LARGEST_VOLUME:
-        msg = f"{where}: expected a volume of at most {LARGEST_VOLUME >> 30} GiB as float32, found {tuple(shape)}; crop it"
+        msg = f"{where}: expected a volume of at most {LARGEST_VOLUME >> 30} GiB in float32, found {tuple(shape)}"
         raise DataError(msg)
 
 
@@ -254,7 +254,8 @@ class Held:
 
     def __init__(self, volume: Volume, choice: str | int) -> None:
         self.volume, self.choice = volume, choice
-        self._number, self._array = -1, None
+        self._number = -1
+        self._array: Array | None = None
 
     def __call__(self, number: int) -> Array:
         """Volume ``number`` as (I, J, K, C) float32 in RAS+ order."""
@@ -262,10 +263,11 @@ class Held:
             other = Held._recent() if Held._recent is not None else None
             if other is not None:
                 other._array = None
-            self._array = None
-            self._array = turn(self._load(number), self.volume.affine)
-            self._number = number
+            self._array = None  # before the next one is there
+            array = turn(self._load(number), self.volume.affine)
+            self._array, self._number = array, number
             Held._recent = weakref.ref(self)
+            return array
         return self._array
 
     def _load(self, number: int) -> Array:

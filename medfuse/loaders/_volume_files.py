@@ -1,4 +1,4 @@
-"""Headers and voxels of NIfTI-1, NIfTI-2, MGH/MGZ and NRRD files: fixed headers are read here, voxels straight into place.
+"""Headers and voxels of NIfTI-1, NIfTI-2, MGH/MGZ and NRRD files; voxels go straight into place.
 
 References: the NIfTI-1 and NIfTI-2 headers of NIMH/DFWG (nifti1.h, nifti2.h), FreeSurfer's MGH format, Teem's NRRD.
 """
@@ -110,44 +110,25 @@ def is_nifti(start: bytes) -> bool:
     return one or two
 
 
+# field -> code of struct and offset
+_NIFTI_1 = {"dim": ("8h", 40), "type": ("h", 70), "pixdim": ("8f", 76), "offset": ("f", 108), "scale": ("2f", 112)}
+_NIFTI_1 |= {"units": ("B", 123), "codes": ("2h", 252), "quaternion": ("6f", 256), "rows": ("12f", 280)}
+_NIFTI_2 = {"dim": ("8q", 16), "type": ("h", 12), "pixdim": ("8d", 104), "offset": ("q", 168), "scale": ("2d", 176)}
+_NIFTI_2 |= {"units": ("i", 500), "codes": ("2i", 344), "quaternion": ("6d", 352), "rows": ("12d", 400)}
+_TEXTS_1 = {"descrip": (148, 80), "aux_file": (228, 24), "intent_name": (328, 16), "db_name": (14, 18)}
+_TEXTS_2 = {"descrip": (240, 80), "aux_file": (320, 24), "intent_name": (508, 16)}
+
+
 def _nifti_fields(start: bytes) -> dict[str, Any]:
     order = "<" if start[0] in (0x5C, 0x1C) else ">"
-    if start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
-        take = lambda code, at: struct.unpack_from(order + code, start, at)  # noqa: E731
-        names = {"descrip": (148, 80), "aux_file": (228, 24), "intent_name": (328, 16), "db_name": (14, 18)}
-        return {
-            "version": 1,
-            "order": order,
-            "pair": start[344:347] == b"ni1",
-            "dim": take("8h", 40),
-            "type": take("h", 70)[0],
-            "pixdim": take("8f", 76),
-            "offset": int(take("f", 108)[0]),
-            "scale": take("2f", 112),
-            "units": start[123],
-            "codes": take("2h", 252),
-            "quaternion": take("6f", 256),
-            "rows": take("12f", 280),
-            "notes": [k for k, (at, n) in names.items() if start[at : at + n].strip(b"\0 ")],
-        }
-    if len(start) < 540:
-        raise ValueError
-    take = lambda code, at: struct.unpack_from(order + code, start, at)  # noqa: E731
-    names = {"descrip": (240, 80), "aux_file": (320, 24), "intent_name": (508, 16)}
-    return {
-        "version": 2,
+    one = start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c")
+    layout, texts = (_NIFTI_1, _TEXTS_1) if one else (_NIFTI_2, _TEXTS_2)
+    fields: dict[str, Any] = {k: struct.unpack_from(order + code, start, at) for k, (code, at) in layout.items()}
+    return fields | {
+        "version": 1 if one else 2,
         "order": order,
-        "pair": start[4:7] == b"ni2",
-        "dim": take("8q", 16),
-        "type": take("h", 12)[0],
-        "pixdim": take("8d", 104),
-        "offset": take("q", 168)[0],
-        "scale": take("2d", 176),
-        "units": take("i", 500)[0],
-        "codes": take("2i", 344),
-        "quaternion": take("6d", 352),
-        "rows": take("12d", 400),
-        "notes": [k for k, (at, n) in names.items() if start[at : at + n].strip(b"\0 ")],
+        "pair": (start[344:347] if one else start[4:7]) in (b"ni1", b"ni2"),
+        "notes": [k for k, (at, n) in texts.items() if start[at : at + n].strip(b"\0 ")],
     }
 
 
@@ -161,7 +142,7 @@ def _nifti(path: Path, start: bytes) -> VoxelFile:
         msg = f"{path.name}: expected three axes, or four of a series, found {len(sizes)}; write the parts as volumes"
         raise DataError(msg)
     sizes += [1] * (4 - len(sizes))
-    code = head["type"]
+    code = head["type"][0]
     if code in _NIFTI_TYPES:
         dtype, samples = np.dtype(head["order"] + _NIFTI_TYPES[code]), 1
     elif code in _NIFTI_COLOURS:
@@ -175,7 +156,7 @@ def _nifti(path: Path, start: bytes) -> VoxelFile:
         slope, intercept = 1.0, 0.0
     if not math.isfinite(intercept):
         intercept = 0.0
-    where, offset = path, head["offset"]
+    where, offset = path, int(head["offset"][0])
     if head["pair"]:
         where, offset = _image_of(path), max(0, offset)
     elif offset < (352 if head["version"] == 1 else 544):
@@ -211,13 +192,13 @@ def _image_of(path: Path) -> Path:
 
 
 def _nifti_affine(head: Mapping[str, Any], where: str) -> tuple[NDArray[np.float64] | None, list[str]]:
-    """sform where it is set, else qform, else None; both in mm.
+    """The sform where it is set, else the qform, else None; both in mm.
 
     Raises:
         DataError: both are set and one is the mirror image of the other.
     """
     warnings: list[str] = []
-    unit = head["units"] & 7
+    unit = head["units"][0] & 7
     if unit == 0:
         warnings.append("the header names no unit of length; mm are assumed, as the format's users do")
     scale = _UNITS.get(unit, 1.0)
@@ -230,7 +211,7 @@ def _nifti_affine(head: Mapping[str, Any], where: str) -> tuple[NDArray[np.float
     if len(forms) == 2 and all(np.isfinite(f).all() for f in forms.values()):
         one, other = forms["sform"], forms["qform"]
         if np.linalg.det(one[:3, :3]) * np.linalg.det(other[:3, :3]) < 0:
-            msg = f"{where}: sform and qform are mirror images of each other, so left and right are unknown; repair it"
+            msg = f"{where}: sform and qform are mirror images of each other, so left and right are unknown"
             raise DataError(msg)
         away = float(np.abs(one[:3] - other[:3]).max())
         if away > 1e-2:
@@ -314,9 +295,9 @@ def _nrrd(path: Path) -> VoxelFile:
     if not ends:
         msg = f"{path.name}: expected an empty line after the header within 1 MiB, found none; truncated?"
         raise DataError(msg)
-    head = nrrd.read_header(io.BytesIO(start[: min(ends)]))
+    head: dict[str, Any] = nrrd.read_header(io.BytesIO(start[: min(ends)]))
     if any(key.replace(" ", "").lower() == "datafile" for key in head):
-        msg = f"{path.name}: expected header and voxels in one file, found a header that names others; join them (unu save)"
+        msg = f"{path.name}: expected header and voxels in one file, found others named; join them (unu save)"
         raise DataError(msg)
     kind, packed = str(head["type"]).lower(), str(head.get("encoding", "")).lower()
     if kind not in _NRRD_TYPES or packed not in _NRRD_PACKED:
@@ -410,7 +391,7 @@ def _content(found: VoxelFile, *, most: int) -> Iterator[bytes]:
                 data = rest or (b"" if not getattr(engine, "needs_input", True) else file.read(_CHUNK // 4))
                 piece = engine.decompress(data, _CHUNK)
                 if not piece and not data and getattr(engine, "needs_input", True):
-                    msg = f"{found.path.name}: expected {most} bytes of content, found {given}; truncated? copy it again"
+                    msg = f"{found.path.name}: expected {most} bytes, found {given}; truncated? copy it again"
                     raise DataError(msg)
                 given += len(piece)
                 yield piece

@@ -4,6 +4,7 @@ Slices are ordered by geometry, values are in the unit of the header (HU of a CT
 What is no image, or no regular grid, is refused by name; whole slides and ECG belong to the loaders slide and ecg.
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError
-from medfuse.loaders import _volume
 from medfuse.loaders import _dicom_identifying as identity
-from medfuse.loaders._dicom_header import PREAMBLE, Header, _Unusual, meta_of, read_header
+from medfuse.loaders import _volume
+from medfuse.loaders._dicom_grid import Stack, assemble, flat
+from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header
 from medfuse.loaders._dicom_mask import check_segmentation, mask_of, referenced_series
 from medfuse.loaders._dicom_pixels import channels_of, check_pixels, load, unit_of
 from medfuse.loaders._dicom_series import (
@@ -25,9 +27,6 @@ from medfuse.loaders._dicom_series import (
     SLIDE,
     STACKED,
     Frame,
-    Stack,
-    assemble,
-    flat,
     frames_of,
     lost_pixels,
     name_of,
@@ -52,7 +51,7 @@ def recognise(head: Head) -> bool:
     if start[128:PREAMBLE] == b"DICM":
         try:
             sop = meta_of(start)[1]
-        except (_Unusual, Exception):  # a damaged beginning is still DICOM's to refuse
+        except (Unusual, struct.error, IndexError):  # a damaged beginning is still DICOM's to refuse
             sop = ""
     elif start[:1] in (b"\x02", b"\x08") and start[1:2] == b"\0" and start[3:4] == b"\0":
         vr, length = start[4:6], int.from_bytes(start[4:8], "little")
@@ -62,8 +61,11 @@ def recognise(head: Head) -> bool:
     else:
         return False
     place = start.find(b"\x08\x00\x16\x00")
-    named = start[place + 8 : place + 72] if not sop and place >= 0 else sop.encode()
-    return not any(named.split(b"\0")[0].strip() == uid.encode() for uid in (*ECG, SLIDE))
+    if not sop and place >= 0:
+        explicit = start[place + 4 : place + 6] == b"UI"
+        length = int.from_bytes(start[place + 6 : place + 8] if explicit else start[place + 4 : place + 8], "little")
+        sop = start[place + 8 : place + 8 + length].decode("ascii", "replace").strip("\0 ")
+    return sop not in (*ECG, SLIDE)
 
 
 # --- which files belong together -------------------------------------------------------------------------------------
@@ -156,7 +158,8 @@ def _headers(files: Sequence[Path]) -> tuple[list[Header], list[Header]]:
     Raises:
         DataError: an object that is not read, or none that is an image.
     """
-    images, masks = [], []
+    images: list[Header] = []
+    masks: list[Header] = []
     for path in files:
         header = read_header(path)
         why = refusal(header)
@@ -216,9 +219,9 @@ def describe(files: Sequence[Path]) -> Description:
     """
     images, masks = _headers(files)
     if masks and not images:
-        holds = {"frames": check_segmentation(masks[0]), "rows": masks[0].integer("Rows")}
+        size = {k.lower(): masks[0].integer(k) for k in ("Rows", "Columns")}
         why = "a mask: read it together with its series (options.crop: mask)"
-        return Description(kind="segmentation", holds=holds | {"columns": masks[0].integer("Columns")}, warnings=(why,))
+        return Description(kind="segmentation", holds={"frames": check_segmentation(masks[0])} | size, warnings=(why,))
     plan = _plan(files, least=None, pixel_mm=None if _placed(images[0]) else _known_or_one(images[0]))
     head, stack = plan.images[0], plan.stack
     shape = (stack.columns, stack.rows, len(stack.frames[0]))
@@ -251,7 +254,7 @@ def _placed(header: Header) -> bool:
 def _known_or_one(header: Header) -> float | None:
     """None where the header of a flat image tells its spacing, else 1 (for a description only)."""
     try:
-        flat([f for f in frames_of(header)][:1], pixel_mm=None)
+        flat(frames_of(header)[:1], pixel_mm=None)
     except DataError:
         return 1.0
     return None
@@ -259,10 +262,7 @@ def _known_or_one(header: Header) -> float | None:
 
 def identifying(files: Sequence[Path]) -> list[Identifying]:
     """Elements of the basic profile that are there and not empty, private ones, and the risk of text in pixels."""
-    headers = []
-    for path in files:
-        headers.append(read_header(path))
-    return identity.identifying(headers)
+    return identity.identifying([read_header(path) for path in files])
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Volumes as NIfTI-1, NIfTI-2, MGH/MGZ or NRRD: patches with positions in mm (RAS+), with a mask where one is beside."""
+"""Volumes as NIfTI-1, NIfTI-2, MGH/MGZ or NRRD: patches with positions in mm (RAS+), and masks beside them."""
 
 import math
 import re
@@ -62,7 +62,7 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     named: dict[tuple[Path, str], list[list[Path]]] = {}
     for (folder, stem), members in items.items():
         named.setdefault((folder, _IMAGE.sub("", stem.split("\0")[0])), []).append(members)
-    alone = []
+    alone: list[tuple[Path, ...]] = []
     for path in masks:
         homes = named.get((path.parent, _IMAGE.sub("", _MASK.sub("", _stem(path)))), [])
         if len(homes) == 1:
@@ -167,7 +167,11 @@ class _Voxels:
                 stored = np.empty(count * found.volumes, dtype=found.dtype)
                 read_values(found, stored, first=0)
                 self._stored = stored
-            step = slice(number, None, found.volumes) if found.volumes_first else slice(number * count, (number + 1) * count)
+            step = (
+                slice(number, None, found.volumes)
+                if found.volumes_first
+                else slice(number * count, (number + 1) * count)
+            )
             flat = self._stored[step].astype(np.float32)
         else:
             flat = np.empty(count, dtype=np.float32)
@@ -273,7 +277,7 @@ def write_example(folder: Path) -> ModalityCard:
         values = np.rint(np.where(ball, 400.0, 100.0) + noise).astype(np.int16)
         affine = np.diag([-1.5, -1.5, 2.0, 1.0])
         affine[:3, 3] = [17, 14, -11]
-        image = nibabel.Nifti1Image(values, affine)
+        image: Any = nibabel.Nifti1Image(values, affine)  # type: ignore[no-untyped-call]
         image.header.set_xyzt_units("mm")
         nibabel.save(image, folder / "volumes" / f"{patient}{ending}")
     return ModalityCard(loader="volume", path="volumes/{patient_id}.nii*", options={"patch": [8, 8, 6]})
