@@ -171,7 +171,7 @@ def pathway_score(values: Array, genes: tuple[str, ...] = GENES) -> Array:
 def _mutations(process: Process, latents: Latents, rng: np.random.Generator) -> Table:
     """0/1 per gene; more of them where the burden is high, which has to do with nothing."""
     frequency = rng.uniform(-3.0, -1.0, size=len(MUTATED))
-    chance = 1 / (1 + np.exp(-(frequency + 0.5 * latents.burden[:, None])))
+    chance = 1 / (1 + np.exp(-(frequency + latents.burden[:, None])))
     values = (rng.random(chance.shape) < chance).astype(np.float64)
     return Table(columns=tuple(Column(name=gene, unit="0/1") for gene in MUTATED), values=values)
 

@@ -24,6 +24,7 @@ from medfuse.synthetic.outcomes import Missing
 from medfuse.synthetic.paper import TRUTH, write_card, write_gene_sets, write_patients, write_truth
 from medfuse.synthetic.phantoms import (
     CODES,
+    CT_SHAPE,
     SLIDE_MPP,
     SiteStyle,
     ct_volume,
@@ -91,7 +92,8 @@ class _Writer:
         return ModalityCard(
             loader="dicom",
             path="imaging/{patient_id}",
-            options={"patch": [16, 16, 8], "window": [-1000, 400]},
+            options={"patch": list(CT_SHAPE), "window": [-1000, 400]},
+            extractor={"name": "volume", "scales_mm": [3, 6, 12]},
             description="Chest CT without contrast, 5 mm voxels",
         )
 
