@@ -2,7 +2,7 @@
 
 from medfuse.batch import ModalityShape
 from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
-from medfuse.models.fusion import FUSIONS, Fused, Fusion
+from medfuse.models.fusion import FUSIONS, Fused, Fusion, Readout
 from medfuse.models.heads import HEADS, Head, default_head
 from medfuse.models.model import MultimodalModel, build_model
 from medfuse.models.settings import HeadSettings, ModelSettings
@@ -19,6 +19,7 @@ __all__ = [
     "ModalityShape",
     "ModelSettings",
     "MultimodalModel",
+    "Readout",
     "build_model",
     "default_encoder",
     "default_head",

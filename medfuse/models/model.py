@@ -1,12 +1,13 @@
 """The model: an encoder per modality, a fusion, a head per outcome."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from medfuse.batch import Batch, ModalityShape
+from medfuse.batch import Batch, ModalityShape, TargetTensors
 from medfuse.errors import ConfigError, ModelError, nearest
 from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
 from medfuse.models.fusion import FUSIONS, Fused, Fusion
@@ -39,24 +40,45 @@ class MultimodalModel(nn.Module):
         Raises:
             ModelError: when the batch has other modalities than the model.
         """
+        fused: Fused = self.fusion(*self._encode(batch), batch.present)
+        return fused
+
+    @torch.no_grad()
+    def begin(self, train: Batch) -> None:
+        """Let encoders and fusion fit what must stand before the first step, on training patients alone.
+
+        Raises:
+            ModelError: when the batch has other modalities than the model.
+        """
+        self.eval()
+        self._check(train)
+        for column, encoder in enumerate(self.encoders):
+            cast(Encoder, encoder).begin(*self._door(train, column))
+        if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear
+            self.fusion.begin(*self._encode(train), train.present, train.targets)
+
+    def _check(self, batch: Batch) -> None:
         if batch.modalities != self.modalities:
             msg = f"model: expected modalities {', '.join(self.modalities)}, found {', '.join(batch.modalities)}"
             raise ModelError(msg)
-        tokens, masks = [], []
-        for column, (name, encoder) in enumerate(zip(self.modalities, self.encoders, strict=True)):
-            mask = batch.token_mask[name] & batch.present[:, column, None]
-            real = mask[..., None]
-            token, token_mask = encoder(
-                torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
-            )
-            tokens.append(token)
-            masks.append(token_mask)
-        fused: Fused = self.fusion(tokens, masks, batch.present)
-        return fused
+
+    def _door(self, batch: Batch, column: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, mask and positions of one modality, zeros wherever nothing real stands."""
+        name = self.modalities[column]
+        mask = batch.token_mask[name] & batch.present[:, column, None]
+        real = mask[..., None]
+        return torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
+
+    def _encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        self._check(batch)
+        found = [encoder(*self._door(batch, column)) for column, encoder in enumerate(self.encoders)]
+        return [tokens for tokens, _ in found], [mask for _, mask in found]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits (B, number of logits) per outcome."""
-        fused = self.fuse(batch)
+        return self._decode(self.fuse(batch))
+
+    def _decode(self, fused: Fused) -> dict[str, Tensor]:
         weights = fused.weights[..., None]  # (B, S, 1)
         return {name: (weights * self.head(name)(fused.states)).sum(1) for name in self.outcomes}
 
@@ -74,6 +96,8 @@ class MultimodalModel(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the outcomes of each one's loss over its observed patients.
 
+        While training, the readouts of the fusion add the same loss of their states, and the fusion its penalties.
+
         Raises:
             ModelError: when the batch lacks an outcome of the model.
         """
@@ -81,8 +105,23 @@ class MultimodalModel(nn.Module):
             if name not in batch.targets:
                 msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
                 raise ModelError(msg)
-        logits = self(batch)
-        return torch.stack([self.head(name).loss(logits[name], batch.targets[name]) for name in self.outcomes]).mean()
+        fused = self.fuse(batch)
+        total = self._loss(self._decode(fused), batch.targets)
+        if not self.training:
+            return total
+        for readout in fused.readouts:
+            logits = {name: self.head(name)(readout.states) for name in self.outcomes}
+            seen = {
+                name: replace(target, observed=target.observed & readout.included)
+                for name, target in batch.targets.items()
+            }
+            total = total + readout.weight * self._loss(logits, seen)
+        for penalty in self.fusion.penalties(fused, batch.targets).values():
+            total = total + penalty
+        return total
+
+    def _loss(self, logits: Mapping[str, Tensor], targets: Mapping[str, TargetTensors]) -> Tensor:
+        return torch.stack([self.head(name).loss(logits[name], targets[name]) for name in self.outcomes]).mean()
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
@@ -120,7 +159,7 @@ def build_model(
         for name, shape in shapes.items()
     }
     fusion = construct(
-        FUSIONS, settings.fusion, where="model.fusion", given={"modalities": len(shapes), "width": settings.width}
+        FUSIONS, settings.fusion, where="model.fusion", given={"modalities": tuple(shapes), "width": settings.width}
     )
     built = {
         outcome: construct(

@@ -199,7 +199,7 @@ def fit_member(
     tuning = tuning if tuning is not None and _can_tune(tuning) else None
     fabric = make_fabric(settings)
     with own_global_state(settings, device=fabric.device, seed=seed):
-        loop = _start(fabric, build, settings=settings, seed=seed)
+        loop = _start(fabric, build, train=train, settings=settings, seed=seed)
         saver = _resume(loop, workdir, settings=settings, seed=seed, data=(train, tuning))
         train = train.to(fabric.device)
         tuning = None if tuning is None else tuning.to(fabric.device)
@@ -232,8 +232,12 @@ def _can_tune(tuning: Batch) -> bool:
     )
 
 
-def _start(fabric: Fabric, build: Callable[[], "MultimodalModel"], *, settings: TrainSettings, seed: int) -> _Loop:
-    model = build().to(fabric.device)
+def _start(
+    fabric: Fabric, build: Callable[[], "MultimodalModel"], *, train: Batch, settings: TrainSettings, seed: int
+) -> _Loop:
+    model = build()
+    model.begin(train)
+    model = model.to(fabric.device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},

@@ -15,13 +15,13 @@ def parts(seed=0, width=8):
 
 
 def test_late_weights_are_equal_over_the_present_and_the_learned_state_serves_the_rest():
-    fused = LateFusion(modalities=2, width=8)(*parts())
+    fused = LateFusion(modalities=("a", "b"), width=8)(*parts())
     assert fused.weights.tolist() == [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     assert fused.states.shape == (3, 3, 8)
 
 
 def test_late_learned_weights_are_a_softmax_over_the_present():
-    fusion = LateFusion(modalities=2, width=8, weighting="learned")
+    fusion = LateFusion(modalities=("a", "b"), width=8, weighting="learned")
     with torch.no_grad():
         fusion.preference.copy_(torch.tensor([0.0, 3.0]).log1p())
     fused = fusion(*parts())
@@ -30,7 +30,7 @@ def test_late_learned_weights_are_a_softmax_over_the_present():
 
 
 def test_a_late_state_depends_on_its_modality_only():
-    fusion = LateFusion(modalities=2, width=8).eval()
+    fusion = LateFusion(modalities=("a", "b"), width=8).eval()
     tokens, masks, present = parts()
     base = fusion(tokens, masks, present).states
     moved = fusion([tokens[0], tokens[1] + torch.randn(8)], masks, present).states
@@ -40,7 +40,7 @@ def test_a_late_state_depends_on_its_modality_only():
 
 
 def test_concat_tells_absent_from_an_average_of_zero():
-    fusion = ConcatFusion(modalities=2, width=8).eval()
+    fusion = ConcatFusion(modalities=("a", "b"), width=8).eval()
     with torch.no_grad():
         for norm in fusion.norms:
             norm.bias.zero_()
@@ -52,7 +52,7 @@ def test_concat_tells_absent_from_an_average_of_zero():
 
 
 def test_concat_gives_an_absent_modality_nothing_but_its_flag():
-    fusion = ConcatFusion(modalities=2, width=8).eval()
+    fusion = ConcatFusion(modalities=("a", "b"), width=8).eval()
     tokens, masks, present = parts()
     base = fusion(tokens, masks, present).states
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_concat_gives_an_absent_modality_nothing_but_its_flag():
 
 
 def test_the_late_residual_of_an_absent_modality_is_nothing():
-    fusion = TransformerFusion(modalities=2, width=8, heads=2, residual=True).eval()
+    fusion = TransformerFusion(modalities=("a", "b"), width=8, heads=2, residual=True).eval()
     tokens, masks, present = parts()
     base = fusion(tokens, masks, present).states
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_late_residual_of_an_absent_modality_is_nothing():
 
 
 def test_transformer_state_does_not_depend_on_the_order_of_tokens():
-    fusion = TransformerFusion(modalities=2, width=8, heads=2).eval()
+    fusion = TransformerFusion(modalities=("a", "b"), width=8, heads=2).eval()
     tokens, masks, present = parts()
     base = fusion(tokens, masks, present).states
     mixed = fusion([tokens[0].flip(1), tokens[1][:, [2, 0, 1]]], masks, present).states
@@ -83,7 +83,7 @@ def test_transformer_state_does_not_depend_on_the_order_of_tokens():
 
 def test_the_last_layer_computes_the_patient_token_alone_and_alike():
     torch.manual_seed(0)
-    fusion = TransformerFusion(modalities=2, width=8, heads=2, depth=1).eval()
+    fusion = TransformerFusion(modalities=("a", "b"), width=8, heads=2, depth=1).eval()
     x, mask = torch.randn(3, 6, 8), torch.ones(3, 6, dtype=torch.bool)
     block = fusion.blocks[0]
     assert torch.allclose(block(x, mask, queries=1), block(x, mask)[:, :1], atol=1e-6)
@@ -101,4 +101,4 @@ def test_the_last_layer_computes_the_patient_token_alone_and_alike():
 )
 def test_fusions_refuse_options_out_of_range(fusion, options, message):
     with pytest.raises(ConfigError, match=message):
-        fusion(modalities=2, width=8, **options)
+        fusion(modalities=("a", "b"), width=8, **options)

@@ -7,7 +7,8 @@ import torch
 from model_cases import HEADS_OF, SHAPES, make_batch, settings_for
 
 from medfuse.errors import ConfigError, ModelError
-from medfuse.models import ModalityShape, ModelSettings, build_model
+from medfuse.models import FUSIONS, ModalityShape, ModelSettings, Readout, build_model
+from medfuse.models.fusion import LateFusion
 
 
 @pytest.fixture
@@ -156,3 +157,52 @@ def test_cuda_gives_the_same_loss_and_gradients(fusion):
     assert there.item() == pytest.approx(loss, rel=1e-4)
     for p, grad in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(p.grad.cpu(), grad, atol=1e-4)
+
+
+class Staged(LateFusion):
+    """A late fusion with a readout of the patients who have the table, a penalty, and a fitted centre."""
+
+    def __init__(self, **given):
+        super().__init__(**given, dropout=0.0)
+        self.register_buffer("centre", torch.zeros(given["width"]))
+
+    def begin(self, tokens, masks, present, targets):
+        self.centre.copy_(tokens[0][present[:, 0]].mean((0, 1)))
+
+    def forward(self, tokens, masks, present):
+        fused = super().forward(tokens, masks, present)
+        readout = Readout(states=fused.states[:, 0], included=present[:, 0], weight=0.5)
+        return replace(fused, readouts=(readout,), parts={"table": fused.states[:, 0]})
+
+    def penalties(self, fused, targets):
+        return {"constant": 0.25 * torch.ones(())}
+
+
+def test_readouts_and_penalties_add_to_the_training_loss_alone(monkeypatch):
+    monkeypatch.setitem(FUSIONS, "staged", Staged)
+    model = build_model(settings_for("staged"), shapes=SHAPES, heads=HEADS_OF)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "column_dropout"):
+            module.column_dropout = 0.0
+    batch = make_batch()
+    plain = float(model.eval().loss(batch).detach())
+    fused = model.fuse(batch)
+    only = replace(batch, present=batch.present & torch.tensor([True, False, False, False]))
+    seen = {k: replace(t, observed=t.observed & batch.present[:, 0]) for k, t in batch.targets.items()}
+    alone = float(model.loss(replace(only, targets=seen)).detach())  # the table alone, of those who have it
+    assert float(model.train().loss(batch).detach()) == pytest.approx(plain + 0.5 * alone + 0.25, rel=1e-5)
+    assert len(fused.readouts) == 1
+
+
+def test_what_is_fitted_before_the_first_step_comes_from_train_alone(monkeypatch):
+    monkeypatch.setitem(FUSIONS, "staged", Staged)
+    torch.manual_seed(0)
+    model = build_model(settings_for("staged"), shapes=SHAPES, heads=HEADS_OF)
+    model.begin(make_batch(12))
+    first = model.fusion.centre.clone()
+    assert first.abs().sum() > 0
+    model.begin(make_batch(12, seed=1))
+    assert not torch.equal(model.fusion.centre, first)
+    assert torch.equal(model.state_dict()["fusion.centre"], model.fusion.centre)

@@ -17,6 +17,9 @@ class TinyModel(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
 
+    def begin(self, train):
+        """Fits nothing before the first step."""
+
     def forward(self, batch):
         shown = torch.where(batch.present[:, :1], batch.tokens["a"][..., 0], 0.0)
         return {"os": self.net(shown)[:, 0]}

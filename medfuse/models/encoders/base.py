@@ -29,6 +29,7 @@ class Encoder(nn.Module):
     """
 
     layouts: ClassVar[tuple[Layout, ...]]
+    idle: tuple[str, ...] = ()  # names of parameters that receive no gradient by design
     notes: tuple[str, ...] = ()  # what a reader of the run should know, such as pathways that were left out
 
     @abstractmethod
@@ -43,6 +44,13 @@ class Encoder(nn.Module):
         Returns:
             Tokens (B, K, D) and their mask (B, K).
         """
+
+    def begin(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> None:
+        """Fit what must stand before the first step (prototypes) to training patients; the default nothing.
+
+        What is fitted is stored in buffers or parameters. Called once, without gradients, under the seeded generator.
+        """
+        del tokens, token_mask, position
 
 
 def require_layout(encoder: str, found: Layout, expected: tuple[Layout, ...]) -> None:

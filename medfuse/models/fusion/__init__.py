@@ -1,6 +1,6 @@
 """Fusions: tokens of all modalities to states of the patient. To add one: a file here and a row in ``FUSIONS``."""
 
-from medfuse.models.fusion.base import Fused, Fusion
+from medfuse.models.fusion.base import Fused, Fusion, Readout
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
 from medfuse.models.fusion.transformer import TransformerFusion
@@ -11,4 +11,4 @@ FUSIONS: dict[str, type[Fusion]] = {
     "transformer": TransformerFusion,
 }
 
-__all__ = ["FUSIONS", "ConcatFusion", "Fused", "Fusion", "LateFusion", "TransformerFusion"]
+__all__ = ["FUSIONS", "ConcatFusion", "Fused", "Fusion", "LateFusion", "Readout", "TransformerFusion"]

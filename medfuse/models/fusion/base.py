@@ -1,10 +1,13 @@
 """The question a fusion answers."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
+
+from medfuse.batch import TargetTensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,21 +17,66 @@ class Fused:
     Attributes:
         states: (B, S, D) finite.
         weights: (B, S), >= 0, each row sums to 1, an exact 0 for a state of an absent modality.
+        readouts: further states that the same heads decode while training, each with its own loss.
+        parts: what the fusion's own ``penalties`` need again, by name.
     """
 
     states: Tensor
     weights: Tensor
+    readouts: tuple["Readout", ...] = ()
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """One state per patient that must predict for itself: a stage of a cascade, or one modality alone.
+
+    Attributes:
+        states: (B, D) finite.
+        included: (B,) bool; the loss is the mean over these patients alone.
+        weight: of its loss beside that of the whole model.
+    """
+
+    states: Tensor
+    included: Tensor
+    weight: float
 
 
 class Fusion(nn.Module):
-    """Tokens of all modalities to states. A patient without any modality gets a learned state."""
+    """Tokens of all modalities to states. A patient without any modality gets a learned state.
+
+    Attributes:
+        reads_order: the order of a bag's tokens may matter.
+        idle: names of parameters that receive no gradient by design, such as what is fitted before the first step.
+    """
+
+    reads_order: ClassVar[bool] = False
+    idle: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
-        """Fuse.
+        """Fuse. No label is read here, in training or afterwards.
 
         Args:
             tokens: per modality (B, K_m, D), finite.
             masks: per modality (B, K_m) bool, all False where the modality is absent.
             present: (B, M) bool.
         """
+
+    def begin(
+        self,
+        tokens: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        present: Tensor,
+        targets: Mapping[str, TargetTensors],
+    ) -> None:
+        """Fit what must stand before the first step (prototypes, bin edges) to training patients; the default nothing.
+
+        What is fitted is stored in buffers or parameters. Called once, without gradients, under the seeded generator.
+        """
+        del tokens, masks, present, targets
+
+    def penalties(self, fused: Fused, targets: Mapping[str, TargetTensors]) -> dict[str, Tensor]:
+        """Terms of the training loss besides those of the heads, weighted, means over patients; the default none."""
+        del fused, targets
+        return {}

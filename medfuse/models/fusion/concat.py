@@ -15,7 +15,7 @@ class ConcatFusion(Fusion):
     """[mean token per modality or zeros; presence flags] -> perceptron -> one state.
 
     Args:
-        modalities: M.
+        modalities: names of the M modalities.
         width: D.
         hidden: width of the hidden layer (default D).
         dropout: on the summaries and after the hidden layer.
@@ -23,15 +23,21 @@ class ConcatFusion(Fusion):
     """
 
     def __init__(
-        self, *, modalities: int, width: int, hidden: int | None = None, dropout: float = 0.3, activation: str = "gelu"
+        self,
+        *,
+        modalities: Sequence[str],
+        width: int,
+        hidden: int | None = None,
+        dropout: float = 0.3,
+        activation: str = "gelu",
     ) -> None:
         super().__init__()
         check_rate("dropout", dropout)
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(modalities)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in modalities])
         self.dropout = nn.Dropout(dropout)
         inner = check_count("hidden", width if hidden is None else hidden)
         self.body = perceptron(
-            modalities * (width + 1), width, hidden=inner, layers=1, dropout=dropout, nonlinearity=activation
+            len(modalities) * (width + 1), width, hidden=inner, layers=1, dropout=dropout, nonlinearity=activation
         )
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:

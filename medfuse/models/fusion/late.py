@@ -14,21 +14,23 @@ class LateFusion(Fusion):
     """One state per modality, its mean token normalised; the last state is a learned one for patients without any.
 
     Args:
-        modalities: M.
+        modalities: names of the M modalities.
         width: D.
         weighting: ``equal`` over the present modalities, or ``learned``: a softmax of one number per modality.
         dropout: on the states.
     """
 
-    def __init__(self, *, modalities: int, width: int, weighting: str = "equal", dropout: float = 0.1) -> None:
+    def __init__(
+        self, *, modalities: Sequence[str], width: int, weighting: str = "equal", dropout: float = 0.1
+    ) -> None:
         super().__init__()
         check_choice("weighting", weighting, ("equal", "learned"))
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(modalities)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in modalities])
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
         self.nobody = nn.Parameter(torch.zeros(width))
         self.preference: Tensor | None
         if weighting == "learned":
-            self.preference = nn.Parameter(torch.zeros(modalities))
+            self.preference = nn.Parameter(torch.zeros(len(modalities)))
         else:
             self.register_parameter("preference", None)
 

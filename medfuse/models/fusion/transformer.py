@@ -46,7 +46,7 @@ class TransformerFusion(Fusion):
     The last layer computes the patient token alone.
 
     Args:
-        modalities: M.
+        modalities: names of the M modalities.
         width: D, divisible by ``heads``.
         depth: layers.
         heads: attention heads.
@@ -64,7 +64,7 @@ class TransformerFusion(Fusion):
     def __init__(
         self,
         *,
-        modalities: int,
+        modalities: Sequence[str],
         width: int,
         depth: int = 2,
         heads: int = 4,
@@ -77,13 +77,13 @@ class TransformerFusion(Fusion):
         check_count("depth", depth)
         check_count("ratio", ratio)
         check_rate("dropout", dropout)
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(modalities)])
-        self.modality = nn.Parameter(torch.randn(modalities, width) * width**-0.5)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in modalities])
+        self.modality = nn.Parameter(torch.randn(len(modalities), width) * width**-0.5)
         self.patient = nn.Parameter(torch.randn(width) * width**-0.5)
         self.token_dropout = nn.Dropout(check_rate("token_dropout", token_dropout))
         self.blocks = nn.ModuleList([Block(width, heads=heads, ratio=ratio, dropout=dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        self.own = nn.ModuleList([nn.Linear(width, width) for _ in range(modalities if residual else 0)])
+        self.own = nn.ModuleList([nn.Linear(width, width) for _ in (modalities if residual else ())])
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient."""
