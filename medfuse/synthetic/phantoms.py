@@ -217,8 +217,8 @@ def slide_pixels(density: float, style: SiteStyle, rng: np.random.Generator) -> 
     mask = tissue_mask(rng)
     size = len(mask)
     haematoxylin, eosin = np.zeros((2, size, size), dtype=np.float32)
-    stain = np.array(style.stain) * np.clip(rng.normal(1.0, 0.2, size=2), 0.5, 1.5)  # from block to block, too
-    haematoxylin += np.float32(0.03) * mask
+    stain = np.array(style.stain) * np.clip(rng.normal(1.0, (0.2, 0.3), size=2), 0.4, 1.6)  # from block to block, too
+    haematoxylin += np.float32(rng.uniform(0.0, 0.16)) * mask  # thickness and mucin: more colour than the nuclei add
     eosin += mask * (np.float32(0.22) + np.float32(0.07) * _smooth(size, 24, rng))
     radius = NUCLEUS_UM / SLIDE_MPP
     reach = int(np.ceil(radius)) + 1
