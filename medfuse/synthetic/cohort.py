@@ -60,6 +60,7 @@ class Simulation:
         survival: outcomes.
         missing: how modalities came to be absent.
         present: (n, M) bool in the order of ``MODALITIES``.
+        follow_up: days after which the study ended for everybody.
         data: the modalities, as the loaders would give them.
     """
 
@@ -72,6 +73,7 @@ class Simulation:
     survival: Survival
     missing: Missing
     present: NDArray[np.bool_]
+    follow_up: float
     data: Mapping[str, ModalityData]
 
     def __len__(self) -> int:
@@ -276,5 +278,6 @@ def simulate(
         survival=draw_survival(process, latents, times, censored=censored, follow_up=follow_up),
         missing=missing,
         present=present,
+        follow_up=follow_up,
         data=data,
     )

@@ -4,6 +4,7 @@ import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -133,37 +134,51 @@ def write_card(
 
 
 def _prose(simulation: Simulation, modalities: Mapping[str, ModalityCard]) -> str:
-    present = simulation.present.mean(axis=0)
-    have = "\n".join(
-        f"- {name}: {ABOUT[name]}; {present[MODALITIES.index(name)]:.0%} of the patients have it."
-        for name in modalities
+    """The part of the card that people read: what a cohort's makers would state of it, and nothing of the truth."""
+    n, survival = len(simulation), simulation.survival
+    has = {name: simulation.present[:, MODALITIES.index(name)] for name in modalities}
+    rows = "\n".join(
+        f"| {name} | {card.description or ABOUT[name]} | {card.loader} | `{card.path or card.file or next(iter(card.files.values()))}` | "
+        f"{int(has[name].sum())} ({has[name].mean():.0%}) |"
+        for name, card in modalities.items()
     )
+    complete = int(np.logical_and.reduce(list(has.values())).sum()) if has else 0
+    none = n - int(np.logical_or.reduce(list(has.values())).sum()) if has else n
+    sites = ", ".join(f"{name} {simulation.site.count(name)}" for name in sorted(set(simulation.site)))
+    mechanism = simulation.missing.mechanism
     return f"""# A synthetic cohort
 
 Not for clinical decisions: these patients do not exist.
 
 ## Provenance
-Written by `medfuse.synthetic`; the same seed gives the same files. What generated them is known and stands in the
-folder `{TRUTH}` beside this card, which nothing here reads.
+Written by `medfuse.synthetic` with seed {simulation.seed}; the same seed gives the same files. What generated them is
+known and stands in the folder `{TRUTH}` beside this card, which nothing here reads.
 
 ## Licence and use
 CC0: do with it as you like. It is for tests, demonstrations and teaching.
 
 ## Population and outcome
-{len(simulation)} patients of {simulation.process.sites} sites; the outcome is death, in days from index time, with
-independent drop-out and an end of the study. Age and sex stand in the patients table.
+{n} patients of {len(set(simulation.site))} sites ({sites}); median age {np.median(simulation.age):.0f} years,
+{simulation.sex.mean():.0%} female. The outcome is death, in days from index time: {int(survival.event.sum())} events,
+median time {np.median(survival.time):.0f} days, with independent drop-out and an end of the study at
+{simulation.follow_up:.0f} days. Age and sex stand in the patients table.
 
 ## Modalities
-{have}
+| modality | what | loader | files | patients |
+|---|---|---|---|---|
+{rows}
 
 ## Missingness
-Whole modalities are absent by the mechanism "{simulation.missing.mechanism}"; within a modality nothing is missing.
+{complete} patients have every modality, {none} have none. Whole modalities are absent by the mechanism "{mechanism}";
+within a modality nothing is missing.
 
 ## Known biases
-Sites differ in scanners, stains, laboratories and habits, as sites do. Signals are cleaner than in any real cohort.
+Sites differ in scanners, stains, sampling frequencies, units and wording, as sites do. Signals are cleaner
+than in any real cohort.
 
 ## Intended use
-To see whether software finds what is there, leaves alone what is not, and says so honestly.
+To see whether software finds what is there, leaves alone what is not, and says so honestly. Results on it say nothing
+of how well a model predicts real patients.
 """
 
 
@@ -204,17 +219,19 @@ def write_truth(folder: Path, simulation: Simulation) -> None:
     }
     table = pd.DataFrame({"patient_id": ids, **{f"{name} at {time} days": v for (time, name), v in rows.items()}})
     write_text(folder / "contributions.csv", table.to_csv(index=False))
-    write_json(
-        folder / "process.json",
-        {
-            "process": dataclasses.asdict(process),
-            "seed": simulation.seed,
-            "missing": {"mechanism": simulation.missing.mechanism, "rates": dict(simulation.missing.rates)},
-            "missing_strength": simulation.missing.strength,
-            "median_survival_days": median_survival(process),
-        },
-    )
+    write_json(folder / "process.json", {**facts_of(simulation), "median_survival_days": median_survival(process)})
     write_text(folder / "truth.md", truth_text(simulation))
+
+
+def facts_of(simulation: Simulation) -> dict[str, Any]:
+    """What makes two cohorts the same, as JSON values."""
+    missing = simulation.missing
+    return {
+        "patients": len(simulation),
+        "seed": simulation.seed,
+        "process": dataclasses.asdict(simulation.process),
+        "missing": {"mechanism": missing.mechanism, "rates": dict(missing.rates), "strength": missing.strength},
+    }
 
 
 def _c_lines(simulation: Simulation) -> str:

@@ -4,7 +4,7 @@ The patients, their latents and their outcomes are those of :func:`medfuse.synth
 so that the oracle of the tables is the oracle of the files, up to what a voxel, a pixel or a rounded number can show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +218,7 @@ def write_cohort(
     missing: Missing | None = None,
     process: Process | None = None,
     censored: float = 0.4,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write a synthetic cohort as raw files.
 
@@ -228,6 +229,7 @@ def write_cohort(
         missing: how whole modalities come to be absent (default: 15 % of each completely at random).
         process: strengths (default: those of :class:`Process`).
         censored: share of patients without an event, in expectation.
+        say: called with the name of each modality when its files are written.
 
     Returns:
         Path of the data card, ``out/card.md``; what generated the cohort stands in ``out/truth``.
@@ -253,15 +255,11 @@ def write_cohort(
     ]
     write_patients(out, simulation, index_time=[f"{at:%Y-%m-%d}" for at in index_time])
     writer = _Writer(out, simulation, seed=seed)
-    cards = {
-        "imaging": writer.imaging(),
-        "pathology": writer.pathology(),
-        "ecg": writer.ecg(),
-        "expression": writer.expression(),
-        "mutations": writer.mutations(),
-        "ehr": writer.ehr(index_time),
-        "reports": writer.reports(),
-    }
+    cards = {}
+    for name in MODALITIES:
+        write = getattr(writer, name)
+        cards[name] = write(index_time) if name == "ehr" else write()
+        say(f"{name}: {int(simulation.present[:, MODALITIES.index(name)].sum())} patients")
     path = write_card(out, simulation, cards, name="synthetic", index_time="index_time")
     write_truth(out / TRUTH, simulation)
     return path
