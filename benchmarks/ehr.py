@@ -61,16 +61,19 @@ def _connection():
 
     con = duckdb.connect()
     con.execute("SET threads = 2")
-    con.execute("CREATE TABLE top AS SELECT unnest(?) AS code, unnest(?)::INTEGER AS var", [NAMES[:TOP], [*range(TOP)]])
+    numbered = [NAMES[:TOP], [*range(TOP)]]
+    con.execute("CREATE TABLE top AS SELECT unnest(?) AS code, unnest(?)::INTEGER AS var", numbered)
     return con
+
+
+STATISTICS = "count(*) n, avg(numeric_value) mean, min(numeric_value) low, max(numeric_value) high"
 
 
 def duckdb_codes(folder: Path, last: str = "arg_max(numeric_value, time)"):
     """Grouped by the text of the code, as one would write it."""
     found = _connection().sql(
-        "SELECT subject_id, code, count(*) n, avg(numeric_value) mean, min(numeric_value) low, max(numeric_value) high, "
-        f"{last} AS last FROM read_parquet('{folder}/data/*/*.parquet') SEMI JOIN top USING (code) "
-        f"WHERE time <= TIMESTAMP '{CUT}' GROUP BY ALL"
+        f"SELECT subject_id, code, {STATISTICS}, {last} AS last FROM read_parquet('{folder}/data/*/*.parquet') "
+        f"SEMI JOIN top USING (code) WHERE time <= TIMESTAMP '{CUT}' GROUP BY ALL"
     )
     return found.to_arrow_table()
 
@@ -83,8 +86,8 @@ def duckdb_ordered(folder: Path):
 def duckdb_numbered(folder: Path):
     """Grouped by the number of the code: the best that we know to write."""
     found = _connection().sql(
-        "SELECT subject_id, var, count(*) n, avg(numeric_value) mean, min(numeric_value) low, max(numeric_value) high, "
-        f"arg_max(numeric_value, time) AS last FROM read_parquet('{folder}/data/*/*.parquet') JOIN top USING (code) "
+        f"SELECT subject_id, var, {STATISTICS}, arg_max(numeric_value, time) AS last "
+        f"FROM read_parquet('{folder}/data/*/*.parquet') JOIN top USING (code) "
         f"WHERE time <= TIMESTAMP '{CUT}' GROUP BY ALL"
     )
     return found.to_arrow_table()

@@ -108,7 +108,13 @@ def _files(path: Path) -> Iterator[Path]:
 def _unknown(file: Path) -> str:
     if file.stat().st_size == 0:
         return f"{file.name}: empty; copy it again, or leave it out"
-    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}"
+    todo = ""
+    if file.suffix.lower() in {".csv", ".tsv", ".arff", ".data"}:
+        todo = "; a table of one row per patient is named in a data card (loader tabular), of events with columns"
+        todo += " of patient and time too (loader events, format wide)"
+    elif read_head(file, size=8) == b"\x89HDF\r\n\x1a\n":
+        todo = "; this is HDF5, whose layout is its writer's own: export its arrays as CSV or Parquet with an id column"
+    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}{todo}"
 
 
 def _items(name: str, files: Sequence[Path]) -> Iterator[Inspection]:

@@ -2,7 +2,9 @@
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from medfuse.errors import DataError
 
@@ -11,6 +13,7 @@ LARGEST_TEXT = 2 << 30  # bytes of inflated text that are read into memory
 LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay below 100
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
 _FREE = 64 << 20
+_STRETCH = 200  # inflated over packed size of any 64 MiB
 
 
 def read_head(path: Path, *, size: int = HEAD) -> bytes:
@@ -27,6 +30,51 @@ def read_head(path: Path, *, size: int = HEAD) -> bytes:
         return zlib.decompressobj(wbits=31).decompress(start, size)
     except zlib.error:
         return start
+
+
+def check_text(path: Path) -> None:
+    """Read a text, plain or in gzip, once, keeping nothing; refuse what engines would read wrongly or without an end.
+
+    Time: about 1 s for 300 MB in gzip, that of reading for plain text.
+
+    Raises:
+        DataError: damaged or cut gzip, 64 MiB in a row that unpack more than 200-fold, or bytes of zero (a hole in a
+            file that was cut, or no text at all).
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        for chunk in _inflated(file, name=path.name) if zipped else iter(lambda: file.read(1 << 20), b""):
+            if b"\0" in chunk:
+                msg = f"{path.name}: expected text, found bytes of zero (a file cut short, or another format)"
+                raise DataError(f"{msg}; fetch it again")
+
+
+def _inflated(file: BinaryIO, *, name: str) -> Iterator[bytes]:
+    """Content of all members of a gzip file, in pieces."""
+    engine, packed, unpacked = zlib.decompressobj(wbits=31), 0, 0
+    try:
+        while chunk := file.read(1 << 16):
+            packed += len(chunk)
+            while chunk:
+                if engine.eof:  # the next member, or zeros that fill a tape's block
+                    chunk = chunk.lstrip(b"\0")
+                    engine = zlib.decompressobj(wbits=31) if chunk else engine
+                piece = engine.decompress(chunk, 1 << 20)
+                chunk = engine.unused_data if engine.eof else engine.unconsumed_tail
+                unpacked += len(piece)
+                yield piece
+                if unpacked > _FREE:
+                    if unpacked > _STRETCH * packed:
+                        msg = f"{name}: expected a table, found {_FREE >> 20} MiB unpacked from {packed >> 10} KiB"
+                        raise DataError(f"{msg}; a decompression bomb? unpack it yourself if it is real")
+                    packed = unpacked = 0
+    except zlib.error as error:
+        msg = f"{name}: expected a whole gzip file, found damage; copy it again"
+        raise DataError(msg) from error
+    if not engine.eof:
+        msg = f"{name}: expected a whole gzip file, found one cut short; copy it again"
+        raise DataError(msg)
 
 
 def inflate(path: Path, *, most: int = LARGEST_TEXT) -> bytes:

@@ -1,6 +1,7 @@
 """Tables of events as CSV, plain, in gzip or in one zip: found by their names, read as text, never loaded whole."""
 
 import csv
+import functools
 import shutil
 import zipfile
 import zlib
@@ -11,14 +12,19 @@ from pathlib import Path, PurePosixPath
 import duckdb
 
 from medfuse.errors import DataError
-from medfuse.limits import read_head
+from medfuse.limits import check_text, read_head
 from medfuse.loaders._event_options import Options
-from medfuse.loaders._event_query import Source, quoted, quoted_name
+from medfuse.loaders._event_query import Source, hint, quoted, quoted_name
 from medfuse.tables import MISSING
 
 _RATIO = 400  # unpacked over packed; real tables stay below 100
 _FREE = 64 << 20
 _MOST_MEMBERS = 200_000
+
+
+@functools.lru_cache(maxsize=256)
+def _check(path: Path, changed: int) -> None:  # ``changed``: look at a changed file again
+    check_text(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,17 @@ class Table:
         found = next((n for n in (name, *others) if n in self.columns), None)
         return quoted_name(found) if found else "NULL::VARCHAR"
 
+    def need(self, name: str, *others: str) -> str:
+        """The first of some columns that is there, as SQL; a query of one that is not fails by its name."""
+        return quoted_name(next((n for n in (name, *others) if n in self.columns), name))
+
     def sql(self) -> str:
-        """A scan of all rows as text; a row of another length is an error."""
+        """A scan of all rows as text; a row of another length is an error.
+
+        Raises:
+            DataError: damage, zeros or a decompression bomb.
+        """
+        _check(self.path, self.path.stat().st_mtime_ns)
         columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in self.columns)
         nulls = ", ".join(quoted(cell) for cell in sorted(MISSING))
         return (
@@ -220,8 +235,18 @@ class Part:
     value: str = "NULL::DOUBLE"
     text: str = "NULL::VARCHAR"
     unit: str = "NULL::VARCHAR"
+    low: str = "NULL::DOUBLE"
+    high: str = "NULL::DOUBLE"
     keep: str = "true"
     scan: str = ""
+
+
+def _run(con: duckdb.DuckDBPyConnection, sql: str, *, name: str) -> None:
+    try:
+        con.execute(sql)
+    except duckdb.BinderException as error:
+        msg = f"{name}: expected the table's columns, found others{hint(error)}; export it again with its header row"
+        raise DataError(msg) from None
 
 
 def gather(
@@ -233,7 +258,8 @@ def gather(
         DataError: subjects that are no whole numbers, or times that are no ISO 8601 times.
     """
     con.execute(
-        "CREATE TABLE events (sid BIGINT, time TIMESTAMP, code VARCHAR, value DOUBLE, text VARCHAR, unit VARCHAR)"
+        "CREATE TABLE events (sid BIGINT, time TIMESTAMP, code VARCHAR, value DOUBLE, text VARCHAR, unit VARCHAR, "
+        "low DOUBLE, high DOUBLE)"
     )
     for part in parts:
         if part.table not in tables or not needed(part.prefix, options):
@@ -241,24 +267,27 @@ def gather(
         name = tables[part.table].path.name
         scan = part.scan or tables[part.table].sql()
         raw = part.raw_time or "NULL::VARCHAR"
-        con.execute(
+        _run(
+            con,
             f"CREATE OR REPLACE TEMP TABLE part AS SELECT TRY_CAST({part.sid} AS BIGINT) AS sid, {part.time} AS time, "
             f"{part.code} AS code, {part.value} AS value, {part.text} AS text, {part.unit} AS unit, "
-            f"{raw} IS NOT NULL AS dated FROM {scan} WHERE {part.keep}"
+            f"TRY_CAST({part.low} AS DOUBLE) AS low, TRY_CAST({part.high} AS DOUBLE) AS high, "
+            f"{raw} IS NOT NULL AS dated FROM {scan} WHERE {part.keep}",
+            name=name,
         )
         no_id, no_time, total = con.execute(
             "SELECT count(*) FILTER (sid IS NULL), count(*) FILTER (dated AND time IS NULL), count(*) FROM part"
         ).fetchall()[0]
         if no_id:
-            msg = f"{name}: expected whole numbers as ids of subjects, found {no_id} of {total} rows without; correct them"
-            raise DataError(msg)
+            msg = f"{name}: expected whole numbers as ids of subjects, found {no_id} of {total} rows without"
+            raise DataError(f"{msg}; correct them")
         if no_time:
             msg = f"{name}: expected ISO 8601 times without a zone such as 2018-01-31 08:00:00, found others"
             raise DataError(f"{msg} in {no_time} of {total} rows; export the table with ISO times")
         static = "" if part.raw_time else " OR true"
         con.execute(
-            "INSERT INTO events SELECT sid, time, code, value, text, unit FROM part "
+            "INSERT INTO events SELECT sid, time, code, value, text, unit, low, high FROM part "
             f"WHERE code IS NOT NULL AND (time IS NOT NULL{static})"
         )
     con.execute("DROP TABLE IF EXISTS part")
-    return Source(sql="SELECT * FROM events", where=where)
+    return Source(sql="SELECT * FROM events", where=where, has_range=any(p.low != Part.low for p in parts))

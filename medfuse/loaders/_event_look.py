@@ -1,5 +1,6 @@
 """What ``medfuse inspect`` says of events: which of the formats, how much there is, and what identifies a person."""
 
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import duckdb
 
-from medfuse.errors import MedfuseError
+from medfuse.errors import DataError, MedfuseError
 from medfuse.limits import read_head
 from medfuse.loaders import _meds, _mimic, _omop, _wide
 from medfuse.loaders._event_csv import Table, contents, find, header, is_csv, members, stem
@@ -17,22 +18,31 @@ from medfuse.loaders.base import Description, Head, Identifying
 
 _LARGEST = 512 << 20  # bytes of CSV that an inspection reads; above, names and sizes only
 _OMOP = _omop.TABLES | frozenset(
-    "care_site cdm_source cohort cohort_definition concept_ancestor concept_class concept_relationship concept_synonym "
-    "condition_era cost domain dose_era drug_era drug_strength episode episode_event fact_relationship location metadata "
-    "note note_nlp observation_period payer_plan_period provider relationship source_to_concept_map visit_detail "
-    "vocabulary".split()
+    re.findall(
+        r"\w+",
+        "care_site cdm_source cohort cohort_definition concept_ancestor concept_class concept_relationship "
+        "concept_synonym condition_era cost domain dose_era drug_era drug_strength episode episode_event "
+        "fact_relationship location metadata note note_nlp observation_period payer_plan_period provider "
+        "relationship source_to_concept_map visit_detail vocabulary",
+    )
 )
 _MIMIC = _mimic.TABLES | frozenset(
-    "callout caregivers cptevents d_cpt d_hcpcs d_icd_diagnoses d_icd_procedures d_items d_labitems datetimeevents "
-    "drgcodes emar emar_detail hcpcsevents ingredientevents noteevents omr pharmacy poe poe_detail provider services "
-    "transfers caregiver discharge radiology".split()
+    re.findall(
+        r"\w+",
+        "callout caregivers cptevents d_cpt d_hcpcs d_icd_diagnoses d_icd_procedures d_items d_labitems "
+        "datetimeevents drgcodes emar emar_detail hcpcsevents ingredientevents noteevents omr pharmacy poe "
+        "poe_detail provider services transfers caregiver discharge radiology",
+    )
 )
+_OUTCOMES = b"RecordID,SAPS-I,SOFA,"
 _KINDS = {
     "meds": "MEDS dataset",
     "omop": "OMOP CDM tables",
     "mimic": "MIMIC tables",
     "records": "PhysioNet records (Time,Parameter,Value)",
 }
+# tables of events (or free text) without a place among the events
+_UNREAD = frozenset({"callout", "datetimeevents", "emar", "omr", "poe", "hcpcsevents", "noteevents", "note", "episode"})
 # table -> column -> what it tells of a person
 _IDENTIFYING: dict[str, dict[str, dict[str, str]]] = {
     "omop": {
@@ -118,6 +128,8 @@ def kind_of(head: Head) -> str:
         return _zip_kind(head.path) if zipfile.is_zipfile(head.path) else ""
     if head.start.removeprefix(b"\xef\xbb\xbf").startswith(_wide.RECORD_HEAD):
         return "records"
+    if head.start.startswith(_OUTCOMES):
+        return "outcomes"
     if is_csv(head.path.name):
         columns, name = set(header(head.start)), stem(head.path.name)
         if name in _MIMIC and columns & {"subject_id", "itemid", "cgid", "caregiver_id", "icd9_code", "icd_code"}:
@@ -168,10 +180,16 @@ def describe(files: Sequence[Path]) -> Description:
         DataError: damage.
     """
     kind = _kind(files[0])
+    if kind == "outcomes":
+        msg = f"{files[0].name}: expected events, found the outcomes of PhysioNet 2012 records (one row per patient)"
+        raise DataError(f"{msg}; name it in a card as the patients table and under outcomes, and inspect set-a.zip")
     size = sum(p.stat().st_size for p in files)
+    unread: tuple[str, ...] = ()
     holds: dict[str, Any] = {"format": kind, "files": len(files)}
     if kind in {"omop", "mimic"}:
         holds["tables"] = sorted({stem(p.name) for p in files if p.suffix.lower() != ".zip"})
+        left = sorted(set(holds["tables"]) & _UNREAD)
+        unread = (f"events of {', '.join(left)} are not read",) if left else ()
         if not set(holds["tables"]) & (_omop.TABLES | _mimic.TABLES) and holds["tables"]:
             return Description(kind=_KINDS[kind], holds=holds, warnings=("no table of events among them",))
     chosen = _named(kind, files)
@@ -184,7 +202,9 @@ def describe(files: Sequence[Path]) -> Description:
     adapter = {"meds": _meds, "omop": _omop, "mimic": _mimic, "records": _wide}[kind]
     with connection(files[0].name) as (con, scratch):
         source: Source = adapter.source(con, chosen, _everything(kind), scratch)
-        return Description(kind=_KINDS[kind], holds={**holds, **_counted(con, source)}, warnings=source.warnings)
+        return Description(
+            kind=_KINDS[kind], holds={**holds, **_counted(con, source)}, warnings=(*source.warnings, *unread)
+        )
 
 
 def _counted(con: duckdb.DuckDBPyConnection, source: Source) -> dict[str, Any]:
@@ -192,7 +212,8 @@ def _counted(con: duckdb.DuckDBPyConnection, source: Source) -> dict[str, Any]:
     row = con.execute(
         "SELECT count(*), count(DISTINCT sid), count(DISTINCT code), count(value), "
         "count(*) FILTER (time IS NULL), (epoch_us(max(time) FILTER ("
-        f"{born})) - epoch_us(min(time) FILTER ({born}))) / 86400e6 FROM ({source.sql}) WHERE isfinite(time) OR time IS NULL"
+        f"{born})) - epoch_us(min(time) FILTER ({born}))) / 86400e6 FROM ({source.sql}) "
+        "WHERE isfinite(time) OR time IS NULL"
     ).fetchall()[0]
     keys = ("events", "subjects", "codes", "with_a_value", "static", "span_days")
     holds: dict[str, Any] = dict(zip(keys, row, strict=True))
@@ -245,7 +266,8 @@ def _in_meds(con: duckdb.DuckDBPyConnection, files: Mapping[str, Path]) -> list[
             ("MEDS_DEATH", "date of death", "code = 'MEDS_DEATH'"),
         ]
         if "text_value" in names:
-            checks.append(("text_value", "free text", "regexp_matches(text_value, '[A-Za-z]{3,}.*\\s.*[A-Za-z]{3,}')"))
+            words = "regexp_matches(left(text_value, 1000), '[A-Za-z]{3,}.*\\s.*[A-Za-z]{3,}')"
+            checks.append(("text_value", "free text", words))
         checks += [
             (n, "named like an identifier", f'"{n}" IS NOT NULL') for n in names if any(w in n.lower() for w in _NAMED)
         ]

@@ -11,6 +11,7 @@ from medfuse.loaders._event_units import ANALYTES
 
 FORMATS = ("meds", "omop", "mimic", "wide", "records")
 STATS = ("last", "days_since", "min", "max", "mean", "slope", "count")
+SIDES = ("below", "above")  # of a reference range; only where a variable has one
 _ID = re.compile(r"[^{}]*\{(:0?\d+d)?\}[^{}]*")
 
 
@@ -28,6 +29,8 @@ class Variable:
         levels: level -> cell, for a categorical variable; ``level_codes``: level -> code that says it.
         missing: values that mean "not known", such as -1.
         range: (least, largest) plausible value in ``unit``; others count as events without a value.
+        reference: (low, high) in ``unit``, or ``source``: the range that stands beside each value. It adds the shares
+            of values ``below`` and ``above`` it, and to tokens the side (-1, 0, 1).
         stats: of layout ``columns``; default: the options' ``stats``.
     """
 
@@ -41,6 +44,7 @@ class Variable:
     level_codes: Mapping[str, str] | None = None
     missing: tuple[float, ...] = ()
     range: tuple[float, float] | None = None
+    reference: tuple[float, float] | str | None = None
     stats: tuple[str, ...] = ()
 
     @property
@@ -114,6 +118,16 @@ class Options:
     at: str | None = None
     at_unit: str | None = None
 
+    def stats_of(self, variable: Variable) -> tuple[str, ...]:
+        """What ``summary`` holds of a variable."""
+        if not variable.level_names:
+            return variable.stats or self.stats + (SIDES if variable.reference else ())
+        return tuple(s for s in variable.stats if s in {"last", "days_since", "count"}) or ("last",)
+
+    def counted(self, variable: Variable) -> bool:
+        """Whether only events of a variable matter, and no value: then units need not agree."""
+        return self.output == "summary" and not set(self.stats_of(variable)) - {"days_since", "count"}
+
 
 _CHOICES = {
     "format": FORMATS,
@@ -162,11 +176,12 @@ def _numbers(given: Any, *, where: str, least: float = float("-inf")) -> tuple[f
 
 def _stats(given: Any, *, where: str) -> tuple[str, ...]:  # noqa: ANN401  # YAML
     found = _texts(given, where=where)
-    wrong = next((s for s in found if s not in STATS), None)
+    known = (*STATS, *(SIDES if where.startswith("variable") else ()))
+    wrong = next((s for s in found if s not in known), None)
     if wrong is not None:
-        msg = f"options of the loader events, {where}: unknown {wrong!r}; {nearest(wrong, STATS)}"
+        msg = f"options of the loader events, {where}: unknown {wrong!r}; {nearest(wrong, known)}"
         raise ConfigError(msg)
-    return tuple(s for s in STATS if s in found)
+    return tuple(s for s in known if s in found)
 
 
 def _yes_no(given: Any, *, where: str) -> bool:  # noqa: ANN401  # YAML
@@ -180,6 +195,10 @@ def _range(given: Any, *, where: str) -> tuple[float, float]:  # noqa: ANN401  #
     if len(found) != 2 or found[0] > found[1]:
         raise _fail(where, "the least and the largest value")
     return found[0], found[1]
+
+
+def _reference(given: Any, *, where: str) -> tuple[float, float] | str:  # noqa: ANN401  # YAML
+    return "source" if given == "source" else _range(given, where=where)
 
 
 def _analyte(given: Any, *, where: str) -> str:  # noqa: ANN401  # YAML
@@ -208,6 +227,7 @@ def _variable(name: str, given: Any) -> Variable:  # noqa: ANN401  # YAML
         "level_codes": _levels,
         "missing": _numbers,
         "range": _range,
+        "reference": _reference,
         "stats": _stats,
         "analyte": _analyte,
         "static": _yes_no,
@@ -217,8 +237,10 @@ def _variable(name: str, given: Any) -> Variable:  # noqa: ANN401  # YAML
     if not isinstance(cells.get("unit", ""), str):
         raise _fail(f"{where}, unit", "a text")
     categorical = ("levels" in cells) + ("level_codes" in cells)
-    if categorical == 2 or (categorical and {"unit", "analyte", "range"} & set(cells)):
-        raise _fail(where, "one of levels, level_codes and unit (a level has no unit, analyte or range)")
+    if categorical == 2 or (categorical and {"unit", "analyte", "range", "reference"} & set(cells)):
+        raise _fail(where, "one of levels, level_codes and unit (a level has no unit, analyte, range or reference)")
+    if set(SIDES) & set(cells.get("stats", ())) and "reference" not in cells:
+        raise _fail(where, "reference: [low, high] or source, with the statistics below and above")
     return Variable(name=name, **cells)
 
 

@@ -2,12 +2,12 @@
 
 Codes: ``ADMISSION//type``, ``DISCHARGE//location``, ``ICU_IN//unit``, ``ICU_OUT//unit``, ``LAB//itemid``,
 ``CHART//itemid``, ``OUTPUT//itemid``, ``INPUT//itemid``, ``PROCEDURE_EVENT//itemid``, ``DRUG//name``,
-``DIAGNOSIS//ICD9//code``, ``PROCEDURE//ICD9//code``, ``MICRO//specimen``, ``GENDER//F`` (static), ``MEDS_BIRTH``,
-``MEDS_DEATH``.
+``DIAGNOSIS//ICD9//code``, ``PROCEDURE//ICD9//code``, ``CPT//code``, ``DRG//code``, ``SERVICE//service``,
+``TRANSFER//unit``, ``MICRO//specimen``, ``GENDER//F`` (static), ``MEDS_BIRTH``, ``MEDS_DEATH``.
 
-What is known only later stands at its later time: diagnoses, procedures and the place of discharge at the discharge of
-their admission, amounts of infusions at their end. A culture's organism has no time at which it was known, so that
-only its specimen is an event. ``known: stored`` takes the time of storing where a table has one.
+What is known only later stands at its later time: diagnoses, procedures, CPT and DRG codes and the place of discharge
+at the discharge of their admission, amounts of infusions at their end. A culture's organism has no time at which it
+was known, so that only its specimen is an event. ``known: stored`` takes the time of storing where a table has one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,13 +36,17 @@ TABLES = frozenset(
         "diagnoses_icd",
         "procedures_icd",
         "microbiologyevents",
+        "cptevents",
+        "drgcodes",
+        "services",
+        "transfers",
     }
 )
 
 
 def _timed(table: Table, options: Options, name: str, *others: str) -> tuple[str, str]:
     """Text and moment of an event that is charted at ``name`` (or ``others``) and perhaps stored later."""
-    raw = table.text(name, *others)
+    raw = table.need(name, *others)
     if options.known == "stored" and "storetime" in table.columns:
         raw = f"coalesce({table.text('storetime')}, {raw})"
     return raw, moment(raw, options)
@@ -56,13 +60,15 @@ def _measured(prefix: str, name: str, table: Table, options: Options, *, at: str
     return Part(
         prefix=f"{prefix}//",
         table=name,
-        sid=table.text("subject_id"),
+        sid=table.need("subject_id"),
         raw_time=raw,
         time=time,
-        code=f"'{prefix}//' || trim({table.text('itemid')})",
+        code=f"'{prefix}//' || trim({table.need('itemid')})",
         value=number,
         text=f"CASE WHEN {number} IS NULL OR {compared} THEN {text} END",
         unit=table.text("valueuom", "amountuom"),
+        low=table.text("ref_range_lower") if "ref_range_lower" in table.columns else Part.low,
+        high=table.text("ref_range_upper") if "ref_range_upper" in table.columns else Part.high,
         keep=keep,
     )
 
@@ -91,18 +97,23 @@ def _coded(tables: Mapping[str, Table], options: Options) -> Iterator[Part]:
         return
     stays = tables["admissions"]
     ends = f"(SELECT {stays.text('hadm_id')} AS stay, {stays.text('dischtime')} AS ended FROM {stays.sql()}) a"
-    for prefix, name in (("DIAGNOSIS", "diagnoses_icd"), ("PROCEDURE", "procedures_icd")):
+    for prefix, name in (
+        ("DIAGNOSIS", "diagnoses_icd"),
+        ("PROCEDURE", "procedures_icd"),
+        ("CPT", "cptevents"),
+        ("DRG", "drgcodes"),
+    ):
         if name not in tables:
             continue
         table = tables[name]
-        version = f"coalesce({table.text('icd_version')}, '9')"
+        version = f"'ICD' || trim(coalesce({table.text('icd_version')}, '9')) || '//' || " if "icd" in name else ""
         yield Part(
             prefix=f"{prefix}//",
             table=name,
             sid="t.subject_id",
             raw_time="a.ended",
             time=moment("a.ended", options),
-            code=f"'{prefix}//ICD' || trim({version}) || '//' || trim({table.text('icd_code', 'icd9_code')})",
+            code=f"'{prefix}//' || {version}trim({table.need('icd_code', 'icd9_code', 'cpt_cd', 'drg_code')})",
             scan=f"{table.sql()} t LEFT JOIN {ends} ON t.hadm_id = a.stay",
             keep="a.ended IS NOT NULL",
         )
@@ -114,39 +125,41 @@ def _simple(tables: Mapping[str, Table], options: Options) -> Iterator[Part]:
         ("DISCHARGE", "admissions", "dischtime", "discharge_location"),
         ("ICU_IN", "icustays", "intime", "first_careunit"),
         ("ICU_OUT", "icustays", "outtime", "last_careunit"),
+        ("SERVICE", "services", "transfertime", "curr_service"),
+        ("TRANSFER", "transfers", "intime", "curr_careunit"),
         ("MICRO", "microbiologyevents", "charttime", "spec_type_desc"),
     ):
         if name in tables:
             table = tables[name]
-            raw = table.text(at)
+            raw = table.need(at)
             if name == "microbiologyevents":
                 raw = f"coalesce({raw}, {table.text('chartdate')})"
             yield Part(
                 prefix=f"{prefix}//",
                 table=name,
-                sid=table.text("subject_id"),
+                sid=table.need("subject_id"),
                 raw_time=raw,
                 time=moment(raw, options),
                 code=f"'{prefix}//' || coalesce(trim({table.text(label)}), '')",
             )
     if "prescriptions" in tables:
         table = tables["prescriptions"]
-        raw = table.text("starttime", "startdate")
+        raw = table.need("starttime", "startdate")
         yield Part(
             prefix="DRUG//",
             table="prescriptions",
-            sid=table.text("subject_id"),
+            sid=table.need("subject_id"),
             raw_time=raw,
             # Prescriptions are dated: 00:00:00 is no time of day.
             time=moment(raw, options, midnight=True),
-            code=f"'DRUG//' || trim({table.text('drug')})",
+            code=f"'DRUG//' || trim({table.need('drug')})",
         )
 
 
 def _people(tables: Mapping[str, Table], options: Options) -> Iterator[Part]:
     if "patients" in tables:
         table = tables["patients"]
-        sid = table.text("subject_id")
+        sid = table.need("subject_id")
         gender = f"'GENDER//' || trim({table.text('gender')})"
         yield Part(prefix="GENDER//", table="patients", sid=sid, raw_time="", time="NULL::TIMESTAMP", code=gender)
         for code, raw in (("MEDS_BIRTH", table.text("dob")), ("MEDS_DEATH", table.text("dod"))):

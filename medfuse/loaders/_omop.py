@@ -25,6 +25,7 @@ _CLINICAL = (
     ("OBSERVATION", "observation", "observation", "observation"),
     ("SPECIMEN", "specimen", "specimen", "specimen"),
     ("VISIT", "visit_occurrence", "visit", "visit_start"),
+    ("VISIT_DETAIL", "visit_detail", "visit_detail", "visit_detail_start"),
     ("VISIT_END", "visit_occurrence", "visit", "visit_end"),
 )
 TABLES = frozenset({"person", "death", "concept", *(table for _, table, _, _ in _CLINICAL)})
@@ -68,7 +69,7 @@ _OPERATORS = {4171756: "<", 4171754: "<=", 4172704: ">", 4171755: ">="}
 
 def _when(table: Table, start: str, options: Options) -> tuple[str, str]:
     """Text and moment: the time of day where there is one (00:00:00 is none), else the date."""
-    raw = f"coalesce({table.text(f'{start}_datetime')}, {table.text(f'{start}_date')})"
+    raw = f"coalesce({table.text(f'{start}_datetime')}, {table.need(f'{start}_date')})"
     return raw, moment(raw, options, midnight=True)
 
 
@@ -109,7 +110,7 @@ def _parts(con: duckdb.DuckDBPyConnection, tables: Mapping[str, Table], options:
             continue
         table = tables[name]
         raw, time = _when(table, start, options)
-        concept, source = table.text(f"{stem}_concept_id"), table.text(f"{stem}_source_value")
+        concept, source = table.need(f"{stem}_concept_id"), table.text(f"{stem}_source_value")
         code = f"CASE WHEN {_whole(concept)} <> 0 THEN '{domain}//' || {_whole(concept)} "
         code += f"WHEN {source} IS NOT NULL THEN '{domain}//source//' || {source} ELSE '{domain}//0' END"
         value, text = _values(table) if domain in {"MEASUREMENT", "OBSERVATION"} else ("NULL::DOUBLE", "NULL::VARCHAR")
@@ -117,24 +118,26 @@ def _parts(con: duckdb.DuckDBPyConnection, tables: Mapping[str, Table], options:
         yield Part(
             prefix=f"{domain}//",
             table=name,
-            sid=table.text("person_id"),
+            sid=table.need("person_id"),
             raw_time=raw,
             time=time,
             code=code,
             value=value,
             text=text,
             unit=unit,
+            low=table.text("range_low") if "range_low" in table.columns else Part.low,
+            high=table.text("range_high") if "range_high" in table.columns else Part.high,
         )
     if "person" in tables:
         yield from _person(tables["person"], options)
     if "death" in tables:
         raw, time = _when(tables["death"], "death", options)
-        sid = tables["death"].text("person_id")
+        sid = tables["death"].need("person_id")
         yield Part(prefix="MEDS_DEATH", table="death", sid=sid, raw_time=raw, time=time, code="'MEDS_DEATH'")
 
 
 def _person(table: Table, options: Options) -> Iterator[Part]:
-    sid = table.text("person_id")
+    sid = table.need("person_id")
     for domain, column in (("GENDER", "gender"), ("RACE", "race"), ("ETHNICITY", "ethnicity")):
         concept, source = _whole(table.text(f"{column}_concept_id")), table.text(f"{column}_source_value")
         code = f"CASE WHEN {concept} <> 0 THEN '{domain}//' || {concept} "

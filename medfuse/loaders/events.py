@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.loaders import _meds, _mimic, _omop, _wide
+from medfuse.loaders._event_groups import aggregate, tokens
 from medfuse.loaders._event_look import describe, group, identifying, recognise
-from medfuse.loaders._event_options import Options, Variable, parse
-from medfuse.loaders._event_query import Source, aggregate, connection, prepare, tokens
+from medfuse.loaders._event_options import Options, parse
+from medfuse.loaders._event_query import Source, connection, prepare
+from medfuse.loaders._event_values import values_sql
 from medfuse.loaders._event_writers import write_meds, write_omop
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import column, patient_ids, read_table
@@ -105,12 +107,6 @@ def _index_table(
 # --- outputs --------------------------------------------------------------------------------------------------------
 
 
-def _stats_of(variable: Variable, options: Options) -> tuple[str, ...]:
-    if not variable.level_names:
-        return variable.stats or options.stats
-    return tuple(s for s in variable.stats if s in {"last", "days_since", "count"}) or ("last",)
-
-
 def _counts(options: Options) -> list[str]:
     return [f"count_{w:g}d" for w in options.windows] or ["count"]
 
@@ -119,13 +115,13 @@ def _layout(options: Options) -> list[tuple[int, str, Column]]:
     """(variable, column of the group table, column of the output) in the order of the output; from the card alone."""
     out: list[tuple[int, str, Column]] = []
     for k, variable in enumerate(options.variables):
-        for stat in _stats_of(variable, options):
+        for stat in options.stats_of(variable):
             if stat == "count":
                 out += [(k, c, Column(name=f"{variable.name}.{c}", unit="events")) for c in _counts(options)]
             elif stat == "last" and variable.level_names:
                 out.append((k, stat, Column(name=variable.name, kind="categorical", levels=variable.level_names)))
             else:
-                units = {"days_since": "d", "slope": f"{variable.unit or '1'}/d"}
+                units = {"days_since": "d", "slope": f"{variable.unit or '1'}/d", "below": "1", "above": "1"}
                 unit = units.get(stat, variable.unit)
                 out.append((k, stat, Column(name=f"{variable.name}.{stat}", unit=unit)))
     first = len(options.variables)
@@ -138,7 +134,15 @@ def _patients(sid: NDArray[Any], options: Options) -> tuple[NDArray[np.int64], l
     """Row of each entry, and the patients in the order of their subjects."""
     rows, subjects = pd.factorize(sid, sort=True)
     form = options.patient_id
-    return rows.astype(np.int64), [PatientId(form.format(int(s) if ":" in form else s)) for s in subjects]
+    if np.any(rows < 0):
+        msg = "events: expected a subject with every event, found events without; correct the source"
+        raise DataError(msg)
+    try:
+        names = [PatientId(form.format(int(s) if ":" in form else s)) for s in subjects]
+    except ValueError:
+        msg = f"events: expected whole numbers as subjects for patient_id {form}, found text; state patient_id: '{{}}'"
+        raise DataError(msg) from None
+    return rows.astype(np.int64), names
 
 
 def _summary(
@@ -164,13 +168,19 @@ def _summary(
 
 
 def _tokens(found: Mapping[str, NDArray[Any]], options: Options) -> tuple[dict[PatientId, ModalitySample], list[str]]:
-    """One token per event, oldest first: value (0 without one), has-value flag, days before the index time."""
+    """One token per event, oldest first: value (0 without one), has-value flag, days before the index time.
+
+    Where a variable has a reference range, also the side of it (-1, 1; 0: inside, or not known).
+    """
     rows, patients = _patients(found["sid"], options)
     value, days = found["v"].astype(np.float64), found["days"].astype(np.float64)
     value[found["var"] >= len(options.variables)] = np.nan  # a bucket mixes codes and units: its events are counted
     known = ~np.isnan(value)
     when = np.where(np.isnan(days), options.lookback_days, days)  # what has no time is as old as can be
-    features = np.stack([np.where(known, value, 0.0), known, when], axis=1).astype(np.float32)
+    parts = [np.where(known, value, 0.0), known, when]
+    if "side" in found:
+        parts.append(np.nan_to_num(found["side"].astype(np.float64)))
+    features = np.stack(parts, axis=1).astype(np.float32)
     position = np.stack([found["var"], when], axis=1).astype(np.float32)
     ends = np.cumsum(np.bincount(rows, minlength=len(patients)))
     samples = {
@@ -200,11 +210,12 @@ def _prepared(
             msg = f"index.table {options.index.table!r} is not under files; {nearest(options.index.table, files)}"
             raise ConfigError(msg)
         _index_table(con, source, options, files[options.index.table], id_column=id_column)
-    return prepare(con, source, options)
+    prepare(con, source, options)
+    return [*source.warnings, *values_sql(con, source, options)]
 
 
 def group_table(files: Mapping[str, Path], options: Options) -> dict[str, NDArray[Any]]:
-    """One row per subject and variable with something to say, unordered: see ``_event_query.aggregate``.
+    """One row per subject and variable with something to say, unordered: see ``_event_groups.aggregate``.
 
     Args:
         files: label -> file or folder, as under ``files`` of a card.
@@ -215,10 +226,7 @@ def group_table(files: Mapping[str, Path], options: Options) -> dict[str, NDArra
     """
     with connection(", ".join(p.name for p in list(files.values())[:3])) as (con, scratch):
         _prepared(con, scratch, options=options, files=files)
-        stats = {s for v in options.variables for s in _stats_of(v, options)} | (
-            {"count"} if options.buckets else set()
-        )
-        return aggregate(con, options, stats)
+        return aggregate(con, options)
 
 
 def read(
@@ -229,8 +237,9 @@ def read(
     Patients without an index time, or without an event of the card's codes before it, are absent.
 
     Returns:
-        ``summary``: layout ``columns`` with units; ``tokens``: layout ``vectors``, features value, has-value flag and
-        days before the index time, position (identity, days before the index time).
+        ``summary``: layout ``columns`` with units; ``tokens``: layout ``vectors``, features value, has-value flag,
+        days before the index time and, where a variable has a reference range, its side; position (identity, days
+        before the index time).
 
     Raises:
         ConfigError: options that cannot be used.
@@ -241,19 +250,16 @@ def read(
     with connection(f"modality {name}") as (con, scratch):
         warnings = _prepared(con, scratch, options=options, files=files, id_column=patients[0])
         if options.output == "tokens":
-            samples, identities = _tokens(tokens(con), options)
+            samples, identities = _tokens(tokens(con, options), options)
             return ModalityData(
                 name=name,
                 layout="vectors",
-                features=3,
+                features=3 + any(v.reference for v in options.variables),
                 identities=tuple(identities),
                 samples=samples,
                 warnings=tuple(warnings),
             )
-        stats = {s for v in options.variables for s in _stats_of(v, options)} | (
-            {"count"} if options.buckets else set()
-        )
-        summary, columns = _summary(aggregate(con, options, stats), options)
+        summary, columns = _summary(aggregate(con, options), options)
     return ModalityData(
         name=name,
         layout="columns",
