@@ -9,6 +9,8 @@ from medfuse.errors import DataError
 from medfuse.loaders._dicom_header import DEFLATED, Header, quiet
 from medfuse.loaders._dicom_series import Frame
 
+_GROUP_BYTES = 64 << 10  # of functional groups of a frame; real ones have 1 to 10 KiB
+
 
 @contextlib.contextmanager
 def typed(header: Header, what: str) -> Iterator[None]:
@@ -28,6 +30,20 @@ def typed(header: Header, what: str) -> Iterator[None]:
         raise DataError(msg) from error
 
 
+def check_length(header: Header) -> None:
+    """A header that pydicom may parse: not much longer than its frames need, for that is slow.
+
+    Raises:
+        DataError: longer than 1 MiB and 64 KiB for each frame.
+    """
+    most = (header.integer("NumberOfFrames", 1) + 16) * _GROUP_BYTES
+    if (header.pixels[0] if header.pixels else header.size) > most:
+        msg = (
+            f"{header.name}: expected at most {most >> 20} MiB of header for its frames, found more; repair the header"
+        )
+        raise DataError(msg)
+
+
 def dataset_of(header: Header, keywords: Sequence[str]) -> Any:  # noqa: ANN401  # a pydicom data set
     """Some elements of a file through pydicom, without its pixels.
 
@@ -39,6 +55,7 @@ def dataset_of(header: Header, keywords: Sequence[str]) -> Any:  # noqa: ANN401 
     if header.syntax == DEFLATED:
         msg = f"{header.name}: expected sequences outside a deflated data set, found them inside; inflate it first"
         raise DataError(msg)
+    check_length(header)
     with typed(header, "a header"):
         return pydicom.dcmread(header.path, stop_before_pixels=True, force=True, specific_tags=list(keywords))
 

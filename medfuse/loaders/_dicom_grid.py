@@ -127,7 +127,7 @@ def _step(found: Vector, places: list[list[Frame]], normal: Vector, *, where: st
         )
         raise DataError(msg)
     first, last = np.asarray(places[0][0].position), np.asarray(places[-1][0].position)
-    step = (last - first) / (len(places) - 1)
+    step: Vector = (last - first) / (len(places) - 1)
     aside = step - (step @ normal) * normal
     tilt = math.degrees(math.atan2(float(np.sqrt(aside @ aside)), float(step @ normal)))
     if tilt > 0.3:

@@ -24,8 +24,12 @@ IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.1
 NATIVE = (IMPLICIT, EXPLICIT, BIG, DEFLATED)
 PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 _LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"))
+_BRIEF = frozenset((b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH"))
+_BRIEF |= {b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}  # VRs with 16 bits of length (PS3.5, 7.1.2)
+_SHORT, _LENGTH = struct.Struct("<HH2sH").unpack_from, struct.Struct("<I").unpack_from
 _DEPTH = 32
-_FIRST, _MOST_HEADER = 16 << 10, 256 << 20
+_FIRST, _MOST_HEADER = 16 << 10, 64 << 20
+_MOST_ITEMS = 1_000_000  # elements and items that are walked through
 _UNDEFINED = 0xFFFFFFFF
 
 # keyword -> tag of what is kept
@@ -73,13 +77,15 @@ TAGS: dict[str, int] = {
     "RescaleType": 0x00281054,
     "ModalityLUTSequence": 0x00283000,
     "Units": 0x00541001,
+    "SegmentationType": 0x00620001,
+    "MaximumFractionalValue": 0x0062000E,
     "SharedFunctionalGroupsSequence": 0x52009229,
     "PerFrameFunctionalGroupsSequence": 0x52009230,
 }
 _KEYWORDS = {tag: keyword for keyword, tag in TAGS.items()}
 _BINARY = frozenset(
     ("SamplesPerPixel", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
-) | {"PixelRepresentation", "SiemensMosaic"}
+) | {"PixelRepresentation", "SiemensMosaic", "MaximumFractionalValue"}
 
 
 class Unusual(Exception):  # not an error: pydicom takes over
@@ -186,24 +192,26 @@ def quiet() -> Iterator[None]:
 
 def _element(buffer: bytes, at: int, *, implicit: bool) -> tuple[int, bytes, int, int]:
     """Tag, VR, length and where the value starts."""
-    group, element = struct.unpack_from("<HH", buffer, at)
+    group, element, vr, length = _SHORT(buffer, at)
     tag = group << 16 | element
     if implicit or group == 0xFFFE:
-        return tag, b"", struct.unpack_from("<I", buffer, at + 4)[0], at + 8
-    vr = buffer[at + 4 : at + 6]
+        return tag, b"", _LENGTH(buffer, at + 4)[0], at + 8
+    if vr in _BRIEF:
+        return tag, vr, length, at + 8
+    if vr in _LONG:
+        return tag, vr, _LENGTH(buffer, at + 8)[0], at + 12
     if not (vr.isalpha() and vr.isupper()):
         raise Unusual
-    if vr in _LONG:
-        return tag, vr, struct.unpack_from("<I", buffer, at + 8)[0], at + 12
-    return tag, vr, struct.unpack_from("<H", buffer, at + 6)[0], at + 8
+    return tag, vr, length, at + 8
 
 
-def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int) -> int:
-    """Where a sequence of undefined length ends."""
+def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int, count: Iterator[int]) -> int:
+    """Where a sequence of undefined length ends; ``count`` ends where there are too many elements."""
     if depth > _DEPTH:
         msg = f"expected sequences nested at most {_DEPTH} deep, found more"
         raise DataError(msg)
     while True:
+        _counted(count)
         tag, _, length, at = _element(buffer, at, implicit=True)
         if tag == 0xFFFEE0DD:
             return at
@@ -213,13 +221,20 @@ def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int) -> int
             at += length
             continue
         while True:
+            _counted(count)
             tag, vr, length, at = _element(buffer, at, implicit=implicit)
             if tag == 0xFFFEE00D:
                 break
             if length == _UNDEFINED:
-                at = _past_sequence(buffer, at, implicit=implicit or vr == b"UN", depth=depth + 1)
+                at = _past_sequence(buffer, at, implicit=implicit or vr == b"UN", depth=depth + 1, count=count)
             else:
                 at += length
+
+
+def _counted(count: Iterator[int]) -> None:
+    if next(count, None) is None:
+        msg = f"expected at most {_MOST_ITEMS} elements in the header, found more"
+        raise DataError(msg)
 
 
 def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], int, int, int]:
@@ -230,7 +245,9 @@ def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], 
     """
     values: dict[str, bytes] = {}
     last, end = 0, len(buffer)
+    count = iter(range(_MOST_ITEMS))
     while at < end:
+        _counted(count)
         tag, vr, length, start = _element(buffer, at, implicit=implicit)
         if tag <= last or tag >= 0xFFFE0000:
             raise Unusual
@@ -238,7 +255,7 @@ def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], 
         if tag in PIXELS:
             return values, tag, start, length
         if length == _UNDEFINED:
-            at = _past_sequence(buffer, start, implicit=implicit or vr == b"UN", depth=0)
+            at = _past_sequence(buffer, start, implicit=implicit or vr == b"UN", depth=0, count=count)
             if tag in _KEYWORDS:
                 values[_KEYWORDS[tag]] = b"sequence"
             continue
@@ -276,12 +293,37 @@ def inflated(path: Path, at: int, *, most: int) -> bytes:
         DataError: damaged.
     """
     try:
+        engine, pieces, given = zlib.decompressobj(-15), [], 0
         with path.open("rb") as file:
             file.seek(at)
-            return zlib.decompressobj(-15).decompress(file.read(), most)
+            while given < most and not engine.eof:
+                data = engine.unconsumed_tail or file.read(_FIRST)
+                if not data:
+                    break
+                pieces.append(engine.decompress(data, most - given))
+                given += len(pieces[-1])
+        return b"".join(pieces)
     except zlib.error as error:
         msg = f"{path.name}: expected deflated content, found damage; copy the file again"
         raise DataError(msg) from error
+
+
+def series_within(path: Path) -> str:
+    """Series UID near the beginning of a damaged file, found by its tag; empty where it is not whole."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_FIRST)
+    except OSError:
+        return ""
+    for mark, code in ((b"\x20\0\x0e\0UI", "<H"), (b"\x20\0\x0e\0", "<I"), (b"\0\x20\0\x0eUI", ">H")):
+        at = start.find(mark) + len(mark)
+        if at < len(mark) or at + 4 > len(start):
+            continue
+        at, length = at + struct.calcsize(code), struct.unpack_from(code, start, at)[0]
+        found = start[at : at + length]
+        if 0 < length <= 64 and len(found) == length and not found.strip(b"0123456789.\0 "):
+            return found.strip(b"\0 ").decode()
+    return ""
 
 
 def read_header(path: Path) -> Header:
@@ -303,6 +345,9 @@ def read_header(path: Path) -> Header:
                 start = file.read(_MOST_HEADER)
             return _usual(path, size, start)
     except Unusual:
+        if DEFLATED.encode() in start[:4096]:  # pydicom would inflate it without a limit
+            msg = f"{path.name}: expected elements in order in deflated content, found damage; inflate it first"
+            raise DataError(msg) from None
         return _through_pydicom(path)
     except struct.error as error:
         msg = f"{path.name}: expected whole elements up to the pixels, found the end of the file; copy it again"

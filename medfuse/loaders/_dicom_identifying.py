@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medfuse.errors import DataError
-from medfuse.loaders._dicom_enhanced import typed
+from medfuse.loaders._dicom_enhanced import check_length, typed
 from medfuse.loaders._dicom_header import DEFLATED, Header, inflated, meta_of
 from medfuse.loaders.base import Identifying
 
@@ -109,6 +109,7 @@ def _full(header: Header) -> Any:  # noqa: ANN401  # a pydicom data set
             at = meta_of(file.read(4096))[2]
         content = io.BytesIO(inflated(header.path, at, most=4 << 20))
         return read_dataset(content, False, True, stop_when=lambda tag, vr, length: tag >= 0x7FE00008)  # noqa: FBT003
+    check_length(header)
     return pydicom.dcmread(header.path, stop_before_pixels=True, force=True)
 
 

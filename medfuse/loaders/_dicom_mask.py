@@ -11,7 +11,7 @@ from medfuse.loaders._dicom_enhanced import dataset_of, enhanced_frames, typed
 from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import Header
 from medfuse.loaders._dicom_pixels import check_pixels
-from medfuse.loaders._dicom_series import same_direction
+from medfuse.loaders._dicom_series import Frame, same_direction
 
 
 def referenced_series(header: Header) -> set[str]:
@@ -31,6 +31,8 @@ def check_segmentation(header: Header) -> int:
 def mask_of(header: Header, stack: Stack, segments: Sequence[int]) -> NDArray[np.bool_]:
     """Voxels of a stack (columns, rows, slices) inside the segments (all where none are named).
 
+    A voxel of a fractional segmentation is inside above half of its largest value (probability or occupancy).
+
     Raises:
         DataError: another grid than the stack's, or damage.
     """
@@ -49,18 +51,39 @@ def mask_of(header: Header, stack: Stack, segments: Sequence[int]) -> NDArray[np
     if planes.shape[1:] != (stack.rows, stack.columns):
         msg = f"{header.name}: expected a segmentation on the grid of its series, found another size; resample it"
         raise DataError(msg)
+    slices = [0] * count if _of_flat(stack) else _slices(frames, stack, header)
+    out = np.zeros((stack.columns, stack.rows, len(stack.frames[0])), dtype=bool)
+    for k, plane, segment in zip(slices, planes, wanted, strict=True):
+        out[:, :, k] |= _inside(plane, segment, segments, header).T
+    return out
+
+
+def _of_flat(stack: Stack) -> bool:
+    """One image without a place in the patient: its segmentation has none either."""
+    return len(stack.frames) == 1 and len(stack.frames[0]) == 1 and stack.frames[0][0].position is None
+
+
+def _slices(frames: Sequence[Frame], stack: Stack, header: Header) -> list[int]:
+    """Slice of the stack at which each frame lies.
+
+    Raises:
+        DataError: a frame in another orientation, or further than a tenth of a pixel from every slice.
+    """
     first = stack.frames[0][0]
+    if first.position is None:
+        msg = f"{header.name}: expected a segmentation of a volume or of one image, found one of a cine; leave it out"
+        raise DataError(msg)
     positions = np.asarray([frame.position for frame in stack.frames[0]], dtype=np.float64)
     tolerance = 0.1 * min(first.spacing or (1.0, 1.0))
-    out = np.zeros((stack.columns, stack.rows, len(positions)), dtype=bool)
-    for frame, plane, segment in zip(frames, planes, wanted, strict=True):
+    found = []
+    for frame in frames:
         fits = frame.position is not None and same_direction(frame.orientation, first.orientation)
         away = np.sqrt(((positions - np.asarray(frame.position)) ** 2).sum(axis=1)) if fits else np.ones(1) * np.inf
         if away.min() > tolerance:
             msg = f"{header.name}: expected frames at slices of the series, found one elsewhere; resample the mask"
             raise DataError(msg)
-        out[:, :, int(away.argmin())] |= _inside(plane, segment, segments, header).T
-    return out
+        found.append(int(away.argmin()))
+    return found
 
 
 def _inside(plane: NDArray[Any], segment: int | None, segments: Sequence[int], header: Header) -> NDArray[np.bool_]:
@@ -68,8 +91,9 @@ def _inside(plane: NDArray[Any], segment: int | None, segments: Sequence[int], h
         return np.asarray(np.isin(plane, list(segments)) if segments else plane > 0)
     if segments and segment not in segments:
         return np.zeros(plane.shape, dtype=bool)
-    full = 1 if header.integer("BitsAllocated") == 1 else 255
-    return np.asarray(plane > full // 2)
+    if header.text("SegmentationType") != "FRACTIONAL":
+        return np.asarray(plane > 0)
+    return np.asarray(2 * plane.astype(np.int64) > header.integer("MaximumFractionalValue", 255))
 
 
 def _segments(header: Header, count: int) -> list[int | None]:

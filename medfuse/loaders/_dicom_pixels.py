@@ -4,7 +4,10 @@ Uncompressed grey pixels are read straight into place, plane by plane; the rest 
 """
 
 import importlib.util
+import io
+import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,8 @@ from numpy.typing import NDArray
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
 from medfuse.loaders._dicom_grid import Stack
-from medfuse.loaders._dicom_header import DEFLATED, NATIVE, Header, inflated
-from medfuse.loaders._dicom_series import STACKED, Frame
+from medfuse.loaders._dicom_header import DEFLATED, EXPLICIT, NATIVE, Header, inflated, meta_of
+from medfuse.loaders._dicom_series import STACKED, Frame, name_of
 from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]
@@ -26,6 +29,7 @@ _GPL = {  # transfer syntaxes that only the extra dicom-gpl decodes (or decodes 
     "1.2.840.10008.1.2.4.57",
     "1.2.840.10008.1.2.4.70",
 }
+_LARGEST_RATIO = 100  # of images, unpacked over packed; lossy JPEG 2000 has up to 50
 _FLOATS = {0x7FE00008: ("f4", 4), 0x7FE00009: ("f8", 8)}
 
 
@@ -86,11 +90,14 @@ def check_pixels(header: Header, *, frames: int, bits: int | None = None) -> Non
         checked_size((rows, columns, frames), stored=0, file_bytes=1, packed=True, where=header.name)
         checked_size((wanted,), stored=1, file_bytes=available, packed=packed, where=header.name)
         return
+    if header.syntax == DEFLATED:
+        checked_size((max(length, 1),), stored=1, file_bytes=available, packed=True, where=header.name)
     half = 2 if header.text("PhotometricInterpretation") == "YBR_FULL_422" else samples
     shape = (columns, rows, frames, half if not packed else samples)
-    checked_size(shape, stored=stored_bytes(header), file_bytes=available, packed=packed, where=header.name)
+    size = stored_bytes(header)
+    checked_size(shape, stored=size, file_bytes=available, packed=packed, where=header.name, ratio=_LARGEST_RATIO)
     if not packed and length >= 0:
-        checked_size(shape, stored=stored_bytes(header), file_bytes=length, packed=False, where=header.name)
+        checked_size(shape, stored=size, file_bytes=length, packed=False, where=header.name)
 
 
 def unit_of(stack: Stack) -> tuple[str, list[str]]:
@@ -145,20 +152,25 @@ def _direct(header: Header) -> bool:
     )
 
 
-def _read_native(frame: Frame, buffer: Array) -> None:
-    """Stored values of a plane into ``buffer`` (rows * columns), without the bits that are not stored."""
+def _read_native(frame: Frame, buffer: Array, held: dict[Path, bytes]) -> None:
+    """Stored values of a plane into ``buffer`` (rows * columns), without the bits that are not stored.
+
+    ``held`` keeps the content of the deflated file that was read last, so that it is inflated once.
+    """
     header = frame.header
-    offset = header.pixels[0] if header.pixels else 0
+    start = (header.pixels[0] if header.pixels else 0) + frame.number * buffer.nbytes
     if header.syntax == DEFLATED:
-        end = offset + (frame.number + 1) * buffer.nbytes
-        content = inflated(header.path, _data_offset(header), most=end)
-        got = memoryview(content)[end - buffer.nbytes : end]
+        if header.path not in held:
+            held.clear()
+            end = start + (header.integer("NumberOfFrames", 1) - frame.number) * buffer.nbytes
+            held[header.path] = inflated(header.path, _data_offset(header), most=end)
+        got = memoryview(held[header.path])[start : start + buffer.nbytes]
         if len(got) == buffer.nbytes:
             buffer[:] = np.frombuffer(got, dtype=buffer.dtype)
         count = len(got)
     else:
         with header.path.open("rb", buffering=0) as file:
-            file.seek(offset + frame.number * buffer.nbytes)
+            file.seek(start)
             count = file.readinto(buffer.data.cast("B")) or 0
     if count != buffer.nbytes:
         msg = f"{header.name}: expected {buffer.nbytes} bytes of a plane, found {count}; truncated? copy it again"
@@ -166,8 +178,6 @@ def _read_native(frame: Frame, buffer: Array) -> None:
 
 
 def _data_offset(header: Header) -> int:
-    from medfuse.loaders._dicom_header import meta_of
-
     with header.path.open("rb") as file:
         return meta_of(file.read(4096))[2]
 
@@ -198,12 +208,14 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
     from pydicom.pixels.utils import iter_pixels
     from pydicom.uid import UID
 
-    _codec_is_there(header.syntax, header.name, get_decoder, UID)
-    with typed(header, f"pixels ({UID(header.syntax).name})"):
-        data = pydicom.dcmread(header.path, force=True)
+    with typed(header, f"pixels ({name_of(header.syntax)})"):
+        _codec_is_there(header.syntax, header.name, get_decoder, UID)
+        data = pydicom.dcmread(_bounded(header), force=True)
         if not getattr(data, "file_meta", None) or "TransferSyntaxUID" not in data.file_meta:
             data.file_meta = pydicom.dataset.FileMetaDataset()
-            data.file_meta.TransferSyntaxUID = UID(header.syntax)
+            data.file_meta.TransferSyntaxUID = UID(EXPLICIT if header.syntax == DEFLATED else header.syntax)
+        if header.syntax not in NATIVE:
+            _check_codestreams(header, data.PixelData, numbers)
         planes = list(iter_pixels(data, indices=list(numbers)))
         if header.text("PhotometricInterpretation") == "PALETTE COLOR":
             planes = [_eight_bits(apply_color_lut(p, data)) for p in planes]
@@ -216,6 +228,47 @@ def _decoded(header: Header, numbers: Sequence[int]) -> list[Array]:
     return planes
 
 
+def _check_codestreams(header: Header, content: bytes, numbers: Sequence[int]) -> None:
+    """Sizes that JPEG, JPEG-LS and JPEG 2000 streams declare, before a decoder allocates for them.
+
+    Raises:
+        DataError: another size than the header's.
+    """
+    from pydicom.encaps import get_frame
+
+    count = header.integer("NumberOfFrames", 1) or 1
+    wanted = (header.integer("Rows"), header.integer("Columns"))
+    for number in numbers:
+        found = size_of_codestream(get_frame(content, number, number_of_frames=count))
+        if found is not None and found != wanted:
+            msg = f"{header.name}: expected planes of {wanted} as the header says, found {found} in the stream; a bomb?"
+            raise DataError(msg)
+
+
+def size_of_codestream(stream: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a JPEG or JPEG-LS (ISO 10918-1, B.2.2) or JPEG 2000 stream (15444-1, A.5.1), else None."""
+    at = stream.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at >= 0 and (at == 0 or stream[4:8] == b"jP  "):
+        right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
+        return bottom - top, right - left
+    at = 2
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
+        kind = stream[at + 1]
+        if (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)) or kind == 0xF7:
+            rows, columns = struct.unpack_from(">2H", stream, at + 5)
+            return (rows, columns) if rows else None  # 0: said after the first scan
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return None
+
+
+def _bounded(header: Header) -> Path | io.BytesIO:
+    """What pydicom may read of a file: of deflated content no more than the header and the declared pixels."""
+    if header.syntax != DEFLATED:
+        return header.path
+    offset, length = header.pixels or (0, 0)
+    return io.BytesIO(inflated(header.path, _data_offset(header), most=offset + max(length, 0)))
+
+
 def _eight_bits(plane: Array) -> Array:
     return plane // 257 if plane.dtype == np.uint16 and plane.max(initial=0) > 255 else plane
 
@@ -223,18 +276,18 @@ def _eight_bits(plane: Array) -> Array:
 def _codec_is_there(syntax: str, name: str, get_decoder: Any, uid: Any) -> None:  # noqa: ANN401  # of pydicom
     if syntax in _GPL and importlib.util.find_spec("libjpeg") is None:
         msg = (
-            f"{name}: no decoder here for {uid(syntax).name}; it is in an extra under the GPL: "
+            f"{name}: no decoder here for {name_of(syntax)}; it is in an extra under the GPL: "
             'pip install "medfuse[dicom-gpl]"'
         )
         raise DataError(msg)
     try:
         decoder = get_decoder(uid(syntax))
     except NotImplementedError as error:
-        msg = f"{name}: expected a transfer syntax of images, found {uid(syntax).name}; convert it (gdcmconv, dcmdjpeg)"
+        msg = f"{name}: expected a transfer syntax of images, found {name_of(syntax)}; convert it (gdcmconv, dcmdjpeg)"
         raise DataError(msg) from error
     if not decoder.is_available:
         needed = "; ".join(decoder.missing_dependencies)
-        msg = f"{name}: no decoder here for {uid(syntax).name} ({needed}); install one, or convert the file"
+        msg = f"{name}: no decoder here for {name_of(syntax)} ({needed}); install one, or convert the file"
         raise DataError(msg)
 
 
@@ -260,6 +313,17 @@ def _scale(frame: Frame, raw: Array, out: NDArray[np.float32]) -> None:
         np.subtract(ends * (slope or 1.0) + 2 * (intercept or 0.0), out, out=out)
 
 
+def _may_overflow(frames: Sequence[Frame]) -> bool:
+    """Whole numbers with a modest rescale are finite; floats, tables and large factors are to be looked at."""
+    for frame in frames:
+        header = frame.header
+        if header.pixel_tag in _FLOATS or header.has("ModalityLUTSequence") or header.integer("BitsAllocated") > 16:
+            return True
+        if abs(frame.slope or 0.0) > 1e9 or abs(frame.intercept or 0.0) > 1e30:
+            return True
+    return False
+
+
 def load(stack: Stack, number: int) -> NDArray[np.float32]:
     """One volume of a stack: (columns, rows, slices, channels), a view of planes that follow each other in memory.
 
@@ -270,27 +334,29 @@ def load(stack: Stack, number: int) -> NDArray[np.float32]:
     channels = channels_of(frames[0].header)
     out = np.empty((len(frames), stack.rows, stack.columns, channels), dtype=np.float32)
     buffer: Array | None = None
+    held: dict[Path, bytes] = {}
     waiting: dict[str, list[int]] = {}
-    for k, frame in enumerate(frames):
-        if not _direct(frame.header):
-            waiting.setdefault(str(frame.header.path), []).append(k)
-            continue
-        kind = _dtype(frame.header)
-        if buffer is None or buffer.dtype != kind:
-            buffer = np.empty(stack.rows * stack.columns, dtype=kind)
-        _read_native(frame, buffer)
-        plane = _only_stored(frame.header, buffer).reshape(stack.rows, stack.columns)
-        _scale(frame, plane, out[k, :, :, 0])
-    for places in waiting.values():
-        for first in range(0, len(places), 8):
-            some = places[first : first + 8]
-            planes = _decoded(frames[some[0]].header, [frames[k].number for k in some])
-            for k, plane in zip(some, planes, strict=True):
-                if plane.ndim != (3 if channels == 3 else 2):
-                    msg = f"{frames[k].header.name}: expected {channels} channel(s), found another number"
-                    raise DataError(msg + "; is it damaged?")
-                _scale(frames[k], plane, out[k] if channels == 3 else out[k, :, :, 0])
-    if not np.isfinite(out).all():
+    with np.errstate(all="ignore"):
+        for k, frame in enumerate(frames):
+            if not _direct(frame.header):
+                waiting.setdefault(str(frame.header.path), []).append(k)
+                continue
+            kind = _dtype(frame.header)
+            if buffer is None or buffer.dtype != kind:
+                buffer = np.empty(stack.rows * stack.columns, dtype=kind)
+            _read_native(frame, buffer, held)
+            plane = _only_stored(frame.header, buffer).reshape(stack.rows, stack.columns)
+            _scale(frame, plane, out[k, :, :, 0])
+        for places in waiting.values():
+            for first in range(0, len(places), 8):
+                some = places[first : first + 8]
+                planes = _decoded(frames[some[0]].header, [frames[k].number for k in some])
+                for k, plane in zip(some, planes, strict=True):
+                    if plane.ndim != (3 if channels == 3 else 2):
+                        msg = f"{frames[k].header.name}: expected {channels} channel(s), found another number"
+                        raise DataError(msg + "; is it damaged?")
+                    _scale(frames[k], plane, out[k] if channels == 3 else out[k, :, :, 0])
+    if _may_overflow(frames) and not np.isfinite(out).all():
         msg = f"{frames[0].header.name}: expected finite values, found NaN or infinity; repair the series"
         raise DataError(msg)
     return out.transpose(2, 1, 0, 3)

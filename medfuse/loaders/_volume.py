@@ -19,9 +19,9 @@ Array = NDArray[Any]
 
 OPTIONS = ("spacing", "patch_mm", "patch", "stride_mm", "stride", "crop", "threshold", "coverage", "window", "volumes")
 LARGEST_VOLUME = 4 << 30  # bytes of one volume as float32
-LARGEST_RATIO = 400  # decoded over packed size above 64 MiB
+LARGEST_RATIO = 400  # decoded over packed size above 256 MiB; a mask of zeros has 1000
 MOST_PATCHES = 2_000_000
-_FREE = 64 << 20
+_FREE = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +98,24 @@ def turn(array: Array, affine: NDArray[np.float64]) -> Array:
 
 
 def checked_affine(affine: Array, *, where: str) -> NDArray[np.float64]:
-    """An affine that is finite and has three independent axes of at least a nanometre.
+    """An affine that is finite, lies within a kilometre and has three independent axes of at least a nanometre.
 
     Raises:
         DataError: it is not.
     """
     affine = np.asarray(affine, dtype=np.float64)
-    steps = affine[:3, :3]
-    lengths = np.sqrt((steps**2).sum(axis=0)) if np.isfinite(affine).all() else np.zeros(3)
-    if lengths.min() < 1e-6 or lengths.max() > 1e5 or abs(np.linalg.det(steps / lengths)) < 1e-3:
+    near = bool(np.isfinite(affine).all()) and float(np.abs(affine).max()) <= 1e6
+    steps = affine[:3, :3] if near else np.zeros((3, 3))
+    lengths = np.sqrt((steps**2).sum(axis=0))
+    if lengths.min() < 1e-6 or abs(np.linalg.det(steps / lengths)) < 1e-3:
         msg = f"{where}: expected a geometry with three independent axes in mm, found none; repair the header"
         raise DataError(msg)
     return affine
 
 
-def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: bool, where: str) -> None:
+def checked_size(
+    shape: Sequence[int], *, stored: int, file_bytes: int, packed: bool, where: str, ratio: int = LARGEST_RATIO
+) -> None:
     """Compare the declared size of one or more volumes with the bytes that are there, before anything is allocated.
 
     Args:
@@ -121,6 +124,7 @@ def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: 
         file_bytes: size of the data on disk.
         packed: compressed, so that more than ``file_bytes`` may come out.
         where: for messages.
+        ratio: largest unpacked over packed size above 256 MiB.
 
     Raises:
         DataError: an empty axis, more than is there, or more than the caps allow.
@@ -131,7 +135,7 @@ def checked_size(shape: Sequence[int], *, stored: int, file_bytes: int, packed: 
             msg = f"{where}: expected at least one voxel along each axis, found {tuple(shape)}; repair the header"
             raise DataError(msg)
         count *= int(length)
-    if packed and count * stored > max(_FREE, file_bytes * LARGEST_RATIO):
+    if packed and count * stored > max(_FREE, file_bytes * ratio):
         msg = f"{where}: declares {count * stored >> 20} MiB in {file_bytes >> 10} KiB; a bomb? unpack it yourself"
         raise DataError(msg)
     if not packed and count * stored > file_bytes:
@@ -282,6 +286,11 @@ class Held:
         return total
 
 
+def read_whole(volume: Volume, number: int = 0) -> tuple[Array, NDArray[np.float64]]:
+    """One volume as (I, J, K, C) float32 in RAS+ order (a view of what was decoded), and its affine (index -> mm)."""
+    return turn(volume.load(number), volume.affine), turned(volume.affine, volume.shape)
+
+
 # --- resampling ------------------------------------------------------------------------------------------------------
 
 
@@ -354,7 +363,8 @@ def _voxels(voxels: Any, mm: Any, spacing: Sequence[float], default: Sequence[in
     return list(default)
 
 
-def _corners(grid: _Grid, options: PatchOptions, *, where: str) -> tuple[NDArray[np.intp], list[int]]:
+def _cuts(grid: _Grid, options: PatchOptions, *, where: str) -> tuple[list[list[int]], list[int]]:
+    """First voxels of the patches along each axis, and their sides."""
     spacing = spacing_of(grid.affine)
     side = _voxels(options.patch, options.patch_mm, spacing, [max(1, round(32 / s)) for s in spacing])
     side = [min(n, length) for n, length in zip(side, grid.shape, strict=True)]
@@ -363,7 +373,7 @@ def _corners(grid: _Grid, options: PatchOptions, *, where: str) -> tuple[NDArray
     if len(lines[0]) * len(lines[1]) * len(lines[2]) > MOST_PATCHES:
         msg = f"{where}: expected at most {MOST_PATCHES} patches; choose a larger patch or stride"
         raise ConfigError(msg)
-    return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 3), side
+    return lines, side
 
 
 def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -401,12 +411,26 @@ def _region(volume: Volume, held: Held, options: PatchOptions) -> NDArray[np.boo
     return region
 
 
-def _touching(
-    region: NDArray[np.bool_], grid: _Grid, corners: NDArray[np.intp], side: Sequence[int], least: float
-) -> NDArray[np.bool_]:
-    field = region if grid.matrices is None else region.astype(np.float32)
-    shares = np.asarray([float(grid.cut(field, corner, side).mean()) for corner in corners])
-    return np.asarray((shares > 0) & (shares >= least))
+def _shares(
+    region: NDArray[np.bool_], grid: _Grid, lines: Sequence[Sequence[int]], side: Sequence[int]
+) -> NDArray[np.float64]:
+    """Mean of a region (resampled where the grid is) over each patch, in the order of their corners (P,)."""
+    sums = []
+    for axis, (line, n) in enumerate(zip(lines, side, strict=True)):
+        rows = np.zeros((len(line), region.shape[axis]))
+        for k, start in enumerate(line):
+            if grid.matrices is None:
+                rows[k, start : start + n] = 1 / n
+            else:
+                rows[k] = grid.matrices[axis][start : start + n].mean(axis=0)
+        sums.append(rows)
+    found = np.empty(tuple(map(len, lines)))
+    for k, row in enumerate(sums[0]):
+        used = np.flatnonzero(row)
+        part = region[used[0] : used[-1] + 1]
+        plane = np.tensordot(row[used[0] : used[-1] + 1], part, axes=(0, 0))
+        found[k] = sums[1] @ plane @ sums[2].T if plane.any() else 0
+    return found.ravel()
 
 
 def sample(volume: Volume, options: PatchOptions) -> RawSample:
@@ -420,11 +444,13 @@ def sample(volume: Volume, options: PatchOptions) -> RawSample:
         msg = f"{volume.where}: option volumes: expected a number below {volume.volumes}, found {options.volumes}"
         raise ConfigError(msg)
     grid = _grid(volume, options.spacing)
-    corners, side = _corners(grid, options, where=volume.where)
+    lines, side = _cuts(grid, options, where=volume.where)
+    corners = np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 3)
     held = Held(volume, options.volumes)
     region = _region(volume, held, options)
     if region is not None:
-        corners = corners[_touching(region, grid, corners, side, options.coverage)]
+        shares = _shares(region, grid, lines, side)
+        corners = corners[(shares > 0) & (shares >= options.coverage - 1e-9)]
         if not len(corners):
             msg = f"{volume.where}: no patch has {options.coverage:.0%} of its voxels in the region; lower coverage"
             raise DataError(msg)

@@ -23,6 +23,7 @@ from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]
 _CHUNK = 1 << 20
+_MOST_AFTER, _MOST_BEFORE = 4 << 20, 64 << 20  # bytes beside the voxels: what follows them, header and extensions
 _GZIP = b"\x1f\x8b"
 _NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _NIFTI_COLOURS = {128: 3, 2304: 4}
@@ -94,6 +95,9 @@ def read_voxel_header(path: Path) -> VoxelFile:
         msg = f"{path.name}: expected a header of a volume, found damage ({type(error).__name__}); copy the file again"
         raise DataError(msg) from error
     size = found.path.stat().st_size
+    if found.offset > _MOST_BEFORE:
+        msg = f"{path.name}: expected voxels within {_MOST_BEFORE >> 20} MiB, found a larger offset; repair the header"
+        raise DataError(msg)
     shape = (*found.shape, found.volumes, found.samples)
     available = size if found.packed else max(0, size - found.offset)
     checked_size(shape, stored=found.dtype.itemsize, file_bytes=available, packed=bool(found.packed), where=path.name)
@@ -220,7 +224,7 @@ def _nifti_affine(head: Mapping[str, Any], where: str) -> tuple[NDArray[np.float
 
 
 def _from_quaternion(values: Any, pixdim: Any, scale: float) -> NDArray[np.float64]:  # noqa: ANN401  # numbers
-    """Method 2 of nifti1.h: a rotation as quaternion (its real part follows), a shift, and the sign of the third axis."""
+    """Method 2 of nifti1.h: a rotation as quaternion (its real part follows), a shift, the sign of the third axis."""
     b, c, d, x, y, z = (float(v) for v in values)
     length = b * b + c * c + d * d
     if length > 1:
@@ -395,8 +399,9 @@ def _content(found: VoxelFile, *, most: int) -> Iterator[bytes]:
                     raise DataError(msg)
                 given += len(piece)
                 yield piece
-                if given > most + _CHUNK * 4:
-                    return  # whatever follows the voxels is not read
+                if given > most + _MOST_AFTER:
+                    msg = f"{found.path.name}: expected {most} bytes, found over {_MOST_AFTER >> 20} MiB after them"
+                    raise DataError(msg + "; a bomb? write it anew")
     except (OSError, EOFError, ValueError, zlib.error, module.error) as error:
         msg = f"{found.path.name}: expected whole packed content, found damage ({type(error).__name__}); copy it again"
         raise DataError(msg) from error

@@ -17,7 +17,7 @@ from medfuse.errors import ConfigError, DataError
 from medfuse.loaders import _dicom_identifying as identity
 from medfuse.loaders import _volume
 from medfuse.loaders._dicom_grid import Stack, assemble, flat
-from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header
+from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header, series_within
 from medfuse.loaders._dicom_mask import check_segmentation, mask_of, referenced_series
 from medfuse.loaders._dicom_pixels import channels_of, check_pixels, load, unit_of
 from medfuse.loaders._dicom_series import (
@@ -38,7 +38,17 @@ from medfuse.loaders._dicom_write import write_ct_series
 from medfuse.loaders.base import Description, Head, Identifying
 from medfuse.sample import RawSample
 
-__all__ = ["ITEM", "describe", "group", "identifying", "read", "recognise", "write_ct_series", "write_example"]
+__all__ = [
+    "ITEM",
+    "describe",
+    "group",
+    "identifying",
+    "read",
+    "read_volume",
+    "recognise",
+    "write_ct_series",
+    "write_example",
+]
 
 ITEM = "patch"
 OWN = ("min_slices", "pixel_mm", "segments")  # options beside those of every volume
@@ -58,6 +68,8 @@ def recognise(head: Head) -> bool:
         if not (vr.isalpha() and vr.isupper()) and length > 1024:
             return False
         sop = ""
+    elif start[:3] in (b"\0\x02\0", b"\0\x08\0") and start[4:6].isalpha() and start[4:6].isupper():  # big endian
+        sop = ""
     else:
         return False
     place = start.find(b"\x08\x00\x16\x00")
@@ -75,8 +87,8 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     """Items: slices of a series with one orientation and grid; multi-frame objects and flat images each for itself.
 
     A segmentation goes with the series that it refers to, a DICOMDIR with the first images; what is no image stands
-    alone, so that it is refused by its name and stops nothing else. A damaged image goes with every series of its
-    folder: any of them may be the one that lacks it, and none is to go in a slice short.
+    alone, so that it is refused by its name and stops nothing else. A damaged image goes with its series, or, where it
+    does not say which, with every series of several files in its folder: none is to go in a slice short.
     """
     images: list[Header] = []
     masks: list[Header] = []
@@ -101,10 +113,15 @@ def group(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     items = [list(members) for members in split(images)]
     alone += _with_series(masks, items)
     found = [[h.path for h in members] for members in items]
+    sizes = [len(members) for members in items]
     for path in damaged:
-        homes = [f for f in found if f[0].parent == path.parent]
-        for home in homes:
-            home.append(path)
+        uid = series_within(path)
+        if uid:
+            homes = [k for k, members in enumerate(items) if members[0].text("SeriesInstanceUID") == uid]
+        else:
+            homes = [k for k, n in enumerate(sizes) if n > 1 and found[k][0].parent == path.parent]
+        for k in homes:
+            found[k].append(path)
         alone += [] if homes else [path]
     if indices and found:
         found[0] += indices
@@ -294,6 +311,28 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         DataError: no image, no regular grid, damage, or no decoder.
     """
     chosen = _volume.parsed(options, loader="dicom", more=OWN)
+    volume = _volume_of(files, options, cropped=chosen.crop == "mask")
+    return _volume.sample(volume, chosen)
+
+
+def read_volume(
+    files: Sequence[Path], options: Mapping[str, Any] | None = None, *, number: int = 0
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """One whole volume of an item: (I, J, K, C) float32 in RAS+ order and in its unit, and its affine (index -> mm).
+
+    Args:
+        files: of one item, as :func:`group` gives them.
+        options: ``min_slices`` and ``pixel_mm``, as of :func:`read`.
+        number: of the volume in a series of volumes.
+
+    Raises:
+        ConfigError: an option that it cannot have.
+        DataError: as :func:`read`.
+    """
+    return _volume.read_whole(_volume_of(files, options or {}, cropped=True), number)
+
+
+def _volume_of(files: Sequence[Path], options: Mapping[str, Any], *, cropped: bool) -> _volume.Volume:
     least, pixel_mm, segments = _own(options)
     plan = _plan(files, least=least, pixel_mm=pixel_mm)
     stack, masks = plan.stack, plan.masks
@@ -303,9 +342,9 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         return np.logical_or.reduce([mask_of(m, stack, segments) for m in masks])
 
     warnings = plan.warnings
-    if masks and chosen.crop != "mask":
+    if masks and not cropped:
         warnings = (*warnings, "a segmentation is there and not used; options.crop: mask restricts patches to it")
-    volume = _volume.Volume(
+    return _volume.Volume(
         shape=(stack.columns, stack.rows, len(stack.frames[0])),
         affine=stack.affine,
         load=lambda number: load(stack, number),
@@ -316,7 +355,6 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         warnings=warnings,
         where=head.name,
     )
-    return _volume.sample(volume, chosen)
 
 
 def write_example(folder: Path) -> ModalityCard:

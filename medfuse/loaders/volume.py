@@ -159,7 +159,11 @@ class _Voxels:
         self._stored: NDArray[Any] | None = None
 
     def __call__(self, number: int) -> NDArray[np.float32]:
-        """(I, J, K, C) float32."""
+        """(I, J, K, C) float32; what float32 cannot hold is infinite, and refused with NaN."""
+        with np.errstate(all="ignore"):
+            return self._finite(self._scaled(number))
+
+    def _scaled(self, number: int) -> NDArray[np.float32]:
         found = self.found
         count = math.prod(found.shape) * found.samples
         if found.volumes > 1 and (found.packed or found.volumes_first):
@@ -179,8 +183,7 @@ class _Voxels:
         if found.slope != 1 or found.intercept != 0:
             flat *= np.float32(found.slope)
             flat += np.float32(found.intercept)
-        out = flat.reshape((found.samples, *found.shape), order="F").transpose(1, 2, 3, 0)[..., : _colours(found)]
-        return self._finite(out)
+        return flat.reshape((found.samples, *found.shape), order="F").transpose(1, 2, 3, 0)[..., : _colours(found)]
 
     def _finite(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
         if np.isfinite(out.sum(dtype=np.float64)):
@@ -241,6 +244,27 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         DataError: damage, no orientation, or NaN.
     """
     chosen = _volume.parsed(options, loader="volume", more=OWN)
+    return _volume.sample(_volume_of(files, options, cropped=chosen.crop == "mask"), chosen)
+
+
+def read_volume(
+    files: Sequence[Path], options: Mapping[str, Any] | None = None, *, number: int = 0
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """One whole volume of an item: (I, J, K, C) float32 in RAS+ order, and its affine (index -> mm).
+
+    Args:
+        files: of one item, as :func:`group` gives them.
+        options: ``orientation`` and ``nan``, as of :func:`read`.
+        number: of the volume in a series of volumes.
+
+    Raises:
+        ConfigError: an option that it cannot have.
+        DataError: as :func:`read`.
+    """
+    return _volume.read_whole(_volume_of(files, options or {}, cropped=True), number)
+
+
+def _volume_of(files: Sequence[Path], options: Mapping[str, Any], *, cropped: bool) -> _volume.Volume:
     orientation, segments, nan = _own(options)
     found, masks = _parts(files)
     affine = _affine(found, orientation)
@@ -249,9 +273,9 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         warnings.append("orientation as the options say, voxels of 1 mm; the header has neither")
     if found.samples == 4:
         warnings.append("the fourth colour (opacity) is left out")
-    if masks and chosen.crop != "mask":
+    if masks and not cropped:
         warnings.append("a mask is there and not used; options.crop: mask restricts patches to it")
-    volume = _volume.Volume(
+    return _volume.Volume(
         shape=found.shape,
         affine=affine,
         load=_Voxels(found, nan),
@@ -262,7 +286,6 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
         warnings=tuple(warnings),
         where=found.path.name,
     )
-    return _volume.sample(volume, chosen)
 
 
 def write_example(folder: Path) -> ModalityCard:

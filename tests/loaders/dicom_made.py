@@ -95,8 +95,11 @@ def enhanced(
     return path
 
 
-def segmentation(path, source_files, masks, numbers):
-    """A binary SEG: masks (F, R, C) of segment ``numbers[f]`` at the slice of ``source_files[f]``."""
+def segmentation(path, source_files, masks, numbers, *, kind="BINARY", most=255):
+    """A SEG: masks (F, R, C) of segment ``numbers[f]`` at the slice of ``source_files[f]``.
+
+    ``kind`` FRACTIONAL takes values up to ``most``, LABELMAP numbers of segments (``numbers`` is not used).
+    """
     sources = [pydicom.dcmread(p, stop_before_pixels=True) for p in source_files]
     first = sources[0]
     data, meta = Dataset(), FileMetaDataset()
@@ -106,8 +109,13 @@ def segmentation(path, source_files, masks, numbers):
     data.file_meta, data.Modality, data.SeriesInstanceUID = meta, "SEG", generate_uid()
     data.Rows, data.Columns, data.NumberOfFrames = masks.shape[1], masks.shape[2], len(masks)
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 1, 1, 0, 0
-    data.SegmentationType = "BINARY"
+    bits = 1 if kind == "BINARY" else 8
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
+    data.SegmentationType = kind
+    if kind == "FRACTIONAL":
+        data.SegmentationFractionalType, data.MaximumFractionalValue = "PROBABILITY", most
+    if kind == "LABELMAP":
+        data.SOPClassUID = meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
     data.ReferencedSeriesSequence = [item(SeriesInstanceUID=first.SeriesInstanceUID)]
     data.SharedFunctionalGroupsSequence = [
         item(
@@ -118,11 +126,12 @@ def segmentation(path, source_files, masks, numbers):
     data.PerFrameFunctionalGroupsSequence = [
         item(
             PlanePositionSequence=[item(ImagePositionPatient=source.ImagePositionPatient)],
-            SegmentIdentificationSequence=[item(ReferencedSegmentNumber=number)],
+            **({} if kind == "LABELMAP" else {"SegmentIdentificationSequence": [item(ReferencedSegmentNumber=number)]}),
         )
         for source, number in zip(sources, numbers, strict=True)
     ]
-    packed = np.packbits(masks.ravel().astype(np.uint8), bitorder="little").tobytes()
+    flat_values = masks.ravel().astype(np.uint8)
+    packed = (np.packbits(flat_values, bitorder="little") if bits == 1 else flat_values).tobytes()
     data.PixelData = packed + b"\0" * (len(packed) % 2)
     data.save_as(path, enforce_file_format=True)
     return path

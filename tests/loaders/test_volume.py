@@ -1,5 +1,6 @@
 """NIfTI, MGH and NRRD: agreement with their reference readers, geometry of patches, refusals."""
 
+import csv
 import gzip
 import os
 import struct
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from volumes_whole import WHOLE, truth, whole
+from volumes_whole import truth, whole
 
 from medfuse.errors import ConfigError, DataError, MedfuseError
 from medfuse.limits import read_head
@@ -185,7 +186,7 @@ def test_no_orientation_is_refused_unless_it_is_given(tmp_path):
     image.set_sform(None)
     image.set_qform(None)
     nibabel.save(image, tmp_path / "b.nii")
-    with pytest.raises(DataError, match="options.orientation"):
+    with pytest.raises(DataError, match=r"options\.orientation"):
         volume.read([tmp_path / "b.nii"], {})
     found = whole("volume", [tmp_path / "b.nii"], orientation="LPS")[0]
     np.testing.assert_array_equal(found[0, ..., 0], np.asarray(image.dataobj)[::-1, ::-1])
@@ -348,7 +349,7 @@ def test_a_damaged_check_sum_and_a_cut_are_refused(tmp_path):
     with pytest.raises(DataError, match="damage"):
         volume.read([path], {}).fetch([0])
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match="truncated|damage"):
+    with pytest.raises(DataError, match=r"truncated|damage"):
         volume.read([path], {}).fetch([0])
 
 
@@ -393,6 +394,8 @@ def survives(folder, number, seed):
     nibabel.save(nibabel.MGHImage(values((4, 5, 6), np.float32), AFFINE), folder / "a.mgz")
     header = {"space": "left-posterior-superior", "space directions": AFFINE[:3, :3], "space origin": [1, 2, 3]}
     nrrd.write(str(folder / "a.nrrd"), values(), header)
+    nrrd.write(str(folder / "b.nrrd"), values(), header | {"encoding": "bzip2"})
+    nibabel.save(nibabel.MGHImage(values((4, 5, 6), np.float32), AFFINE), folder / "b.mgh")
     nifti(folder / "a.nii")
     nifti(folder / "b.nii.gz", values((4, 5, 6, 2)))
     nifti(folder / "c.nii", kind=nibabel.Nifti2Image)
@@ -414,12 +417,12 @@ def survives(folder, number, seed):
 
 
 def test_mutants_are_read_or_refused(tmp_path):
-    assert survives(tmp_path / "m", 20, seed=3) > 30
+    assert survives(tmp_path / "m", 60, seed=3) > 90
 
 
 @pytest.mark.slow
 def test_a_thousand_mutants_are_read_or_refused(tmp_path):
-    assert survives(tmp_path / "m", 200, seed=4) > 300
+    assert survives(tmp_path / "m", 1000, seed=4) > 1500
 
 
 def test_the_inflater_is_one_that_is_here():
@@ -440,37 +443,25 @@ def test_real_volumes_agree_with_nibabel(name):
 
 
 @pytest.mark.realdata
-def test_every_real_volume_loads_or_is_refused_with_a_reason():
-    files = [p for p in sorted(DATA.rglob("*")) if p.name.endswith((".nii", ".nii.gz", ".mgz", ".nrrd"))]
-    refused = []
-    for path in files:
-        assert volume.recognise(head(path)), path.name
-        try:
-            volume.describe([path])
-            volume.identifying([path])
-            sample = volume.read([path], {})
-            for batch in sample.batches(256):
-                assert np.isfinite(batch).all()
-        except MedfuseError as error:
-            refused.append(f"{path.name}: {error}")
-    assert len(files) > 25
-    assert all("NaN" in r for r in refused), refused
-
-
-@pytest.mark.realdata
 @pytest.mark.parametrize("name", ["brain1", "breast1"])
 def test_means_inside_a_real_mask_are_those_of_pyradiomics(name):
-    """Mean, minimum, maximum and the number of voxels, of the published baseline of PyRadiomics."""
+    """Number of voxels, mean, variance, extremes and percentiles are those of the published baseline of PyRadiomics."""
     folder = DATA / "volumes" / "pyradiomics"
     files = [folder / f"{name}_image.nrrd", folder / f"{name}_label.nrrd"]
     assert volume.group(files) == [tuple(files)]
     sample = volume.read(files, {"patch": [1, 1, 1], "crop": "mask", "segments": [1]})
     found = sample.fetch(range(len(sample))).ravel().astype(float)
-    lines = (folder / "baseline" / "baseline_firstorder.csv").read_text().splitlines()
-    columns = lines[0].split(",")
-    row = next(dict(zip(columns, line.split(","), strict=False)) for line in lines[1:] if line.startswith(name))
-    wanted = {k.rsplit("_", 1)[1]: float(v) for k, v in row.items() if k.startswith("original_firstorder")}
-    np.testing.assert_allclose(found.mean(), wanted["Mean"], rtol=1e-6)
-    np.testing.assert_allclose((found.min(), found.max()), (wanted["Minimum"], wanted["Maximum"]))
-    np.testing.assert_allclose((found**2).sum(), wanted["Energy"], rtol=1e-6)
-    assert WHOLE
+    table = csv.reader((folder / "baseline" / "baseline_firstorder.csv").read_text().splitlines())
+    header = next(table)
+    wanted = {row[0].removeprefix("original_firstorder_"): row[header.index(name)] for row in table}
+    assert len(found) == int(wanted["diagnostics_Mask-original_VoxelNum"])
+    for ours, key in (
+        (found.mean(), "Mean"),
+        (found.min(), "Minimum"),
+        (found.max(), "Maximum"),
+        (found.var(), "Variance"),
+    ):
+        np.testing.assert_allclose(ours, float(wanted[key]), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.percentile(found, [10, 90]), [float(wanted[k]) for k in ("10Percentile", "90Percentile")]
+    )
