@@ -87,8 +87,22 @@ def demo(
         patients, seed=seed, process=PROCESS, missing=missing or missing_by("mcar"), modalities=()
     )
     card = _cohort(out / "cohort", made, say=say)
-    data = _features(card, out / "cohort", out / "store", say=say)
-    run = _trained(card, out, seed=seed, say=say, watch=watch)
+    run = _finished(out / "run")
+    if run is None:
+        _extracted(card, out / "store", say=say)
+        run = train(
+            card,
+            recipe="demo",
+            data_root=card.parent,
+            store_root=out / "store",
+            out=out / "run",
+            seed=seed,
+            say=say,
+            watch=watch,
+        )
+    else:
+        say(f"run: {run.path} is finished")
+    data = load_modalities(read_cohort(read_card(card), data_root=card.parent), store_root=out / "store")
     lines = truth_lines(run, made, data)
     write_text(out / "truth.md", "\n".join(["# Truth beside result", "", "```", *lines, "```", ""]))
     return Demo(run=run, lines=lines)
@@ -122,8 +136,8 @@ def _cohort(folder: Path, made: Simulation, *, say: Say) -> Path:
     return folder / "card.md"
 
 
-def _features(card: Path, root: Path, store: Path, *, say: Say) -> dict[str, ModalityData]:
-    cohort = read_cohort(read_card(card), data_root=root)
+def _extracted(card: Path, store: Path, *, say: Say) -> None:
+    cohort = read_cohort(read_card(card), data_root=card.parent)
     report = extract(cohort, store_root=store, workers=min(4, os.cpu_count() or 1), say=say)
     if report.failed:
         first = report.failed[0]
@@ -132,20 +146,17 @@ def _features(card: Path, root: Path, store: Path, *, say: Say) -> dict[str, Mod
             f"{first.modality}, patient {first.patient_id}: {first.reason}"
         )
         raise DataError(msg)
-    return load_modalities(cohort, store_root=store)
 
 
-def _trained(card: Path, out: Path, *, seed: int, say: Say, watch: Watch) -> Run:
-    path = out / "run"
-    if (path / "run.json").is_file():
-        run = open_run(path)
-        if run.read("run").get("status") == "finished":
-            run.verify()
-            say(f"run: {path} is finished")
-            return run
-    return train(
-        card, recipe="demo", data_root=card.parent, store_root=out / "store", out=path, seed=seed, say=say, watch=watch
-    )
+def _finished(path: Path) -> Run | None:
+    """The run in a folder if it is finished and sound."""
+    if not (path / "run.json").is_file():
+        return None
+    run = open_run(path)
+    if run.read("run").get("status") != "finished":
+        return None
+    run.verify()
+    return run
 
 
 # --- truth beside result ---------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ def test_an_interrupted_cohort_is_written_anew_and_is_the_same(tmp_path):
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_the_store(done, out, tmp_path):
     """Without its run and half of its store, the demo makes what is missing and comes to the same result."""
     other = tmp_path / "other"

@@ -138,8 +138,8 @@ def _prose(simulation: Simulation, modalities: Mapping[str, ModalityCard]) -> st
     n, survival = len(simulation), simulation.survival
     has = {name: simulation.present[:, MODALITIES.index(name)] for name in modalities}
     rows = "\n".join(
-        f"| {name} | {card.description or ABOUT[name]} | {card.loader} | `{card.path or card.file or next(iter(card.files.values()))}` | "
-        f"{int(has[name].sum())} ({has[name].mean():.0%}) |"
+        f"| {name} | {card.description or ABOUT[name]} | {card.loader} "
+        f"| `{card.path or card.file or next(iter(card.files.values()))}` | {int(has[name].sum())} ({has[name].mean():.0%}) |"
         for name, card in modalities.items()
     )
     complete = int(np.logical_and.reduce(list(has.values())).sum()) if has else 0
