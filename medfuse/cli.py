@@ -170,7 +170,7 @@ def train(
 
 @app.command()
 def demo(
-    patients: Annotated[int, typer.Option(min=60, help="Number of patients.")] = 240,
+    patients: Annotated[int, typer.Option(min=60, help="Number of patients.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the cohort, the feature store and the run.")] = Path("runs/demo"),
     missing: Annotated[str, typer.Option(help="How modalities are absent: none, mcar, mar or mnar.")] = "mcar",
     seed: Annotated[int, typer.Option(help="Seed of the cohort and of the training.")] = 0,

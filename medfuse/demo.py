@@ -32,7 +32,7 @@ from medfuse.synthetic.recovery import recovered
 from medfuse.targets import Survival
 from medfuse.workflow import MODEL, Say, Watch, train
 
-PATIENTS = 240
+PATIENTS = 200
 # Stronger than the defaults of Process: this cohort is small, and is to show something.
 PROCESS = Process(size=1.0, st=0.8, slope=0.8, together=1.0)
 RATE = 0.15  # of patients without each modality

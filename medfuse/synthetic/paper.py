@@ -137,9 +137,10 @@ def _prose(simulation: Simulation, modalities: Mapping[str, ModalityCard]) -> st
     """The part of the card that people read: what a cohort's makers would state of it, and nothing of the truth."""
     n, survival = len(simulation), simulation.survival
     has = {name: simulation.present[:, MODALITIES.index(name)] for name in modalities}
+    files = {name: card.path or card.file or next(iter(card.files.values())) for name, card in modalities.items()}
     rows = "\n".join(
-        f"| {name} | {card.description or ABOUT[name]} | {card.loader} "
-        f"| `{card.path or card.file or next(iter(card.files.values()))}` | {int(has[name].sum())} ({has[name].mean():.0%}) |"
+        f"| {name} | {card.description or ABOUT[name]} | {card.loader} | `{files[name]}` "
+        f"| {int(has[name].sum())} ({has[name].mean():.0%}) |"
         for name, card in modalities.items()
     )
     complete = int(np.logical_and.reduce(list(has.values())).sum()) if has else 0
