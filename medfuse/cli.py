@@ -226,6 +226,25 @@ def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     _say(f"written: {rewrite_report(run)}")
 
 
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
+    horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
+    patient: Annotated[str | None, typer.Option(help="One held-out patient instead of all.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
+    from medfuse.explaining import default_horizon, explain_run, lines
+    from medfuse.run import open_run
+
+    opened = open_run(run)
+    found = explain_run(opened, outcome=outcome, data_root=data_root, say=_say)
+    at = default_horizon(opened, found) if horizon is None else horizon
+    for line in lines(found, horizon=at, patient=patient):
+        _say(line)
+
+
 def _finish(run: "Run") -> None:
     _say(f"run: {run.path}")
     _say(f"report: {run.path / 'report.html'}")

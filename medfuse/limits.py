@@ -14,6 +14,7 @@ LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
 _FREE = 64 << 20
 _STRETCH = 200  # inflated over packed size of any 64 MiB
+_MANY_LINES = 1_000_000
 
 
 def read_head(path: Path, *, size: int = HEAD) -> bytes:
@@ -89,18 +90,31 @@ def inflate(path: Path, *, most: int = LARGEST_TEXT) -> bytes:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            if not zipped:
-                content = raw.read(most + 1)
-            else:
+            large = not zipped and packed > most
+            if zipped:
                 with gzip.GzipFile(fileobj=raw) as file:
                     content = file.read(most + 1)
+            else:  # a size given to read would be allocated at once
+                content = b"" if large else raw.read()
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{path.name}: expected a whole gzip file, found damage ({type(error).__name__}); copy it again"
         raise DataError(msg) from error
-    if len(content) > most:
+    if large or len(content) > most:
         msg = (
             f"{path.name}: expected at most {most >> 20} MiB of content, found more in {packed >> 10} KiB; "
             "a decompression bomb? unpack it yourself if it is real"
         )
         raise DataError(msg)
     return content
+
+
+def check_lines(content: bytes, *, where: str) -> None:
+    """Refuse a text that is mostly empty lines, before each becomes an object of its own.
+
+    Raises:
+        DataError: more than a million lines that are shorter than eight bytes on average.
+    """
+    lines = content.count(b"\n")
+    if lines > _MANY_LINES and lines * 8 > len(content):
+        msg = f"{where}: expected lines of a table, found {lines:,} of hardly any content; fetch the file again"
+        raise DataError(msg)

@@ -26,6 +26,9 @@ TEXT_TABLES = (".csv", ".tsv", ".txt", ".arff")
 _ATTRIBUTE = re.compile(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s+\S", flags=re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"^[+-]?\d+,\d+$")
 _NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", flags=re.IGNORECASE)
+_WIDEST = 100_000  # columns of a table of cells of any kind
+_FREE = 64 << 20  # bytes that any file may take in memory
+_PARQUET_EXPANSION = 400  # numbers in memory over bytes of a Parquet file
 MAX_EXPANSION = 200  # decompressed : compressed; more is a bomb, not a table
 
 
@@ -38,11 +41,18 @@ def _named(frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
     return frame
 
 
-def _text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
+def text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
     """A delimited text with a header row, every cell as text.
 
     The header is read as a row: pandas would rename a repeated column, and take a surplus cell for an index.
+
+    Raises:
+        DataError: damage, a row of another length, or a column name that stands twice.
     """
+    wide = content[: content.find(b"\n") + 1 or len(content)].count(separator.encode()) + 1
+    if wide > _WIDEST:
+        msg = f"{where}: expected at most {_WIDEST:,} columns, found {wide:,}; give genes or sites as rows"
+        raise DataError(msg)
     try:
         rows = pd.read_csv(
             io.BytesIO(content),
@@ -173,7 +183,15 @@ def parquet_table(path: Path) -> "pa.Table":
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        if cells * 8 > max(_FREE, _PARQUET_EXPANSION * path.stat().st_size):
+            msg = (
+                f"{path.name}: expected a table that fits its file, found {cells:,} cells in {path.stat().st_size:,} "
+                "bytes; a decompression bomb? write it as CSV if it is real"
+            )
+            raise DataError(msg)
+        return file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         msg = f"{path.name}: expected a whole Parquet file, found damage ({error}); fetch the file again"
         raise DataError(msg) from error
@@ -220,7 +238,7 @@ def read_table(path: Path) -> pd.DataFrame:
         if suffix == ".arff":
             return _arff_frame(content, where=path.name)
         if suffix in TEXT_TABLES:
-            return _text_frame(content, separator="," if suffix == ".csv" else "\t", where=path.name)
+            return text_frame(content, separator="," if suffix == ".csv" else "\t", where=path.name)
     msg = (
         f"{path.name}: expected {', '.join(TEXT_TABLES)} (also in .zip or .gz) or .parquet, found "
         f"{path.suffix or 'no suffix'}; convert the table"

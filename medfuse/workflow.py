@@ -121,9 +121,7 @@ def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_
         if name not in card.outcomes:
             msg = f"recipe outcomes: card {card.name} has no outcome {name!r}; {nearest(name, card.outcomes)}"
             raise ConfigError(msg)
-    known = np.logical_or.reduce([cohort.targets[name].observed for name in wanted])
-    if not known.all():
-        cohort = cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
+    cohort = with_outcome(cohort, wanted)
     data = load_modalities(cohort, names=recipe.modalities, store_root=store_root)
     splits = make_splits(cohort, recipe.splits, wanted[0])
     say(f"{card.name}: {cohort.attrition.modelled} of {cohort.attrition.total} patients, {len(splits)} splits")
@@ -132,6 +130,12 @@ def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_
         say(f"audit {finding.severity}: {finding.message}")
     require_clean(report, allow=recipe.allow_leaks)
     return _Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
+
+
+def with_outcome(cohort: Cohort, outcomes: Sequence[str]) -> Cohort:
+    """The patients of whom at least one of the outcomes is known: those that a run is about."""
+    known = np.logical_or.reduce([cohort.targets[name].observed for name in outcomes])
+    return cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
 
 
 def _inner(job: _Job, split: Split) -> list[Split]:

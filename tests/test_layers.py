@@ -13,14 +13,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
     {"errors", "types", "files", "limits", "doctor", "processes"},
-    {"config", "card", "tables", "targets", "sample", "prediction"},
+    {"config", "card", "tables", "targets", "sample", "prediction", "games"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "synthetic"},
+    {"explain"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "demo"},
+    {"workflow", "explaining", "demo"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

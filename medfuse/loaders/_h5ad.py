@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import h5py
 
 INDEX = "(index)"
+_FREE = 64 << 20
+_LARGEST_RATIO = 400  # numbers in memory over bytes of the file; real files stay below 50
+_LARGEST_SPARSE = 1000  # the same for a dense copy of a sparse matrix, of which one in a hundred is not zero
 
 
 def read_h5ad(path: Path, plan: Plan, *, layer: str) -> Matrix:
@@ -89,7 +92,24 @@ def _own(group: "h5py.Group", name: str) -> Any:  # noqa: ANN401  # a group or d
     if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
         msg = f"{group.file.filename.rsplit('/', 1)[-1]}: expected content in the file, found a link; copy it there"
         raise DataError(msg)
+    if isinstance(node, h5py.Dataset):
+        _within_file(node.size * node.dtype.itemsize, group.file, times=_LARGEST_RATIO)
     return node
+
+
+def _within_file(size: int, file: "h5py.File", *, times: int) -> None:
+    """Refuse what would take far more memory than the file has bytes, before it is allocated.
+
+    Raises:
+        DataError: more than 64 MiB and more than ``times`` the size of the file.
+    """
+    packed = int(file.id.get_filesize())
+    if size > max(_FREE, times * packed):
+        msg = (
+            f"{file.filename.rsplit('/', 1)[-1]}: expected content of a size that fits the file, found {size >> 20:,} "
+            f"MiB in {packed >> 10:,} KiB; a decompression bomb? write it again with less compression if it is real"
+        )
+        raise DataError(msg)
 
 
 def _strings(values: NDArray[Any]) -> list[str]:
@@ -189,6 +209,7 @@ def _dense(node: Any, shape: tuple[int, int], *, where: str) -> NDArray[np.float
     if not sound or (len(indices) and (indices.min() < 0 or indices.max() >= inner)):
         msg = f"{where}: expected a whole sparse matrix {shape}, found indices that leave it; fetch the file again"
         raise DataError(msg)
+    _within_file(outer * inner * 8, node.file, times=_LARGEST_SPARSE)
     dense = np.zeros((outer, inner))
     np.add.at(dense, (np.repeat(np.arange(outer), np.diff(ends)), indices), data.astype(np.float64))
     return dense if kind == "csr" else dense.T

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfuse.errors import DataError, nearest
-from medfuse.limits import inflate
+from medfuse.limits import check_lines, inflate
 from medfuse.loaders._calls import Call, Calls
 from medfuse.loaders._consequences import MAF
 from medfuse.loaders._genome import build_named, check_build, check_positions, chromosome
@@ -30,8 +30,10 @@ def rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     Raises:
         DataError: damage, no MAF header, a column that stands twice, or (on reading) a row of another length.
     """
+    content = inflate(path)
+    check_lines(content, where=path.name)
     try:
-        lines = inflate(path).decode("utf-8-sig").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         msg = f"{path.name}: expected a MAF in UTF-8, found other bytes; fetch the file again"
         raise DataError(msg) from error

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError
-from medfuse.tables import MISSING, not_a_number, parquet_table, read_table, text_suffix, to_numeric, unpacked
+from medfuse.tables import (
+    MISSING,
+    not_a_number,
+    parquet_table,
+    read_table,
+    text_frame,
+    text_suffix,
+    to_numeric,
+    unpacked,
+)
 
 Plan = Callable[[list[str]], tuple[list[str], list[str]]]  # column names -> those read as text, and as numbers
 
@@ -77,6 +87,8 @@ def read_matrix(path: Path, plan: Plan) -> Matrix:
             found = _from_text(content, plan, separator="," if kind == ".csv" else "\t", where=path.name)
         if found is not None:
             return found
+        if tabbed:
+            return _from_frame(text_frame(content, separator="\t", where=path.name), plan, file=path.name)
         del content
     return _from_frame(read_table(path), plan, file=path.name)
 
@@ -132,8 +144,12 @@ def _as_text(column: object) -> list[str | None]:
     return [None if value is None or value != value else str(value) for value in cells]
 
 
-def _header(content: bytes, *, separator: str, start: int) -> tuple[list[str], int] | None:
-    """Names of the columns and where the rows begin; None where only a full parser can tell."""
+def _header(content: bytes, *, separator: str, start: int, where: str) -> tuple[list[str], int] | None:
+    """Names of the columns and where the rows begin; None where only a full parser can tell.
+
+    Raises:
+        DataError: a column name that stands twice.
+    """
     end = content.find(b"\n", start)
     line = content[start : end if end >= 0 else len(content)].rstrip(b"\r")
     if not line or line.count(b'"') % 2 or b"\r" in line:
@@ -143,14 +159,18 @@ def _header(content: bytes, *, separator: str, start: int) -> tuple[list[str], i
     except (UnicodeDecodeError, csv.Error):
         return None
     names = [cell.strip() or f"Unnamed: {i}" for i, cell in enumerate(cells)]
-    return (names, end + 1 if end >= 0 else len(content)) if len(set(names)) == len(names) else None
+    doubled = next((name for name, count in Counter(names).items() if count > 1), None)
+    if doubled is not None:
+        msg = f"{where}: expected distinct column names, found {doubled!r} more than once; rename one"
+        raise DataError(msg)
+    return names, end + 1 if end >= 0 else len(content)
 
 
 def _from_text(content: bytes, plan: Plan, *, separator: str, where: str, start: int = 0) -> Matrix | None:
     """The table, or None where the fast pass cannot vouch for what it reads."""
     from medfuse.loaders import _numbers
 
-    head = _header(content, separator=separator, start=start)
+    head = _header(content, separator=separator, start=start, where=where)
     if head is None:
         return None
     names, start = head
@@ -240,12 +260,15 @@ def _from_gct(content: bytes, plan: Plan, *, where: str) -> Matrix:
         raise DataError(msg)
     rows, columns, row_facts, column_facts = (int(c) for c in [*counts, "1", "0"][:4])
     start = second + 1
-    head = _header(content, separator="\t", start=start)
+    head = _header(content, separator="\t", start=start, where=where)
     if head is None or len(head[0]) != 1 + row_facts + columns:
         found = "none that can be read" if head is None else f"{len(head[0]) - 1 - row_facts}"
         msg = f"{where}: expected {columns} columns of samples as line 2 says, found {found}; fetch the file again"
         raise DataError(msg)
     names = head[0]
+    if column_facts > content.count(b"\n"):
+        msg = f"{where}: expected {column_facts:,} rows of facts as line 2 says, found fewer; fetch the file again"
+        raise DataError(msg)
     if column_facts:  # rows of facts about samples stand between the header and the genes
         end = head[1]
         for _ in range(column_facts):

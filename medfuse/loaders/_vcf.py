@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfuse.errors import ConfigError, DataError
-from medfuse.limits import inflate
+from medfuse.limits import check_lines, inflate
 from medfuse.loaders._calls import Call, Calls
 from medfuse.loaders._consequences import EFFECTS, TERMS, kind_of, worst
 from medfuse.loaders._genome import (
@@ -79,6 +79,7 @@ def content_of(path: Path) -> list[str]:
         DataError: damage, or a block-compressed file without its end mark.
     """
     content = inflate(path)
+    check_lines(content, where=path.name)
     with path.open("rb") as file:
         start = file.read(18)
         if start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC":
