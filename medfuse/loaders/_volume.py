@@ -107,7 +107,8 @@ def checked_affine(affine: Array, *, where: str) -> NDArray[np.float64]:
     near = bool(np.isfinite(affine).all()) and float(np.abs(affine).max()) <= 1e6
     steps = affine[:3, :3] if near else np.zeros((3, 3))
     lengths = np.sqrt((steps**2).sum(axis=0))
-    if lengths.min() < 1e-6 or abs(np.linalg.det(steps / lengths)) < 1e-3:
+    unit = steps / np.maximum(lengths, 1e-12)
+    if lengths.min() < 1e-6 or abs(float(unit[:, 0] @ np.cross(unit[:, 1], unit[:, 2]))) < 1e-3:
         msg = f"{where}: expected a geometry with three independent axes in mm, found none; repair the header"
         raise DataError(msg)
     return affine

@@ -22,7 +22,7 @@ from medfuse.limits import read_head
 from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _MOST_AFTER, _MOST_BEFORE = 4 << 20, 64 << 20  # bytes beside the voxels: what follows them, header and extensions
 _GZIP = b"\x1f\x8b"
 _NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
@@ -427,14 +427,20 @@ def read_values(found: VoxelFile, out: Array, *, first: int) -> None:
     skip = (0 if found.format == "NRRD" else found.offset) + first * size
     done, carry = 0, b""
     for piece in _content(found, most=skip + out.size * size):
-        if skip >= len(piece):
-            skip -= len(piece)
+        view = memoryview(piece)[skip:]
+        skip -= min(skip, len(piece))
+        if done == out.size or not view:
             continue
-        data = carry + piece[skip:] if carry or skip else piece
-        skip = 0
-        count = min(len(data) // size, out.size - done)
-        out[done : done + count] = np.frombuffer(data, dtype=found.dtype, count=count)
-        done, carry = done + count, data[count * size :] if done + count < out.size else b""
+        if carry:  # a value that lies in two pieces
+            whole = carry + view[: size - len(carry)]
+            view, carry = view[size - len(carry) :], whole
+            if len(carry) < size:
+                continue
+            out[done] = np.frombuffer(carry, dtype=found.dtype)[0]
+            done += 1
+        count = min(len(view) // size, out.size - done)
+        out[done : done + count] = np.frombuffer(view, dtype=found.dtype, count=count)
+        done, carry = done + count, bytes(view[count * size : (count + 1) * size])
     if done < out.size:
         msg = f"{found.path.name}: expected {out.size} voxels, found {done}; truncated? copy it again"
         raise DataError(msg)

@@ -186,7 +186,8 @@ class _Voxels:
         return flat.reshape((found.samples, *found.shape), order="F").transpose(1, 2, 3, 0)[..., : _colours(found)]
 
     def _finite(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        if np.isfinite(out.sum(dtype=np.float64)):
+        modest = max(abs(self.found.slope), abs(self.found.intercept)) < 1e9
+        if (self.found.dtype.kind in "iu" and modest) or np.isfinite(out.sum(dtype=np.float64)):
             return out
         wrong = ~np.isfinite(out)
         if self.nan is None:
