@@ -249,33 +249,6 @@ def test_rates_by_modality_and_what_cannot_be():
 
 # --- the oracle -----------------------------------------------------------------------------------------------------
 
-GAMES = {  # v of the coalitions in binary order, Shapley values, dividends of coalitions by their number
-    "additive": (np.array([0, 0.5, -0.2, 0.3]), [0.5, -0.2], {3: 0.0}),
-    "synergy": (np.array([0, 0, 0, 0.8, 0, 0, 0, 0.8]), [0.4, 0.4, 0.0], {3: 0.8, 7: 0.0}),
-    "triple": (np.array([0, 0, 0, 0, 0, 0, 0, 0.9]), [0.3] * 3, {7: 0.9, 3: 0.0}),
-    "redundant": (np.array([0, 0.6, 0.6, 0.6]), [0.3, 0.3], {1: 0.6, 2: 0.6, 3: -0.6}),
-    "xor": (np.array([0.5, 0.5, 0.5, 1.0]), [0.25, 0.25], {1: 0.0, 3: 0.5}),
-}
-
-
-@pytest.mark.parametrize("name", sorted(GAMES))
-def test_games_with_known_answers(name):
-    game, phi, parts = GAMES[name]
-    assert np.allclose(synthetic.shapley(game), phi, atol=1e-12)
-    found = synthetic.dividends(game)
-    assert all(found[coalition] == pytest.approx(value, abs=1e-12) for coalition, value in parts.items())
-
-
-def test_dividends_rebuild_every_coalition_and_share_out_to_shapley_values():
-    game = np.random.default_rng(0).normal(size=(32, 7))
-    parts = synthetic.dividends(game)
-    rebuilt = np.stack([sum(parts[t] for t in range(32) if t & s == t) for s in range(32)])
-    assert np.allclose(rebuilt, game, atol=1e-12)
-    shared = [sum(parts[s] / s.bit_count() for s in range(1, 32) if s >> i & 1) for i in range(5)]
-    assert np.allclose(synthetic.shapley(game), shared, atol=1e-12)
-    with pytest.raises(ConfigError, match="2\\^k"):
-        synthetic.shapley(np.zeros(3))
-
 
 @pytest.fixture(scope="module")
 def told():

@@ -6,7 +6,7 @@ find, ``survival`` the true curves and ``best_c`` the C-index that no model can 
 
 from medfuse.synthetic.cohort import GENE_SETS, GENES, Simulation, pathway_score, simulate
 from medfuse.synthetic.curves import median_survival, monte_carlo, population_curve, quadrature_error, survival, values
-from medfuse.synthetic.oracle import Truth, best_c, best_score, dividends, members, shapley, truth
+from medfuse.synthetic.oracle import Truth, best_c, best_score, members, truth
 from medfuse.synthetic.outcomes import Missing, censored_share
 from medfuse.synthetic.paper import write_tables, write_truth
 from medfuse.synthetic.process import (
@@ -39,7 +39,6 @@ __all__ = [
     "best_c",
     "best_score",
     "censored_share",
-    "dividends",
     "knowledge",
     "log_hazard",
     "median_survival",
@@ -48,7 +47,6 @@ __all__ = [
     "pathway_score",
     "population_curve",
     "quadrature_error",
-    "shapley",
     "simulate",
     "survival",
     "truth",

@@ -7,12 +7,12 @@ The game is the one that explanations play: players are the modalities that a pa
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import ConfigError
+from medfuse.games import dividends, shapley
 from medfuse.metrics.discrimination import Concordance, harrell_c
 from medfuse.synthetic.curves import median_survival, positive, values
 from medfuse.synthetic.outcomes import draw_survival
@@ -27,45 +27,6 @@ from medfuse.synthetic.process import (
     knowledge,
     log_hazard,
 )
-
-
-def shapley(game: Array) -> Array:
-    """Exact Shapley values of games (2^k, ...), coalitions numbered by the bits of their players: (k, ...).
-
-    References:
-        Shapley (1953), A value for n-person games.
-    """
-    k = _players(game)
-    out = np.zeros((k, *game.shape[1:]))
-    for coalition in range(1 << k):
-        size = coalition.bit_count()
-        for player in range(k):
-            if not coalition >> player & 1:
-                share = factorial(size) * factorial(k - size - 1) / factorial(k)
-                out[player] += share * (game[coalition | 1 << player] - game[coalition])
-    return out
-
-
-def dividends(game: Array) -> Array:
-    """Harsanyi dividends (Möbius transform) of games (2^k, ...), in the same order; entry 0 is v of nobody.
-
-    References:
-        Harsanyi (1959), A bargaining model for the cooperative n-person game.
-    """
-    k = _players(game)
-    out = np.array(game, dtype=np.float64)
-    for player in range(k):
-        having = np.flatnonzero(np.arange(1 << k) >> player & 1)
-        out[having] -= out[having ^ (1 << player)]
-    return out
-
-
-def _players(game: Array) -> int:
-    k = len(game).bit_length() - 1
-    if k < 0 or len(game) != 1 << k:
-        msg = f"game: expected 2^k coalitions, found {len(game)}"
-        raise ConfigError(msg)
-    return k
 
 
 def members(coalition: int, players: Sequence[str] = MODALITIES) -> tuple[str, ...]:
