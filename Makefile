@@ -37,7 +37,7 @@ realdata: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "realdata and not gpu"
 
 bench: $(VENV)/.installed
-	for script in benchmarks/losses.py benchmarks/metrics.py benchmarks/tracking.py benchmarks/startup.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/losses.py benchmarks/metrics.py benchmarks/tracking.py benchmarks/startup.py benchmarks/volumes.py; do $(BIN)/python $$script || exit 1; done
 
 long: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not gpu"

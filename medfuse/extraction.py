@@ -120,12 +120,20 @@ def patient_files(cohort: Cohort, name: str) -> dict[PatientId, tuple[Path, ...]
     """Files of each patient who has any, by the ``path`` of a modality's card.
 
     Raises:
-        ConfigError: no data root, or a path that leaves it.
+        ConfigError: no data root, a path that leaves it, or a file that two patients match.
         DataError: an id that cannot be part of a path.
     """
     root = _below(cohort.card, cohort.data_root or default_data_root())
     pattern = str(cohort.card.modalities[name].path)
     found = {patient: tuple(_files_of(pattern, patient, root)) for patient in cohort.patient_ids}
+    owners: dict[Path, PatientId] = {}
+    for patient, path in ((patient, path) for patient, files in found.items() for path in files):
+        if owners.setdefault(path, patient) != patient:
+            msg = (
+                f"modality {name}: expected files of one patient each, found {path.name} for patients {owners[path]} "
+                f"and {patient}; put what follows an id in the file names behind {{patient_id}} in the card's path"
+            )
+            raise ConfigError(msg)
     return {patient: files for patient, files in found.items() if files}
 
 
@@ -187,7 +195,26 @@ def plan(cohort: Cohort, name: str) -> tuple[list[Item], list[Extracted]]:
                     )
             except MedfuseError as error:
                 failed.append(_failure(name, patient, identity, error))
+    _refuse_shared(items, name)
     return items, failed
+
+
+def _refuse_shared(items: Sequence[Item], name: str) -> None:
+    """A pattern such as ``{patient_id}*`` gives the files of patient 10 to patient 1, too.
+
+    Raises:
+        ConfigError: a file belongs to two patients.
+    """
+    owners: dict[Path, PatientId] = {}
+    for item in items:
+        for path in item.files:
+            if owners.setdefault(path, item.patient_id) != item.patient_id:
+                msg = (
+                    f"modality {name}: expected files of one patient each, found {path.name} for patients "
+                    f"{owners[path]} and {item.patient_id}; put what follows an id in the file names behind "
+                    "{patient_id} in the card's path, such as {patient_id}_*"
+                )
+                raise ConfigError(msg)
 
 
 def _failure(name: str, patient: PatientId, identity: int, error: BaseException) -> Extracted:

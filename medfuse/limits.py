@@ -13,8 +13,8 @@ LARGEST_TEXT = 2 << 30  # bytes of inflated text that are read into memory
 LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay below 100
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
 _FREE = 64 << 20
-_STRETCH = 200  # inflated over packed size of any 64 MiB
 _MANY_LINES = 1_000_000
+_STRETCH = 200  # inflated over packed size of any 64 MiB
 
 
 def read_head(path: Path, *, size: int = HEAD) -> bytes:

@@ -13,16 +13,16 @@ from medfuse.sample import ItemKind
 EXTRACTORS: dict[str, str] = {
     "identity": "medfuse.extractors.identity:IdentityExtractor",
     "hashed_ngrams": "medfuse.extractors.text:HashedNgrams",
-    "tile": "medfuse.extractors.tile:TileFeatures",
     "waveform": "medfuse.extractors.waveform:Waveform",
+    "tile": "medfuse.extractors.tile:TileFeatures",
     "volume": "medfuse.extractors.volume:VolumeStatistics",
 }
 # the extractor of a kind of item when the card names none
 DEFAULTS: dict[ItemKind, str] = {
     "vector": "identity",
     "sentence": "hashed_ngrams",
-    "tile": "tile",
     "window": "waveform",
+    "tile": "tile",
     "patch": "volume",
 }
 

@@ -215,7 +215,7 @@ def _cooccurrence(patch: Array) -> list[float]:
 
 
 def _shape(inside: NDArray[np.bool_], spacing: NDArray[np.float64]) -> list[float]:
-    """Fraction of voxels, log(1 + number of blobs), share of the largest blob, faces over volume (1/mm)."""
+    """Fraction of voxels, log(1 + number of blobs), fraction of the patch in the largest, faces over volume (1/mm)."""
     from scipy import ndimage
 
     count = int(inside.sum())

@@ -17,25 +17,21 @@ from medfuse.types import PatientId
 LOADERS: dict[str, str] = {
     "tabular": "medfuse.loaders.tabular",
     "expression": "medfuse.loaders.expression",
+    "bags": "medfuse.loaders.bags",
     "vectors": "medfuse.loaders.vectors",
     "dicom": "medfuse.loaders.dicom",
-    "slide": "medfuse.loaders.slide",
-    "ecg": "medfuse.loaders.ecg",
-    "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
-    "text": "medfuse.loaders.text",
+    "volume": "medfuse.loaders.volume",
     "variants": "medfuse.loaders.variants",
     "copy_number": "medfuse.loaders.copy_number",
-    "volume": "medfuse.loaders.volume",
+    "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
+    "text": "medfuse.loaders.text",
+    "ecg": "medfuse.loaders.ecg",
+    "slide": "medfuse.loaders.slide",
 }
 # Asked last and in this order what a file is: they take what no loader of a format of its own claims.
 GENERIC = ("expression", "vectors", "tabular", "text")
-RAW = (
-    "text",
-    "slide",
-    "ecg",
-    "dicom",
-    "volume",
-)  # those that read files of one patient, and whose items an extractor turns into tokens
+# those that read files of one patient, and whose items an extractor turns into tokens
+RAW = ("dicom", "volume", "text", "ecg", "slide", "bags")
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 

@@ -7,6 +7,8 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import generate_uid
 
+from medfuse.limits import read_head
+from medfuse.loaders.base import Head
 from medfuse.loaders.dicom import write_ct_series
 
 AFFINE = np.array([[-1.5, 0, 0, 30], [0, -2, 0, 40], [0, 0, 3, -50], [0, 0, 0, 1]], dtype=float)
@@ -144,3 +146,23 @@ def deflated(path, data):
     data.save_as(buffer, enforce_file_format=True)
     path.write_bytes(buffer.getvalue())
     return path
+
+
+def head(path):
+    return Head(path=path, size=path.stat().st_size, start=read_head(path))
+
+
+def rotated(x, y, z, spacing=(1.5, 2.0, 3.0)):
+    """An affine turned by angles (radians)."""
+    a = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+    b = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    c = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = (a @ b @ c) * np.asarray(spacing), (10, -20, 30)
+    return out
+
+
+def moved(files, change):
+    for k, path in enumerate(files):
+        edit(path, lambda d, k=k: change(d, k))
+    return files
