@@ -72,7 +72,7 @@ def measure(folder: Path, *, patients: int, seed: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--patients", type=int, default=240)
+    parser.add_argument("--patients", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     runs = []
