@@ -23,6 +23,7 @@ $(VENV)/.lint: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
+	$(BIN)/medfuse train --cohort transbig
 	$(BIN)/medfuse demo
 
 test: $(VENV)/.installed

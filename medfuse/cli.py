@@ -172,13 +172,21 @@ def train(
 
 
 @app.command()
-def demo(out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None) -> None:
-    """Run the main job on a real cohort that ships inside scikit-survival: 198 breast cancer patients, no download."""
-    from medfuse.workflow import train as train_cohort
+def demo(
+    patients: Annotated[int, typer.Option(min=60, help="Number of patients.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder of the cohort, the feature store and the run.")] = Path("runs/demo"),
+    missing: Annotated[str, typer.Option(help="How modalities are absent: none, mcar, mar or mnar.")] = "mcar",
+    seed: Annotated[int, typer.Option(help="Seed of the cohort and of the training.")] = 0,
+) -> None:
+    """Write a synthetic cohort as raw files of seven modalities, train on it, and show the truth beside the result."""
+    from medfuse.demo import demo as run_demo
+    from medfuse.demo import missing_by
 
     with _bar() as (say, watch):
-        run = train_cohort("transbig", recipe="default", out=out, say=say, watch=watch)
-    _finish(run)
+        done = run_demo(out, patients=patients, seed=seed, missing=missing_by(missing), say=say, watch=watch)
+    for line in done.lines:
+        _say(line)
+    _finish(done.run)
 
 
 @app.command()

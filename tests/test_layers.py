@@ -17,11 +17,11 @@ LAYERS = [
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection", "gate"},
-    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
+    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "synthetic"},
     {"explain"},
     {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "explaining"},
+    {"workflow", "explaining", "demo"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
