@@ -3,12 +3,26 @@
 from medfuse.models.fusion.base import Fused, Fusion, Readout
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
+from medfuse.models.fusion.prototype import PrototypeFusion
+from medfuse.models.fusion.prototype_additive import AdditivePrototypeFusion
 from medfuse.models.fusion.transformer import TransformerFusion
 
 FUSIONS: dict[str, type[Fusion]] = {
     "concat": ConcatFusion,
     "late": LateFusion,
+    "prototype": PrototypeFusion,
+    "prototype_additive": AdditivePrototypeFusion,
     "transformer": TransformerFusion,
 }
 
-__all__ = ["FUSIONS", "ConcatFusion", "Fused", "Fusion", "LateFusion", "Readout", "TransformerFusion"]
+__all__ = [
+    "FUSIONS",
+    "AdditivePrototypeFusion",
+    "ConcatFusion",
+    "Fused",
+    "Fusion",
+    "LateFusion",
+    "PrototypeFusion",
+    "Readout",
+    "TransformerFusion",
+]

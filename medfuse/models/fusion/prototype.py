@@ -1,0 +1,318 @@
+"""Prototypes of risk levels pick the telling instances of each modality and say, as a product of experts, who is who."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medfuse.batch import TargetTensors
+from medfuse.errors import ConfigError
+from medfuse.models.attention import masked_mean, masked_softmax
+from medfuse.models.encoders.linear import perceptron
+from medfuse.models.fusion.base import Fused, Fusion
+from medfuse.models.fusion.transformer import Block
+from medfuse.models.information import Dependence
+from medfuse.models.prototypes import (
+    TEMPERATURE,
+    RiskLevels,
+    cosine,
+    level_directions,
+    level_loss,
+    select,
+    top_mean,
+    train_digest,
+)
+from medfuse.models.settings import check_choice, check_count, check_rate
+
+WEIGHTS = {"prototype": 0.1, "level": 0.01, "bound": 0.0003, "disentangle": 0.01}
+_LEAST_SPREAD = 1e-2
+
+
+class Opinion(NamedTuple):
+    """What the prototypes of one modality say of B patients.
+
+    Attributes:
+        instances: (B, T, D) encoded instances.
+        similarity: (B, T, R) of every instance with every prototype.
+        level: (B, R) mean similarity of the best instances per level.
+        chosen: (B, k, D) selected instances, and
+        mask: (B, k) which of them are real.
+        index: (B, k) where they stood.
+        mean: (B, D) and
+        variance: (B, D) of the patient's prototype.
+    """
+
+    instances: Tensor
+    similarity: Tensor
+    level: Tensor
+    chosen: Tensor
+    mask: Tensor
+    index: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class PrototypeBlock(nn.Module):
+    """R Gaussian prototypes of one modality, one per level of risk.
+
+    Args:
+        width: D.
+        levels: R.
+        dropout: inside the encoder of instances.
+    """
+
+    def __init__(self, width: int, *, levels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.encode = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width, bias=False)
+        )
+        nn.init.normal_(self.encode[-1].weight, std=0.1 * width**-0.5)  # starts as the tokens themselves
+        self.centre = nn.Parameter(torch.zeros(width))
+        self.mean = nn.Parameter(functional.normalize(torch.randn(levels, width), dim=1))
+        self.raw_spread = nn.Parameter(torch.full((levels, width), 0.54))  # softplus gives 1
+
+    @property
+    def spread(self) -> Tensor:
+        """(R, D) standard deviations of the prototypes."""
+        return functional.softplus(self.raw_spread) + _LEAST_SPREAD
+
+    def instances(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) to instances (B, T, D)."""
+        normed = self.norm(tokens)
+        encoded: Tensor = normed + self.encode(normed) - self.centre
+        return encoded
+
+    def begin(self, tokens: Tensor, mask: Tensor, share: Tensor) -> None:
+        """Centre the instances of train on 0, and point each prototype at its level."""
+        found = self.instances(tokens)
+        if bool(mask.any()):
+            self.centre.add_(found[mask].mean(0))
+        self.mean.copy_(level_directions(found, mask, share))
+
+    def forward(self, tokens: Tensor, mask: Tensor, used: Tensor, *, keep: float, temperature: float) -> Opinion:
+        """Opinion on B patients from tokens (B, T, D), mask (B, T) and the levels in use (R,)."""
+        found = self.instances(tokens)
+        similarity = cosine(found, self.mean)
+        level = top_mean(similarity, mask, keep=keep)
+        best = similarity.masked_fill(~used, -2.0).amax(2)
+        index, kept = select(best, mask, keep=keep)
+        chosen = found.gather(1, index[..., None].expand(-1, -1, found.shape[2]))
+        weight = masked_softmax(level / temperature, used.expand_as(level)) if temperature else _hardest(level, used)
+        mean = weight @ self.mean
+        # The variance of the mixture: a patient between two levels is described less surely.
+        variance = weight @ (self.spread.square() + self.mean.square()) - mean.square()
+        return Opinion(found, similarity, level, chosen, kept, index, mean, variance.clamp(min=_LEAST_SPREAD**2))
+
+
+def _hardest(level: Tensor, used: Tensor) -> Tensor:
+    """(B, R) one for the level with the highest similarity."""
+    return functional.one_hot(level.masked_fill(~used, -2.0).argmax(1), level.shape[1]).to(level.dtype)
+
+
+def product_of_experts(mean: Tensor, variance: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (B, D) of the product of the experts that are there and a standard normal prior.
+
+    An absent expert has precision 0. Without any, the prior is what is left.
+
+    Args:
+        mean: (B, M, D).
+        variance: (B, M, D), above 0.
+        present: (B, M) bool.
+    """
+    precision = torch.where(present[..., None], 1.0 / variance, 0.0)
+    total = 1.0 + precision.sum(1)
+    return torch.where(present[..., None], precision * mean, 0.0).sum(1) / total, 1.0 / total
+
+
+class PrototypeFusion(Fusion):
+    """Prototypical information bottleneck and disentangling, label-free in training and evaluation.
+
+    Per modality: instances z, prototypes N(mu_j, sigma_j^2) of the levels j of risk, similarity A_ij = cos(z_i, mu_j).
+    The ``keep`` part of a bag with the highest max_j A_ij is selected. pi = softmax_j(mean of the best A_ij / tau) says
+    which prototype describes the patient: mu = sum_j pi_j mu_j. A product of experts over the modalities that are
+    there, with a standard normal prior, makes one token G of them. One layer shared by all streams lets each modality
+    attend to itself and G to everything; the means of the streams and G are concatenated to the state.
+
+    Args:
+        modalities: names of the M modalities.
+        width: D.
+        levels: R levels of risk of the leading outcome, fitted on train.
+        keep: part of a bag's instances that is selected, rounded up.
+        positive: ``inferred`` (pi) or ``argmax`` (its largest entry). The ``oracle`` of the paper reads the label in
+            the forward pass, which no fusion of medfuse can: it is refused.
+        temperature: tau of pi.
+        dropout: in all parts.
+        weights: of the terms of the loss: ``prototype`` (best instances near their level's prototype and far from the
+            others), ``level`` (a prototype tells its own level), ``bound`` (KL to the standard normal, the bottleneck)
+            and ``disentangle`` (mutual information between the streams). Those not named keep their default.
+
+    References:
+        Zhang et al. (2024), Prototypical information bottlenecking and disentangling for multimodal cancer survival
+        prediction, eqs 5-17; docs/fusion/prototype.md lists the departures.
+    """
+
+    def __init__(
+        self,
+        *,
+        modalities: Sequence[str],
+        width: int,
+        levels: int = 4,
+        keep: float = 0.5,
+        positive: str = "inferred",
+        temperature: float = TEMPERATURE,
+        dropout: float = 0.2,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(keep=keep, positive=positive, temperature=temperature, weights=weights or {})
+        check_rate("dropout", dropout)
+        self.keep, self.temperature = keep, temperature if positive == "inferred" else 0.0
+        self.weights = {**WEIGHTS, **(weights or {})}
+        self.risk = RiskLevels(check_count("levels", levels, least=2))
+        self.fitted: Tensor
+        self.register_buffer("fitted", torch.zeros(32, dtype=torch.uint8))  # SHA-256 of what begin has read
+        count = len(modalities)
+        self.blocks = nn.ModuleList([PrototypeBlock(width, levels=levels, dropout=dropout) for _ in modalities])
+        self.shared = Block(width, heads=_heads(width), ratio=1, dropout=dropout)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(count + 1)])
+        self.body = perceptron(
+            (count + 1) * width + count, width, hidden=width, layers=1, dropout=dropout, nonlinearity="gelu"
+        )
+        self.teller = nn.Linear(width, levels) if self.weights["level"] else None
+        # Stream m from all other streams, and last G from all streams.
+        pairs = [(count - 1) * width] * (count if count > 1 else 0) + [count * width]
+        self.apart = nn.ModuleList(
+            [Dependence(n, width, hidden=width) for n in (pairs if self.weights["disentangle"] else ())]
+        )
+
+    def begin(
+        self,
+        tokens: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        present: Tensor,
+        targets: Mapping[str, TargetTensors],
+    ) -> None:
+        """Fit the levels, centre the instances and seed the prototypes on training patients."""
+        self.risk.fit(targets)
+        known = self.risk.of(targets)
+        share = present.new_zeros(len(present), self.risk.levels, dtype=torch.float32)
+        if known is not None:
+            share = torch.where(known[1][:, None], known[0], 0.0)
+        for block, token, mask in zip(self.blocks, tokens, masks, strict=True):
+            block.begin(token, mask, share)  # type: ignore[operator]
+        self.fitted.copy_(train_digest(list(tokens), list(masks), present, targets))
+
+    def opinions(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Opinion]:
+        """What each modality's prototypes say."""
+        return [
+            block(t, mask, self.risk.used, keep=self.keep, temperature=self.temperature)
+            for block, t, mask in zip(self.blocks, tokens, masks, strict=True)
+        ]
+
+    def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
+        """One state per patient."""
+        said = self.opinions(tokens, masks)
+        mean, variance = product_of_experts(
+            torch.stack([o.mean for o in said], 1), torch.stack([o.variance for o in said], 1), present
+        )
+        if self.training:
+            mean = mean + variance.sqrt() * torch.randn_like(mean)
+        own = [masked_mean(self._own(o), o.mask) for o in said]  # zeros where absent
+        everything = torch.cat([mean[:, None], *(o.chosen for o in said)], dim=1)
+        seen = torch.cat([present.new_ones(len(present), 1), *(o.mask for o in said)], dim=1)
+        together = self.shared(everything, seen, queries=1)[:, 0]
+        streams = [norm(stream) for norm, stream in zip(self.norms, [*own, together], strict=True)]
+        shown = [torch.where(present[:, m, None], s, 0.0) for m, s in enumerate(streams[:-1])]
+        state = self.body(torch.cat([*shown, streams[-1], present.to(together.dtype)], dim=1))[:, None]
+        parts = {"present": present, "streams": torch.stack([*own, together], dim=1)}
+        parts |= {f"level.{m}": o.level for m, o in enumerate(said)}
+        parts |= {f"similarity.{m}": o.similarity for m, o in enumerate(said)}
+        parts |= {f"real.{m}": mask for m, mask in enumerate(masks)}
+        parts |= {f"selected.{m}": o.index.masked_fill(~o.mask, -1) for m, o in enumerate(said)}
+        return Fused(states=state, weights=torch.ones_like(state[..., 0]), parts=parts)
+
+    def _own(self, said: Opinion) -> Tensor:
+        """Selected instances after attending to each other alone; a patient without any attends to a zero."""
+        mask = said.mask.clone()
+        mask[:, 0] |= ~said.mask.any(1)
+        attended: Tensor = self.shared(said.chosen, mask)
+        return attended
+
+    def penalties(self, fused: Fused, targets: Mapping[str, TargetTensors]) -> dict[str, Tensor]:
+        """The terms that ``weights`` names, each a mean over patients, or over prototypes."""
+        found = {"bound": self._bound()}
+        known = self.risk.of(targets)
+        if known is not None:
+            found["prototype"] = self._prototype(fused.parts, *known)
+        if self.teller is not None:
+            found["level"] = self._level(self.teller)
+        if len(self.apart):
+            found["disentangle"] = self._disentangle(fused.parts)
+        return {name: self.weights[name] * term for name, term in found.items()}
+
+    def _prototype(self, parts: Mapping[str, Tensor], share: Tensor, known: Tensor) -> Tensor:
+        """Best instances near the prototypes of the patient's levels rather than those of the others."""
+        terms = []
+        for m in range(len(self.blocks)):
+            rows = known & parts["present"][:, m]
+            terms.append(level_loss(parts[f"level.{m}"], share, rows=rows, used=self.risk.used))
+        return torch.stack(terms).sum()
+
+    def _level(self, teller: nn.Module) -> Tensor:
+        """Cross entropy of a sample of every prototype against its own level."""
+        used = self.risk.used.nonzero()[:, 0]
+        terms = []
+        for block in self.blocks:
+            drawn = block.mean + block.spread * torch.randn_like(block.mean)  # type: ignore[operator]
+            terms.append(functional.cross_entropy(teller(drawn[used]), used))
+        return torch.stack(terms).sum()
+
+    def _bound(self) -> Tensor:
+        """KL(N(mu_j, sigma_j^2) || N(0, 1)), summed over the D numbers, mean over the prototypes, sum over modalities."""
+        terms = []
+        for block in self.blocks:
+            variance = block.spread.square()  # type: ignore[operator]
+            kl = 0.5 * (variance + block.mean.square() - 1.0 - variance.log())  # type: ignore[operator]
+            terms.append(kl.sum(1)[self.risk.used].mean())
+        return torch.stack(terms).sum()
+
+    def _disentangle(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """What streams say of each other: estimators take a step of their own, and the model lowers their bounds."""
+        streams = functional.layer_norm(parts["streams"], parts["streams"].shape[-1:])
+        count = len(self.blocks)
+        present = parts["present"]
+        shown = torch.where(present[..., None], streams[:, :count], 0.0)
+        total = streams.new_zeros(())
+        for number, estimator in enumerate(self.apart):
+            last = number == len(self.apart) - 1
+            others = [m for m in range(count) if last or m != number]
+            rows = present[:, others].any(1) if last else present[:, others].any(1) & present[:, number]
+            x, y = shown[rows][:, others].flatten(1), streams[rows][:, count if last else number]
+            total = total + estimator.fit_loss(x, y) + estimator.bound(x, y)  # type: ignore[operator]
+        return total
+
+
+def _heads(width: int) -> int:
+    """Four heads where the width allows it, as in the paper."""
+    return next(heads for heads in (4, 2, 1) if width % heads == 0)
+
+
+def _check(*, keep: float, positive: str, temperature: float, weights: Mapping[str, float]) -> None:
+    if positive == "oracle":
+        msg = (
+            "model.fusion.positive: expected inferred or argmax, found oracle: it feeds the true label to the model in "
+            "training, and no fusion of medfuse is handed labels in its forward pass"
+        )
+        raise ConfigError(msg)
+    check_choice("positive", positive, ("inferred", "argmax"))
+    if not isinstance(keep, int | float) or not 0 < keep <= 1 or not temperature > 0:
+        msg = f"prototype: expected keep in (0, 1] and temperature > 0, found {keep} and {temperature}"
+        raise ConfigError(msg)
+    for name, weight in weights.items():
+        check_choice("weights", name, tuple(WEIGHTS))
+        if not isinstance(weight, int | float) or not weight >= 0:
+            msg = f"weights.{name}: expected a number >= 0, found {weight}"
+            raise ConfigError(msg)
