@@ -48,7 +48,8 @@ class Dependence(nn.Module):
         own = (said - y).square().mean()
         # The mean over all pairs of (m(x_b) - y_b')^2 needs no pairs: it is (m - mean y)^2 + var y.
         others = (said - y.mean(0)).square().mean() + y.var(0, correction=0).mean()
-        return 0.5 * (others - own)
+        found: Tensor = 0.5 * (others - own)
+        return found
 
     def bound(self, x: Tensor, y: Tensor) -> Tensor:
         """The estimate, not below 0; its gradient reaches x and y alone."""

@@ -76,7 +76,7 @@ class RiskLevels(nn.Module):
         if not len(values):
             return
         wanted = torch.arange(1, self.levels, dtype=torch.float64, device=values.device) / self.levels
-        edges = torch.quantile(values, wanted).unique()
+        edges = torch.unique(torch.quantile(values, wanted))
         edges = edges[edges < values.max()]
         if time is not None and event is not None and len(edges):
             survival = torch.sigmoid(-discrete_hazard_prior(event, time, edges).double()).cumprod(0)

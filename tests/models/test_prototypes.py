@@ -1,4 +1,4 @@
-"""Levels of risk, selection and information: the parts of the prototype models, each against a truth that was planted."""
+"""Levels of risk, selection, information, and the fusions made of them, against truths that were planted."""
 
 import math
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""Prototypes of risk levels pick the telling instances of each modality and say, as a product of experts, who is who."""
+"""Prototypes of risk levels pick the telling instances of each modality and speak as a product of experts."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Opinion(NamedTuple):
         level: (B, R) mean similarity of the best instances per level.
         chosen: (B, k, D) selected instances, and
         mask: (B, k) which of them are real.
-        index: (B, k) where they stood.
+        token: (B, k) where they stood.
         mean: (B, D) and
         variance: (B, D) of the patient's prototype.
     """
@@ -49,7 +49,7 @@ class Opinion(NamedTuple):
     level: Tensor
     chosen: Tensor
     mask: Tensor
-    index: Tensor
+    token: Tensor
     mean: Tensor
     variance: Tensor
 
@@ -66,10 +66,9 @@ class PrototypeBlock(nn.Module):
     def __init__(self, width: int, *, levels: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.encode = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width, bias=False)
-        )
-        nn.init.normal_(self.encode[-1].weight, std=0.1 * width**-0.5)  # starts as the tokens themselves
+        last = nn.Linear(width, width, bias=False)
+        nn.init.normal_(last.weight, std=0.1 * width**-0.5)  # an instance starts as the token itself
+        self.encode = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), last)
         self.centre = nn.Parameter(torch.zeros(width))
         self.mean = nn.Parameter(functional.normalize(torch.randn(levels, width), dim=1))
         self.raw_spread = nn.Parameter(torch.full((levels, width), 0.54))  # softplus gives 1
@@ -201,15 +200,20 @@ class PrototypeFusion(Fusion):
         share = present.new_zeros(len(present), self.risk.levels, dtype=torch.float32)
         if known is not None:
             share = torch.where(known[1][:, None], known[0], 0.0)
-        for block, token, mask in zip(self.blocks, tokens, masks, strict=True):
-            block.begin(token, mask, share)  # type: ignore[operator]
+        for block, token, mask in zip(self.prototypes, tokens, masks, strict=True):
+            block.begin(token, mask, share)
         self.fitted.copy_(train_digest(list(tokens), list(masks), present, targets))
+
+    @property
+    def prototypes(self) -> list[PrototypeBlock]:
+        """Those of each modality."""
+        return cast(list[PrototypeBlock], list(self.blocks))
 
     def opinions(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Opinion]:
         """What each modality's prototypes say."""
         return [
             block(t, mask, self.risk.used, keep=self.keep, temperature=self.temperature)
-            for block, t, mask in zip(self.blocks, tokens, masks, strict=True)
+            for block, t, mask in zip(self.prototypes, tokens, masks, strict=True)
         ]
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
@@ -231,7 +235,7 @@ class PrototypeFusion(Fusion):
         parts |= {f"level.{m}": o.level for m, o in enumerate(said)}
         parts |= {f"similarity.{m}": o.similarity for m, o in enumerate(said)}
         parts |= {f"real.{m}": mask for m, mask in enumerate(masks)}
-        parts |= {f"selected.{m}": o.index.masked_fill(~o.mask, -1) for m, o in enumerate(said)}
+        parts |= {f"selected.{m}": o.token.masked_fill(~o.mask, -1) for m, o in enumerate(said)}
         return Fused(states=state, weights=torch.ones_like(state[..., 0]), parts=parts)
 
     def _own(self, said: Opinion) -> Tensor:
@@ -265,17 +269,17 @@ class PrototypeFusion(Fusion):
         """Cross entropy of a sample of every prototype against its own level."""
         used = self.risk.used.nonzero()[:, 0]
         terms = []
-        for block in self.blocks:
-            drawn = block.mean + block.spread * torch.randn_like(block.mean)  # type: ignore[operator]
+        for block in self.prototypes:
+            drawn = block.mean + block.spread * torch.randn_like(block.mean)
             terms.append(functional.cross_entropy(teller(drawn[used]), used))
         return torch.stack(terms).sum()
 
     def _bound(self) -> Tensor:
-        """KL(N(mu_j, sigma_j^2) || N(0, 1)), summed over the D numbers, mean over the prototypes, sum over modalities."""
+        """KL(N(mu_j, sigma_j^2) || N(0, 1)), sum over D, mean over prototypes, sum over modalities."""
         terms = []
-        for block in self.blocks:
-            variance = block.spread.square()  # type: ignore[operator]
-            kl = 0.5 * (variance + block.mean.square() - 1.0 - variance.log())  # type: ignore[operator]
+        for block in self.prototypes:
+            variance = block.spread.square()
+            kl = 0.5 * (variance + block.mean.square() - 1.0 - variance.log())
             terms.append(kl.sum(1)[self.risk.used].mean())
         return torch.stack(terms).sum()
 
@@ -286,12 +290,12 @@ class PrototypeFusion(Fusion):
         present = parts["present"]
         shown = torch.where(present[..., None], streams[:, :count], 0.0)
         total = streams.new_zeros(())
-        for number, estimator in enumerate(self.apart):
+        for number, estimator in enumerate(cast(list[Dependence], list(self.apart))):
             last = number == len(self.apart) - 1
             others = [m for m in range(count) if last or m != number]
             rows = present[:, others].any(1) if last else present[:, others].any(1) & present[:, number]
             x, y = shown[rows][:, others].flatten(1), streams[rows][:, count if last else number]
-            total = total + estimator.fit_loss(x, y) + estimator.bound(x, y)  # type: ignore[operator]
+            total = total + estimator.fit_loss(x, y) + estimator.bound(x, y)
         return total
 
 

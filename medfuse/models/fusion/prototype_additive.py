@@ -1,6 +1,7 @@
 """Each prototype adds its own term to every logit, so that contributions are exact."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -103,15 +104,15 @@ class AdditivePrototypeFusion(Fusion):
         share = present.new_zeros(len(present), self.risk.levels, dtype=torch.float32)
         if known is not None:
             share = torch.where(known[1][:, None], known[0], 0.0)
-        for block, token, mask in zip(self.blocks, tokens, masks, strict=True):
+        for block, token, mask in zip(self.prototypes, tokens, masks, strict=True):
             # Patients of a level are dealt out to its prototypes, so that these start apart.
             dealt = functional.one_hot(torch.arange(len(share), device=share.device) % self.each, self.each)
-            block.store.begin(token, mask, (share[:, :, None] * dealt[:, None]).flatten(1))  # type: ignore[union-attr,operator]
+            block.store.begin(token, mask, (share[:, :, None] * dealt[:, None]).flatten(1))
         self.fitted.copy_(train_digest(list(tokens), list(masks), present, targets))
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient; ``parts["activation"]`` (B, M, R N) are the a_mn, zeros where absent."""
-        similar = [block(token, mask) for block, token, mask in zip(self.blocks, tokens, masks, strict=True)]
+        similar = [block(token, mask) for block, token, mask in zip(self.prototypes, tokens, masks, strict=True)]
         activation = torch.stack([top_mean(s, m, keep=self.keep) for s, m in zip(similar, masks, strict=True)], 1)
         activation = torch.where(present[..., None], activation, 0.0)
         state = torch.einsum("bmn,mnd->bd", activation, self.values())[:, None]
@@ -120,17 +121,23 @@ class AdditivePrototypeFusion(Fusion):
         parts |= {f"real.{m}": mask for m, mask in enumerate(masks)}
         return Fused(states=state, weights=torch.ones_like(state[..., 0]), parts=parts)
 
+    @property
+    def prototypes(self) -> list[AdditiveBlock]:
+        """Those of each modality."""
+        return cast(list[AdditiveBlock], list(self.blocks))
+
     def values(self) -> Tensor:
         """(M, R N, D) what each prototype adds to the state when its activation is 1."""
-        return torch.stack([block.value for block in self.blocks])  # type: ignore[misc]
+        return torch.stack([block.value for block in self.prototypes])
 
     def penalties(self, fused: Fused, targets: Mapping[str, TargetTensors]) -> dict[str, Tensor]:
         """The terms that ``weights`` names."""
-        found = {"apart": torch.stack([_too_near(block.mean) for block in self.blocks]).sum()}  # type: ignore[arg-type]
+        found = {"apart": torch.stack([_too_near(block.mean) for block in self.prototypes]).sum()}
         known = self.risk.of(targets)
         if known is not None:
             share, seen = known
-            best = fused.parts["activation"].unflatten(2, (self.risk.levels, self.each)).amax(3)  # (B, M, R)
+            activation = fused.parts["activation"]
+            best = activation.reshape(*activation.shape[:2], self.risk.levels, self.each).amax(3)  # (B, M, R)
             rows = fused.parts["present"] & seen[:, None]
             each = [level_loss(best[:, m], share, rows=rows[:, m], used=self.risk.used) for m in range(best.shape[1])]
             found["prototype"] = torch.stack(each).sum()
