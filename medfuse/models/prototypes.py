@@ -191,6 +191,45 @@ def level_directions(instances: Tensor, mask: Tensor, share: Tensor) -> Tensor:
     return functional.normalize(functional.normalize(away, dim=1) + 0.1 * random, dim=1)
 
 
+def kmeans(points: Tensor, *, count: int, rounds: int = 25) -> tuple[Tensor, Tensor]:
+    """K-means from a k-means++ start under torch's seeded generator.
+
+    Args:
+        points: (n, F), n >= 1.
+        count: C centres; with fewer different points some coincide.
+        rounds: at most.
+
+    Returns:
+        Centres (C, F) and the nearest one of each point (n,).
+
+    References:
+        Arthur, Vassilvitskii (2007), k-means++; Lloyd (1982).
+    """
+    chosen = [points[int(torch.randint(len(points), ()))]]
+    gap = torch.full((len(points),), torch.inf, device=points.device)
+    for _ in range(count - 1):
+        gap = torch.minimum(gap, (points - chosen[-1]).square().sum(1))
+        # A drawn place on the line of all squared distances: numbers of any count, which multinomial does not take.
+        line = gap.double().cumsum(0)
+        place = torch.rand((), device=points.device, dtype=torch.float64) * line[-1]
+        chosen.append(points[int(torch.searchsorted(line, place).clamp(max=len(points) - 1))])
+    centres = torch.stack(chosen)
+    nearest = _nearest(points, centres)
+    for _ in range(rounds):
+        size = torch.bincount(nearest, minlength=count).to(points.dtype)[:, None]
+        total = torch.zeros_like(centres).index_add(0, nearest, points)
+        centres = torch.where(size > 0, total / size.clamp(min=1), centres)
+        moved = _nearest(points, centres)
+        if torch.equal(moved, nearest):
+            break
+        nearest = moved
+    return centres, nearest
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    return (0.5 * centres.square().sum(1) - points @ centres.T).argmin(1)
+
+
 def digest(*tensors: Tensor) -> Tensor:
     """(32,) uint8 SHA-256 of the values, types and shapes of tensors."""
     said = hashlib.sha256()
