@@ -17,7 +17,7 @@ LAYERS = [
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
-    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
+    {"dataset", "training", "merging", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow"},
