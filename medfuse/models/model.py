@@ -24,10 +24,14 @@ class MultimodalModel(nn.Module):
         encoders: by modality.
         fusion: of as many modalities.
         heads: by outcome.
+
+    Attributes:
+        begun: what :meth:`begin` would fit stands already, as in a model that goes on from earlier weights.
     """
 
     def __init__(self, *, encoders: Mapping[str, Encoder], fusion: Fusion, heads: Mapping[str, Head]) -> None:
         super().__init__()
+        self.begun = False
         self.modalities = tuple(encoders)
         self.outcomes = tuple(heads)
         self.encoders = nn.ModuleList(encoders.values())
@@ -50,8 +54,10 @@ class MultimodalModel(nn.Module):
         Raises:
             ModelError: when the batch has other modalities than the model.
         """
-        self.eval()
         self._check(train)
+        if self.begun:
+            return
+        self.eval()
         for column, encoder in enumerate(self.encoders):
             cast(Encoder, encoder).begin(*self._door(train, column))
         if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear

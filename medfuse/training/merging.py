@@ -53,7 +53,8 @@ def spherical_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tenso
         if length < 1e-12:
             break
         mean = functional.normalize(math.cos(length) * mean + math.sin(length) / length * step, dim=0)
-    return (mean * (weight @ norm)).to(tensors[0].dtype).view_as(tensors[0])
+    found: Tensor = (mean * (weight @ norm)).to(tensors[0].dtype).view_as(tensors[0])
+    return found
 
 
 def tuning_weights(members: Sequence[Member]) -> list[float]:
@@ -145,7 +146,7 @@ def _merged_heads(members: Sequence[Member], share: Sequence[float]) -> dict[str
     """The first member's heads, with the weighted mean of what they learned of a value's mean and scale."""
 
     def mean(name: str, field: str) -> float:
-        return sum(w * getattr(m.heads[name], field) for m, w in zip(members, share, strict=True))
+        return float(sum(w * getattr(m.heads[name], field) for m, w in zip(members, share, strict=True)))
 
     return {
         name: dataclasses.replace(head, mean=mean(name, "mean"), scale=mean(name, "scale"))
@@ -188,7 +189,11 @@ def _merged_state(
             part, number, rest = _place(key)
             if not rest:
                 continue
-            moved = (turn @ tensor.double()).to(tensor.dtype) if rest == "turn.weight" else tensor
+            moved = (
+                (turn @ tensor.double()).to(tensor.dtype)
+                if (part, rest) == ("fusion.blocks", "turn.weight")
+                else tensor
+            )
             state[f"{part}.{number + place}.{rest}"] = moved.clone()
         blocks.append(weight * member.state["fusion.share"])
         place += len(member.shapes)
