@@ -36,7 +36,7 @@ from medfuse.training.member import (
     shapes_of,
     transform_patients,
 )
-from medfuse.training.merging import merge_members
+from medfuse.training.merging import balanced_weights, merge_members
 from medfuse.training.settings import TrainSettings, make_fabric
 from medfuse.types import PatientId
 
@@ -242,7 +242,7 @@ class _Fitted:
 
 def _parts(
     fitted: Mapping[str, Sequence[_Fitted]], skipped: Mapping[str, str]
-) -> dict[tuple[int, int], tuple[Member, ...]]:
+) -> dict[tuple[int, int], tuple[_Fitted, ...]]:
     """The unimodal members to merge, by seed and inner fold.
 
     Raises:
@@ -251,11 +251,11 @@ def _parts(
     for modality, reason in skipped.items():
         msg = f"train.merge: modality {modality} has no network of its own ({reason}); leave it out, or do not merge"
         raise CohortError(msg)
-    found: dict[tuple[int, int], tuple[Member, ...]] = {}
+    found: dict[tuple[int, int], tuple[_Fitted, ...]] = {}
     for ones in fitted.values():
         for one in ones:
             key = (one.member.seed, one.member.inner)
-            found[key] = (*found.get(key, ()), one.member)
+            found[key] = (*found.get(key, ()), one)
     return found
 
 
@@ -398,12 +398,13 @@ def _member(
     seed: int,
     folder: Path | None,
     watch: Callable[[str, Progress], None],
-    parts: Sequence[Member] = (),
+    parts: Sequence[_Fitted] = (),
 ) -> Member:
     """Fit a member, or read it when an earlier process finished it; with ``parts``, start from their merger."""
     blank = dataclasses.replace(prepared.member, seed=seed)
     if parts:
-        blank = dataclasses.replace(merge_members(parts), seed=seed, inner=blank.inner)
+        apart = [one.member for one in parts]
+        blank = merge_members(apart, weights=balanced_weights(apart, [one.links for one in parts]))
     # The one modality of a unimodal network is there for everyone it is fitted on: hiding it would only waste patients.
     train = dataclasses.replace(settings.train, modality_dropout=settings.train.modality_dropout and not blank.expert)
     if parts:

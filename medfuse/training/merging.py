@@ -4,7 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,6 +14,7 @@ from medfuse.errors import ModelError
 from medfuse.models import HeadSettings, ModelSettings
 from medfuse.training.member import Member
 
+Array = NDArray[np.float64]
 _LEAST_ANGLE = 1e-4
 _LEAST_WEIGHT = 1e-3
 _ROUNDS = 50
@@ -65,6 +68,29 @@ def tuning_weights(members: Sequence[Member]) -> list[float]:
         return [1 / len(members)] * len(members)
     merit = [max(score - 0.5, _LEAST_WEIGHT) for score in known]
     return [m / sum(merit) for m in merit]
+
+
+def balanced_weights(members: Sequence[Member], links: Sequence[Mapping[str, Array] | None]) -> list[float]:
+    """:func:`tuning_weights` over the spread of what each member says of patients it never saw.
+
+    Networks that stopped at different times differ in the scale of their logits by factors; a mean of the logits would
+    listen to the loudest.
+
+    Args:
+        members: to merge.
+        links: per member and outcome (n, L), on the link scale; where one is None, tuning weights are all there is.
+    """
+    merit = tuning_weights(members)
+    spreads = [_spread(one) for one in links if one is not None]
+    if len(spreads) < len(members) or min(spreads) <= 0:
+        return merit
+    return [m / s for m, s in zip(merit, spreads, strict=True)]
+
+
+def _spread(links: Mapping[str, Array]) -> float:
+    """Root mean square deviation between patients, geometric mean over outcomes."""
+    each = [float(np.sqrt(((link - link.mean(axis=0)) ** 2).mean())) for link in links.values()]
+    return float(np.prod(each) ** (1 / len(each)))
 
 
 def merge_members(members: Sequence[Member], *, weights: Sequence[float] | None = None) -> Member:
