@@ -14,6 +14,8 @@ from medfuse.models.fusion import FUSIONS, Fused, Fusion
 from medfuse.models.heads import HEADS, Head
 from medfuse.models.settings import HeadSettings, ModelSettings, construct
 
+_LONG = 256  # tokens; asking how many are padding makes a GPU wait, which shorter bags do not repay
+
 
 class MultimodalModel(nn.Module):
     """Three slots. Modules stand in lists, in the order of the names, so that any name is allowed.
@@ -72,8 +74,14 @@ class MultimodalModel(nn.Module):
         """Tokens, mask and positions of one modality, zeros wherever nothing real stands."""
         name = self.modalities[column]
         mask = batch.token_mask[name] & batch.present[:, column, None]
+        tokens, position = batch.tokens[name], batch.position[name]
+        if "vectors" in cast(Encoder, self.encoders[column]).layouts and mask.shape[1] > _LONG:
+            # Of a long bag that is part of a larger batch, what is padding for everybody here is not even looked at.
+            there = mask.any(0).nonzero()
+            length = int(there[-1]) + 1 if len(there) else 1
+            mask, tokens, position = mask[:, :length], tokens[:, :length], position[:, :length]
         real = mask[..., None]
-        return torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
+        return torch.where(real, tokens, 0.0), mask, torch.where(real, position, 0.0)
 
     def _encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         self._check(batch)

@@ -287,7 +287,7 @@ def test_the_command_merges_folders(fold, tmp_path, capsys):
 
 
 def compare(seed):
-    """C on 600 unseen patients of single blocks, of the plain average of standardised risks, and merged; 400 in train."""
+    """C on 600 unseen patients of single blocks, averaged standardised risks, and merged blocks; 400 in training."""
     cohort = simulated.only(simulated.simulate(1000, seed=seed, genes=20), "os")
     ids, unseen = cohort.ids[:400], cohort.ids[400:]
     chosen = settings(train=dataclasses.replace(QUICK, epochs=25, lr=1e-3, patience=6))
