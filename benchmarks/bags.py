@@ -3,8 +3,8 @@
 Forward, backward and AdamW. Usage: python benchmarks/bags.py [--threads 1] [--repeats 5] [--out FILE.json]
 The peer is gated attention over a padded batch with a mask, written as public MIL code writes it, of the same sizes as
 medfuse's encoder ``bag``: 1,024 -> 512, gate 256. Candidates take turns, so that noise hits all alike, and ratios are
-of processor time. Before timing, medfuse's pooling must agree with the peer's on the same weights. "one bag a batch" has
-bags as batches of their own, so nothing is padded in memory; "accumulate 8" cuts them from one padded batch, as
+of processor time. Before timing, medfuse's pooling must agree with the peer's on the same weights. In "one bag a batch"
+every bag is a batch of its own, so nothing is padded in memory; "accumulate 8" cuts them from one padded batch, as
 ``fit_member`` does. ``prototype_tokens`` is timed with its summary computed in every step, nothing cached.
 Goals: P14 of ../shared/performance.md.
 """

@@ -147,7 +147,7 @@ def test_one_patient_cohort_and_one_column():
     assert model.eval().predict(one)["os"]["survival"].shape == (1, 3)
 
 
-@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+@pytest.mark.parametrize("fusion", ["concat", "late", "lego", "prototype", "prototype_additive", "transformer"])
 def test_bfloat16_autocast_stays_close(fusion):
     torch.manual_seed(0)
     model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()
@@ -171,7 +171,7 @@ def test_models_import_torch_and_numpy_only():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+@pytest.mark.parametrize("fusion", ["concat", "late", "lego", "prototype_additive", "transformer"])
 def test_cuda_gives_the_same_loss_and_gradients(fusion):
     torch.manual_seed(0)
     model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()

@@ -19,6 +19,15 @@ from medfuse.models.information import Dependence
 from medfuse.models.prototypes import RiskLevels, select, top_mean
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small operations on several threads wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def survival(time, event):
     n = len(time)
     return TargetTensors(
