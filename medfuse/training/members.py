@@ -197,7 +197,6 @@ def fit_fold(
     }
     fitted: dict[str, list[_Fitted]] = {}
     skipped: dict[str, str] = {}
-    device = make_fabric(settings.train).device
     experts = ("", *(data if settings.unimodal and len(data) > 1 else ()))
     for expert in (*experts[1:], "") if settings.merge else experts:  # what is merged is fitted first
         jobs = _jobs(data, outcomes, train_ids=train_ids, inner=inner, expert=expert)
@@ -210,19 +209,11 @@ def fit_fold(
             skipped[expert] = str(error)
             continue
         parts = _parts(fitted, skipped) if settings.merge and not expert and len(data) > 1 else {}
-        fitted[expert] = []
-        for prepared in ready:
-            for seed in settings.seeds:
-                member = _member(
-                    prepared,
-                    settings=settings,
-                    seed=seed,
-                    folder=folder,
-                    watch=watch,
-                    parts=parts.get((seed, prepared.member.inner), ()),
-                )
-                links = speak(member, prepared.unseen, device=device) if prepared.unseen else None
-                fitted[expert].append(_Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links))
+        fitted[expert] = [
+            _fit_one(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=parts)
+            for prepared in ready
+            for seed in settings.seeds
+        ]
     every = [one for expert in experts for one in fitted.get(expert, ())]
     members = [one.member for one in every]
     said = [(k, one.unseen_ids, one.links) for k, one in enumerate(every) if one.links is not None]
@@ -238,6 +229,23 @@ class _Fitted:
     member: Member
     unseen_ids: tuple[PatientId, ...]
     links: Links | None
+
+
+def _fit_one(
+    prepared: "_Prepared",
+    *,
+    settings: FoldSettings,
+    seed: int,
+    folder: Path | None,
+    watch: Callable[[str, Progress], None],
+    parts: Mapping[tuple[int, int], Sequence[_Fitted]],
+) -> _Fitted:
+    """A member of one inner fold and seed, and what it says of the patients it never saw."""
+    merged = parts.get((seed, prepared.member.inner), ())
+    member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=merged)
+    device = make_fabric(settings.train).device
+    links = speak(member, prepared.unseen, device=device) if prepared.unseen else None
+    return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
 
 
 def _parts(

@@ -14,8 +14,8 @@ from medfuse.errors import ConfigError, ModelError
 from medfuse.models import HeadSettings, ModelSettings, build_model
 from medfuse.models.contributions import terms
 from medfuse.models.exemplars import collapse, exemplars
-from medfuse.models.fusion.prototype import product_of_experts
 from medfuse.models.information import Dependence
+from medfuse.models.prototype_block import product_of_experts
 from medfuse.models.prototypes import RiskLevels, select, top_mean
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from medfuse.batch import TargetTensors
 from medfuse.errors import ConfigError
 from medfuse.models.fusion.base import Fused, Fusion
-from medfuse.models.fusion.prototype import PrototypeBlock
+from medfuse.models.prototype_block import PrototypeBlock
 from medfuse.models.prototypes import RiskLevels, cosine, level_loss, top_mean, train_digest
 from medfuse.models.settings import check_choice, check_count, check_rate
 
