@@ -222,6 +222,21 @@ def predict(
 
 
 @app.command()
+def merge(
+    members: Annotated[list[Path], typer.Argument(help="Folders of members, RUN/folds/FOLD/members/NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged member to make.")],
+    weight: Annotated[list[float] | None, typer.Option(help="Per member, in order; default: tuning scores.")] = None,
+) -> None:
+    """Merge members of fusion lego that read different modalities into one, without training and without patients."""
+    from medfuse.merging import merge_folders
+
+    merged = merge_folders(members, out=out, weights=weight)
+    shares = merged.state["fusion.share"].tolist()
+    _say(", ".join(f"{name} {share:.3f}" for name, share in zip(merged.shapes, shares, strict=True)))
+    _say(f"written: {out}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Write the run's self-contained HTML page again."""
     from medfuse.workflow import rewrite_report

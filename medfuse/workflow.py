@@ -100,7 +100,9 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         heads=heads,
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
         unimodal=recipe.train.unimodal,
-        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal"})),
+        merge=recipe.train.merge,
+        tune_epochs=recipe.train.tune_epochs,
+        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal", "merge", "tune_epochs"})),
     )
 
 

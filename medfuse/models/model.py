@@ -14,6 +14,8 @@ from medfuse.models.fusion import FUSIONS, Fused, Fusion
 from medfuse.models.heads import HEADS, Head
 from medfuse.models.settings import HeadSettings, ModelSettings, construct
 
+_LONG = 256  # tokens; asking how many are padding makes a GPU wait, which shorter bags do not repay
+
 
 class MultimodalModel(nn.Module):
     """Three slots. Modules stand in lists, in the order of the names, so that any name is allowed.
@@ -24,10 +26,14 @@ class MultimodalModel(nn.Module):
         encoders: by modality.
         fusion: of as many modalities.
         heads: by outcome.
+
+    Attributes:
+        begun: what :meth:`begin` would fit stands already, as in a model that goes on from earlier weights.
     """
 
     def __init__(self, *, encoders: Mapping[str, Encoder], fusion: Fusion, heads: Mapping[str, Head]) -> None:
         super().__init__()
+        self.begun = False
         self.modalities = tuple(encoders)
         self.outcomes = tuple(heads)
         self.encoders = nn.ModuleList(encoders.values())
@@ -50,8 +56,10 @@ class MultimodalModel(nn.Module):
         Raises:
             ModelError: when the batch has other modalities than the model.
         """
-        self.eval()
         self._check(train)
+        if self.begun:
+            return
+        self.eval()
         for column, encoder in enumerate(self.encoders):
             cast(Encoder, encoder).begin(*self._door(train, column))
         if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear
@@ -66,8 +74,14 @@ class MultimodalModel(nn.Module):
         """Tokens, mask and positions of one modality, zeros wherever nothing real stands."""
         name = self.modalities[column]
         mask = batch.token_mask[name] & batch.present[:, column, None]
+        tokens, position = batch.tokens[name], batch.position[name]
+        if "vectors" in cast(Encoder, self.encoders[column]).layouts and mask.shape[1] > _LONG:
+            # Of a long bag that is part of a larger batch, what is padding for everybody here is not even looked at.
+            there = mask.any(0).nonzero()
+            length = int(there[-1]) + 1 if len(there) else 1
+            mask, tokens, position = mask[:, :length], tokens[:, :length], position[:, :length]
         real = mask[..., None]
-        return torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
+        return torch.where(real, tokens, 0.0), mask, torch.where(real, position, 0.0)
 
     def encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Tokens and masks per modality as the fusion receives them; the same whatever else is present.

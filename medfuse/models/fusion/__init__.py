@@ -6,7 +6,10 @@ from medfuse.models.fusion.coattention import CoattentionFusion
 from medfuse.models.fusion.concat import ConcatFusion
 from medfuse.models.fusion.late import LateFusion
 from medfuse.models.fusion.latent import LatentFusion
+from medfuse.models.fusion.lego import LegoFusion
 from medfuse.models.fusion.prime import PrimeFusion
+from medfuse.models.fusion.prototype import PrototypeFusion
+from medfuse.models.fusion.prototype_additive import AdditivePrototypeFusion
 from medfuse.models.fusion.sequential import SequentialFusion
 from medfuse.models.fusion.stacked import StackedFusion
 from medfuse.models.fusion.transformer import TransformerFusion
@@ -20,11 +23,15 @@ FUSIONS: dict[str, type[Fusion]] = {
     "prime": PrimeFusion,
     "sequential": SequentialFusion,
     "stacked": StackedFusion,
+    "lego": LegoFusion,
+    "prototype": PrototypeFusion,
+    "prototype_additive": AdditivePrototypeFusion,
     "transformer": TransformerFusion,
 }
 
 __all__ = [
     "FUSIONS",
+    "AdditivePrototypeFusion",
     "CascadeFusion",
     "CoattentionFusion",
     "ConcatFusion",
@@ -32,7 +39,9 @@ __all__ = [
     "Fusion",
     "LateFusion",
     "LatentFusion",
+    "LegoFusion",
     "PrimeFusion",
+    "PrototypeFusion",
     "Readout",
     "SequentialFusion",
     "StackedFusion",
