@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := test,slides,dicom-gpl
+EXTRAS := test,slides,dicom-gpl,browser
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
