@@ -211,6 +211,36 @@ def predict(
 
 
 @app.command()
+def stress(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    mechanism: Annotated[
+        str, typer.Option(help="subsets, mcar, mar, mnar, mnar-flip, noise, dilution or swap.", show_default=False)
+    ],
+    rates: Annotated[list[float] | None, typer.Option("--rate", help="Such as 0.5; repeatable.")] = None,
+    modalities: Annotated[list[str] | None, typer.Option("--modality", help="Only this one; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: stress/ in the run.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Hide, blur, dilute or swap modalities of a run's held-out patients, with its stored models."""
+    from medfuse.stressing import stress_lines, stress_run
+
+    with _bar() as (_, watch):
+        result = stress_run(
+            run,
+            mechanism,
+            rates=rates,
+            modalities=modalities,
+            out=out,
+            data_root=data_root,
+            watch=lambda part: watch(part, mechanism),
+        )
+    for line in stress_lines(result.content):
+        _say(line)
+    for path in result.paths:
+        _say(f"written: {path}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Write the run's self-contained HTML page again."""
     from medfuse.workflow import rewrite_report

@@ -12,7 +12,7 @@ from medfuse import figures
 from medfuse.config import read_card
 from medfuse.errors import MedfuseError
 from medfuse.evaluation import Evaluation, from_json, summary_table
-from medfuse.files import write_text
+from medfuse.files import read_json, write_text
 from medfuse.run import Run
 from medfuse.targets import Survival
 
@@ -221,6 +221,72 @@ def _audit(run: Run) -> str:
     return f"<h2>Leak audit</h2>{allowed}<p>{said} Checked: {escape(', '.join(content['checks']))}.</p>{table}"
 
 
+_CAPTIONS = {
+    "subsets": "Every subset of the modalities: the others are hidden from all held-out patients.",
+    "mcar": "Each modality of each held-out patient is hidden with the same probability.",
+    "mar": "Hidden more often the higher the first principal component of the modality that always stays.",
+    "mnar": "Hidden only from patients with the event (by the horizon).",
+    "mnar-flip": "Hidden only from patients without the event (by the horizon): a model that has learned that absence "
+    "goes with the event falls below chance.",
+    "noise": "Normal noise, in standard deviations of train, on numbers; coded cells redrawn with half that chance.",
+    "dilution": "Bags get tokens of train patients, tables typical values in empty cells.",
+    "swap": "A share of the patients show another patient's modality.",
+}
+
+
+def _stress(run: Run) -> str:
+    """What ``medfuse stress`` wrote into the run."""
+    parts = []
+    for path in sorted((run.path / "stress").glob("*.json")):
+        content = read_json(path)
+        mechanism = content["mechanism"]
+        for outcome, one in content["outcomes"].items():
+            rows = [r for r in one["rows"] if r["model"] in ("medfuse", r["reference"])]
+            body = [
+                (
+                    r["pattern"] if r["rate"] is None else f"{r['pattern']}: {r['rate']:g}",
+                    r["model"],
+                    f"{100 * r['hidden']:.0f} %",
+                    f"{100 * r['empty']:.0f} %",
+                    r["score"],
+                    _span(r["score_low"], r["score_high"]),
+                    r["calibration_slope"],
+                    _span(r["calibration_slope_low"], r["calibration_slope_high"]),
+                    r["calibration_ratio"],
+                    r["error"],
+                    ""
+                    if "difference" not in r or r["difference"] is None
+                    else f"{r['difference']:+.3f} ({_span(r['difference_low'], r['difference_high'])})",
+                    r["shift"],
+                )
+                for r in rows
+            ]
+            header = (
+                "modalities: rate",
+                "model",
+                "hidden",
+                "left with none",
+                one["score"],
+                "95 % interval",
+                "calibration slope",
+                "95 % interval",
+                "observed / expected",
+                "error",
+                "minus the late average of what is present",
+                "change of risk (SD)",
+            )
+            parts.append(
+                f"<h3>{escape(path.stem)}: {escape(outcome)}</h3><p class=note>{_CAPTIONS.get(mechanism, '')}</p>"
+                f"{figures.stress(one, mechanism=mechanism)}<details><summary>table</summary>"
+                f"{_table(header, body)}</details>"
+            )
+    note = (
+        "<p class=note>Held-out patients and the stored networks, no refit; nobody is dropped: a patient without any "
+        "modality gets the population estimate. Intervals: case bootstrap within folds, 95 %.</p>"
+    )
+    return f"<h2>Stress tests</h2>{note}{''.join(parts)}" if parts else ""
+
+
 def write_report(run: Run) -> Path:
     """Write ``report.html`` of a run.
 
@@ -234,7 +300,9 @@ def write_report(run: Run) -> Path:
         StoreError: a part is missing or damaged.
     """
     outcomes = run.read("metrics")["outcomes"]
-    body = "".join([_header(run), _patients(run), *(_outcome(run, n, c) for n, c in outcomes.items()), _audit(run)])
+    body = "".join(
+        [_header(run), _patients(run), *(_outcome(run, n, c) for n, c in outcomes.items()), _stress(run), _audit(run)]
+    )
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>medfuse report</title><style>{_STYLE}</style></head><body>{body}</body></html>"

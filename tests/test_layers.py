@@ -17,10 +17,10 @@ LAYERS = [
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection"},
-    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins"},
+    {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "scenarios", "stress"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow"},
+    {"workflow", "stressing", "benchmarking"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,7 +1,7 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
 from medfuse.training.fit import FittedMember, Progress, fit_member
-from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, save_fold
+from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, predict_variants, save_fold
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
 from medfuse.training.settings import TrainSettings
@@ -22,6 +22,7 @@ __all__ = [
     "load_fold",
     "load_member",
     "predict_fold",
+    "predict_variants",
     "save_fold",
     "save_member",
 ]
