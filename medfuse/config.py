@@ -83,6 +83,9 @@ class TrainRecipe(Strict):
     select_by: Literal["loss", "score", "last"] = "loss"
     modality_dropout: bool = True
     keep_all: float = Field(default=0.3, ge=0, le=1)
+    presence: Literal["as_is", "balanced"] = "as_is"
+    balance: Literal["none", "agm"] = "none"
+    balance_alpha: float = Field(default=1.0, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"

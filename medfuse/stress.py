@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
@@ -206,9 +207,15 @@ def _models(
 ) -> dict[str, Prediction]:
     """Predictions of the shown patients by the stored networks and by the fold's baselines."""
     alone = {name: _with(m, shown[name]) for name, m in held.data.items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the fastest for small models, and kind to neighbours
+    try:
+        predicted = predict_variants(fold.model, alone, aliases)
+    finally:
+        torch.set_num_threads(threads)
     found = {
-        MODEL if variant == CHOSEN else f"{MODEL}:{variant}": predicted[settings.outcome]
-        for variant, predicted in predict_variants(fold.model, alone, aliases).items()
+        MODEL if variant == CHOSEN else f"{MODEL}:{variant}": one[settings.outcome]
+        for variant, one in predicted.items()
     }
     train = set(fold.split.train)
     both = {
