@@ -211,6 +211,38 @@ def predict(
 
 
 @app.command()
+def benchmark(
+    cohort: Cohort,
+    models: Annotated[
+        list[str] | None, typer.Option("--models", help="Fusions, recipes, ensemble; repeatable. Default: all fusions.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe whose budget all models share.")] = "default",
+    set_: Set = None,
+    trials: Annotated[int, typer.Option(help="Tuning trials per model and fold.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: runs/benchmark-COHORT. It is taken up again.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train many ways of fusing and the baselines under one budget, and say whether any fusion is worth it."""
+    from medfuse.benchmarking import benchmark as run_benchmark
+
+    found = run_benchmark(
+        cohort,
+        models=[name for text in models for name in text.split(",")] if models else None,
+        recipe=recipe,
+        overrides=set_ or (),
+        trials=trials,
+        data_root=data_root,
+        out=out,
+        say=_say,
+    )
+    for line in found.lines():
+        _say(line)
+    _say(f"written: {found.path / 'benchmark.json'}")
+
+
+@app.command()
 def stress(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     mechanism: Annotated[

@@ -41,6 +41,7 @@ __all__ = [
     "TrainRecipe",
     "read_card",
     "read_recipe",
+    "recipe_names",
 ]
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -246,6 +247,13 @@ def _text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path}: expected readable text in UTF-8, found {type(error).__name__}; save it as UTF-8"
         raise ConfigError(msg) from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that :func:`read_recipe` finds."""
+    package = Path(__file__).parent
+    places = [Path.cwd() / "pipelines", package.parent / "pipelines", package / "_data" / "pipelines"]
+    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
 
 
 def read_card(name: str | Path) -> CohortCard:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
@@ -34,7 +33,7 @@ from medfuse.sample import ModalityData
 from medfuse.scenarios import Held, Samples, Scenario, show
 from medfuse.splits import Split
 from medfuse.targets import Labels, Survival, Target, Values
-from medfuse.training import CHOSEN, FoldModel, predict_variants
+from medfuse.training import CHOSEN, FoldModel, cpu_threads, predict_variants
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
@@ -207,12 +206,8 @@ def _models(
 ) -> dict[str, Prediction]:
     """Predictions of the shown patients by the stored networks and by the fold's baselines."""
     alone = {name: _with(m, shown[name]) for name, m in held.data.items()}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the fastest for small models, and kind to neighbours
-    try:
+    with cpu_threads(1):  # the fastest for small models
         predicted = predict_variants(fold.model, alone, aliases)
-    finally:
-        torch.set_num_threads(threads)
     found = {
         MODEL if variant == CHOSEN else f"{MODEL}:{variant}": one[settings.outcome]
         for variant, one in predicted.items()

@@ -22,6 +22,7 @@ from medfuse.scenarios import Scenario, plan
 from medfuse.splits import Split, inner_folds
 from medfuse.stress import MODEL, Row, StressFold, StressSettings, stress
 from medfuse.training import load_fold
+from medfuse.workflow import first_tabular
 
 FOLDER = "stress"
 
@@ -131,7 +132,6 @@ def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Open
             split.train, cohort=cohort, outcome=outcomes[0], folds=recipe.splits.inner_folds, seed=recipe.seed
         )
         folds.append(StressFold(split=split, inner=inner, model=load_fold(run.fold_folder(split.name))))
-    tabular = [name for name in data if cohort.card.modalities[name].loader == "tabular"]
     return _Opened(
         run=run,
         recipe=recipe,
@@ -139,7 +139,7 @@ def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Open
         data=data,
         outcomes=outcomes,
         folds=folds,
-        clinical=(tabular or list(data))[0],
+        clinical=first_tabular(cohort.card, data),
     )
 
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "scenarios", "stress"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "stressing", "benchmarking"},
+    {"workflow", "stressing", "benchmark_table", "benchmarking"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -4,7 +4,7 @@ from medfuse.training.fit import FittedMember, Progress, fit_member
 from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, predict_variants, save_fold
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
-from medfuse.training.settings import TrainSettings
+from medfuse.training.settings import TrainSettings, cpu_threads
 
 __all__ = [
     "CHOSEN",
@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "TrainSettings",
     "check_fold",
+    "cpu_threads",
     "encoder_notes",
     "fit_fold",
     "fit_member",

@@ -120,6 +120,22 @@ def make_fabric(settings: TrainSettings) -> Fabric:
 
 
 @contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads inside (0: as many as now), and give the caller's number back.
+
+    Other libraries move torch's number behind its back: numba's pool sets OpenMP's to all cores, whatever
+    ``OMP_NUM_THREADS`` says, and small models are then slower by an order of magnitude beside other jobs.
+    """
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def own_global_state(settings: TrainSettings, *, device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch inside, and give the caller's random state, thread count and determinism back afterwards.
 
