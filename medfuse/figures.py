@@ -213,3 +213,24 @@ def _patterns(
         panel.set_yticks([-k for k in range(len(patterns))], shown)
         panel.set(xlabel=label)
     axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+
+
+def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """Strength of each modality's own share, and the factor on its gradient, per epoch.
+
+    Args:
+        epochs: (e,).
+        curves: ``strength`` and ``factor``: per modality (e,) means over the joint networks.
+    """
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        labels = {"strength": "negative log-likelihood of its own share", "factor": "factor on its gradient"}
+        for panel, name in zip(axes[0], labels, strict=True):
+            for k, (modality, values) in enumerate(curves[name].items()):
+                y = [float("nan") if v is None else v for v in values]
+                panel.plot(epochs, y, color=COLOURS[k % len(COLOURS)], label=modality)
+            panel.set(xlabel="epoch", ylabel=labels[name])
+        axes[0][1].axhline(1.0, color="0.7", lw=1, ls="--")
+        axes[0][0].legend(frameon=False)
+
+    return _svg(draw, width=9.0, height=3.2, grid=(1, 2))

@@ -287,6 +287,41 @@ def _stress(run: Run) -> str:
     return f"<h2>Stress tests</h2>{note}{''.join(parts)}" if parts else ""
 
 
+def _training(run: Run) -> str:
+    """Logs of the joint networks: how strong each modality was (``balance: agm``), and how often it was shown."""
+    rows = [r for r in run.curves() if str(r.get("member", "")).count("-") == 1]  # SEED-INNER: no unimodal network
+    parts = []
+    kept = sorted({key for r in rows for key in r if key.startswith("kept.")})
+    if kept:
+        folds = list(dict.fromkeys(str(r["fold"]) for r in rows))
+        body = []
+        for key in kept:
+            values = [[r[key] for r in rows if str(r["fold"]) == fold and key in r] for fold in folds]
+            body.append((key.removeprefix("kept."), *(float(np.mean(v)) if v else None for v in values)))
+        header = ("modality", *(f"fold {fold}" for fold in folds))
+        parts.append(
+            "<h3>Presence made independent of the outcome</h3><p class=note>Share of the training patients who have a "
+            "modality and were shown with it; below 1 where who has it went with the outcome.</p>"
+            + _table(header, body)
+        )
+    names = list(dict.fromkeys(k.removeprefix("strength.") for r in rows for k in r if k.startswith("strength.")))
+    if names:
+        epochs = sorted({int(r["epoch"]) for r in rows})
+
+        def mean(key: str) -> list[float | None]:
+            known = [[v for r in rows if r["epoch"] == e and (v := r.get(key)) is not None] for e in epochs]
+            return [float(np.mean(v)) if v else None for v in known]
+
+        curves = {what: {name: mean(f"{what}.{name}") for name in names} for what in ("strength", "factor")}
+        parts.append(
+            "<h3>Competition of the modalities (adaptive gradient modulation)</h3><p class=note>Means over the joint "
+            "networks of all folds. The lower the negative log-likelihood of a modality's Shapley share, the more it "
+            "carries; a factor below 1 slows a modality that runs ahead of its own habit. Late epochs are those of the "
+            f"networks that trained longest.</p>{figures.balance(epochs, curves)}"
+        )
+    return f"<h2>Training</h2>{''.join(parts)}" if parts else ""
+
+
 def write_report(run: Run) -> Path:
     """Write ``report.html`` of a run.
 
@@ -301,7 +336,14 @@ def write_report(run: Run) -> Path:
     """
     outcomes = run.read("metrics")["outcomes"]
     body = "".join(
-        [_header(run), _patients(run), *(_outcome(run, n, c) for n, c in outcomes.items()), _stress(run), _audit(run)]
+        [
+            _header(run),
+            _patients(run),
+            *(_outcome(run, n, c) for n, c in outcomes.items()),
+            _stress(run),
+            _training(run),
+            _audit(run),
+        ]
     )
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"

@@ -55,6 +55,7 @@ from medfuse.training import (
     Progress,
     TrainSettings,
     check_fold,
+    cpu_threads,
     encoder_notes,
     fit_fold,
     load_fold,
@@ -398,7 +399,8 @@ def _fit_and_evaluate(job: Job, run: Run, *, tracker: Tracker, say: Say, watch: 
         def show(part: float, what: str, done: int = number - 1) -> None:
             watch((done + part) / len(job.splits), what)
 
-        _run_fold(job, run, split, results=results, tracker=tracker, show=show)
+        with cpu_threads(job.recipe.train.threads):
+            _run_fold(job, run, split, results=results, tracker=tracker, show=show)
         spent = time.perf_counter() - started
         left = spent / number * (len(job.splits) - number)
         say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, about {left:.0f} s left")

@@ -123,3 +123,17 @@ def test_other_files_or_an_unfinished_run_are_refused(run, place, tmp_path):
     with pytest.raises(StoreError, match="finished run"):
         stress_run(open_run(tmp_path / "run"), "mcar")
     assert np.isfinite(rows_of(stressed(run, place, "noise", rates=[0.1], draws=1, out=tmp_path)).score).all()
+
+
+def test_the_report_shows_the_competition_of_modalities_and_what_was_hidden(place):
+    words = (*made_up.QUICK, "baselines=[kaplan_meier]", "train.balance=agm", "train.presence=balanced")
+    run = train(
+        place / "card.md", recipe="smoke", overrides=words, data_root=place, store_root=place / "s", out=place / "agm"
+    )
+    page = (run.path / "report.html").read_text()
+    assert "Competition of the modalities" in page
+    assert "Presence made independent" in page
+    row = run.curves()[0]
+    assert {f"{what}.{m}" for what in ("strength", "factor", "kept") for m in ("stains", "genes", "clinical")} <= set(
+        row
+    )
