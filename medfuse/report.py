@@ -319,6 +319,17 @@ def _training(run: Run) -> str:
             "carries; a factor below 1 slows a modality that runs ahead of its own habit. Late epochs are those of the "
             f"networks that trained longest.</p>{figures.balance(epochs, curves)}"
         )
+    if (run.path / "competition.json").is_file():
+        measured = run.read("competition")["folds"]
+        for outcome in sorted({o for by in measured.values() for o in by}):
+            names = list(dict.fromkeys(m for by in measured.values() for m in by.get(outcome, {})))
+            body = [(m, *(by.get(outcome, {}).get(m) for by in measured.values())) for m in names]
+            parts.append(
+                f"<h3>Competition strength: {escape(outcome)}</h3><p class=note>Share of what a network of the "
+                "modality alone says of unseen training patients that cannot be read, linearly, from the joint network's state: "
+                "0 = all of it is there, 1 or more = none.</p>"
+                + _table(("modality", *(f"fold {fold}" for fold in measured)), body)
+            )
     return f"<h2>Training</h2>{''.join(parts)}" if parts else ""
 
 

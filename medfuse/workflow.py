@@ -55,6 +55,7 @@ from medfuse.training import (
     Progress,
     TrainSettings,
     check_fold,
+    competition,
     cpu_threads,
     encoder_notes,
     fit_fold,
@@ -252,6 +253,10 @@ def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: T
     recipe, cohort = job.recipe, job.cohort
     inner = inner_of(job, split)
     fold = _fit_network(job, run, split, inner, tracker=tracker, show=show)
+    if recipe.train.balance == "agm":
+        before = run.read("competition")["folds"] if (run.path / "competition.json").is_file() else {}
+        found = {o: _defined(by) for o, by in competition(fold, job.data, inner).items()}
+        run.write("competition", {"folds": {**before, split.name: found}})
     for variant in fold.ensembles[job.outcomes[0]]:
         predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
         for outcome in job.outcomes:
@@ -272,6 +277,10 @@ def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: T
         for result in fit_baselines(context, kind=kind, names=_baseline_names(recipe, kind)):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
 def _take_variant(

@@ -1,5 +1,6 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
+from medfuse.training.competition import competition
 from medfuse.training.fit import FittedMember, Progress, fit_member
 from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, predict_variants, save_fold
 from medfuse.training.member import Member, load_member, save_member
@@ -16,6 +17,7 @@ __all__ = [
     "Progress",
     "TrainSettings",
     "check_fold",
+    "competition",
     "cpu_threads",
     "encoder_notes",
     "fit_fold",

@@ -125,15 +125,20 @@ def test_other_files_or_an_unfinished_run_are_refused(run, place, tmp_path):
     assert np.isfinite(rows_of(stressed(run, place, "noise", rates=[0.1], draws=1, out=tmp_path)).score).all()
 
 
-def test_the_report_shows_the_competition_of_modalities_and_what_was_hidden(place):
+def test_the_report_shows_the_competition_of_modalities_and_what_was_hidden(tmp_path):
+    card = made_up.write(tmp_path)
     words = (*made_up.QUICK, "baselines=[kaplan_meier]", "train.balance=agm", "train.presence=balanced")
+    words = (*words, "train.unimodal=true")
     run = train(
-        place / "card.md", recipe="smoke", overrides=words, data_root=place, store_root=place / "s", out=place / "agm"
+        card, recipe="smoke", overrides=words, data_root=tmp_path, store_root=tmp_path / "s", out=tmp_path / "run"
     )
     page = (run.path / "report.html").read_text()
     assert "Competition of the modalities" in page
     assert "Presence made independent" in page
+    assert "Competition strength: survival" in page
+    strengths = run.read("competition")["folds"]
+    assert len(strengths) == 2
+    assert all(set(by["survival"]) == {"stains", "genes", "clinical"} for by in strengths.values())
     row = run.curves()[0]
-    assert {f"{what}.{m}" for what in ("strength", "factor", "kept") for m in ("stains", "genes", "clinical")} <= set(
-        row
-    )
+    expected = {f"{what}.{m}" for what in ("strength", "factor", "kept") for m in ("stains", "genes", "clinical")}
+    assert expected <= set(row)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from medfuse.models.encoders import ENCODERS
 from medfuse.models.heads import HEADS
 from medfuse.training import TrainSettings, fit_member
 from medfuse.training.balance import Balancer, shapley
+from medfuse.training.competition import unexplained
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from model_cases import HEADS_OF, SHAPES, make_batch
@@ -166,3 +168,27 @@ def test_one_modality_needs_no_balance_and_other_words_are_refused():
         TrainSettings(balance="amg")
     with pytest.raises(ConfigError, match=r"train\.presence"):
         TrainSettings(presence="balance")
+
+
+def test_competition_strength_is_what_the_state_no_longer_holds():
+    draw = np.random.default_rng(0)
+    state = draw.normal(size=(3000, 8)) * 5 + 3
+    said = state @ draw.normal(size=8)
+    assert unexplained(state, said, penalty=1e-6) < 1e-6
+    assert unexplained(state, said) < 0.01
+    assert unexplained(state, draw.normal(size=3000)) == pytest.approx(1, abs=0.02)
+    half = said / said.std() + draw.normal(size=3000)
+    assert unexplained(state, half) == pytest.approx(0.5, abs=0.05)
+    assert np.isnan(unexplained(state, np.ones(3000)))
+    # leave-one-out, as by refitting without each patient
+    x, y, penalty = draw.normal(size=(12, 3)), draw.normal(size=12), 5.0
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    left, alone = [], []
+    for i in range(12):
+        keep = np.arange(12) != i
+        mean = y[keep].mean()
+        a = np.column_stack([np.ones(11), x[keep]])
+        beta = np.linalg.solve(a.T @ a + np.diag([0, penalty, penalty, penalty]), a.T @ y[keep])
+        left.append(y[i] - np.r_[1, x[i]] @ beta)
+        alone.append(y[i] - mean)
+    assert unexplained(x, y, penalty=penalty) == pytest.approx(np.square(left).sum() / np.square(alone).sum())
