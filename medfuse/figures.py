@@ -11,6 +11,7 @@ from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.targets import Survival
 
 # Okabe and Ito's palette: told apart with every common colour vision.
+_SLOPES = (-0.5, 3.0)  # of calibration, as shown
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 
 
@@ -167,6 +168,8 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
                     _curve(panel, own, key, colour=COLOURS[k], label=model, band=k == 0 or model == own[0]["reference"])
                 panel.axhline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
                 panel.set(xlabel=f"{mechanism} rate: {pattern}", ylabel=label)
+                if key != "score":
+                    panel.set_ylim(*_SLOPES)
         axes[0][0].legend(frameon=False, fontsize=7)
 
     return _svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
@@ -211,8 +214,12 @@ def _patterns(
         panel.axvline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
         shown = patterns if panel is axes[0] else [""] * len(patterns)
         panel.set_yticks([-k for k in range(len(patterns))], shown)
-        panel.set(xlabel=label)
-    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+        panel.set(xlabel=label, ylim=(-len(patterns) + 0.4, 0.6))
+        if key != "score":
+            panel.set_xlim(*_SLOPES)  # the slope of a model that says nothing may be anything
+    axes[0].figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=len(models)
+    )
 
 
 def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:

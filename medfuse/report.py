@@ -326,8 +326,8 @@ def _training(run: Run) -> str:
             body = [(m, *(by.get(outcome, {}).get(m) for by in measured.values())) for m in names]
             parts.append(
                 f"<h3>Competition strength: {escape(outcome)}</h3><p class=note>Share of what a network of the "
-                "modality alone says of unseen training patients that cannot be read, linearly, from the joint network's state: "
-                "0 = all of it is there, 1 or more = none.</p>"
+                "modality alone says of unseen training patients that cannot be read, linearly, from the joint "
+                "network's state: 0 = all of it is there, 1 or more = none.</p>"
                 + _table(("modality", *(f"fold {fold}" for fold in measured)), body)
             )
     return f"<h2>Training</h2>{''.join(parts)}" if parts else ""
