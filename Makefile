@@ -36,7 +36,7 @@ realdata: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "realdata and not gpu"
 
 bench: $(VENV)/.installed
-	for script in benchmarks/losses.py benchmarks/metrics.py benchmarks/tracking.py benchmarks/startup.py; do $(BIN)/python $$script || exit 1; done
+	for script in losses metrics tracking startup volumes packed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 long: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not gpu"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from medfuse.errors import ConfigError, DataError, nearest
-from medfuse.files import sha256_file
+from medfuse.files import sha256_path
 from medfuse.types import DAYS_PER_UNIT, ColumnKind, OutcomeKind
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -42,6 +42,8 @@ class Governance(Strict):
     consent: str = Field(min_length=1)
     deidentification: str = Field(min_length=1)
     sha256: dict[str, str] = Field(default_factory=dict, description="file as the card names it -> SHA-256")
+    checksums: str | None = Field(default=None, description="file of sha256sum's lines, for the files of patients")
+    accepted: list[str] = Field(default_factory=list, description="identifying elements that a person reviewed")
 
     @field_validator("sha256")
     @classmethod
@@ -59,6 +61,7 @@ class PatientsCard(Strict):
     file: str
     id: str | None = Field(default=None, description="id column; none: the row number, with row_prefix")
     row_prefix: str = "row-"
+    pseudonyms: bool = Field(default=False, description="stores and runs hold keyed pseudonyms; medfuse.pseudonyms")
 
 
 class GroupsCard(Strict):
@@ -160,8 +163,13 @@ _TABLE_KEYS = {"file", "columns", "repeated_rows", "days_from_index"}
 LOADER_KEYS = {
     "tabular": _TABLE_KEYS,
     "expression": _TABLE_KEYS
-    | {"orientation", "unit", "log_base", "zscored_on", "gmt", "duplicates", "accept_mangled"},
+    | {"orientation", "unit", "log_base", "zscored_on", "gmt", "duplicates", "accept_mangled", "barcode", "options"},
+    "copy_number": {"file", "path", "columns", "repeated_rows", "unit", "gmt", "duplicates", "accept_mangled", "build"}
+    | {"barcode", "regions", "options"},
+    "variants": {"file", "path", "columns", "gmt", "accept_mangled", "build", "barcode", "regions", "sequenced"}
+    | {"options"},
     "vectors": {"file", "files", "unit", "features", "coordinates"},
+    "events": {"file", "files", "options"},
 }
 # Loaders of raw files: one path per patient (or one table of all), options that the loader checks, and an extractor.
 _RAW_KEYS = {"path", "file", "files", "options", "extractor", "unit", "gmt"}
@@ -186,6 +194,10 @@ class ModalityCard(Strict):
     duplicates: Literal["refuse", "mean"] = "refuse"
     repeated_rows: Literal["agree", "mean", "first"] = "agree"
     accept_mangled: bool = False
+    barcode: Literal["as_is", "tcga_patient"] = Field(default="as_is", description="how samples name their patients")
+    build: Literal["GRCh37", "GRCh38"] | None = Field(default=None, description="genome that positions are of")
+    regions: str | None = Field(default=None, description="table of gene, chromosome, start, end (1-based, inclusive)")
+    sequenced: str | None = Field(default=None, description="FILE#COLUMN of who was sequenced, or with_variants")
     features: str = "features"
     coordinates: str = "coords"
     days_from_index: str | None = Field(default=None, description="column of days from index time; > 0 is refused")
@@ -200,25 +212,12 @@ class ModalityCard(Strict):
         if sum(map(bool, (self.file, self.files, self.path))) != 1:
             msg = "a modality needs one of file, files and path"
             raise ValueError(msg)
-        for pattern in (self.path, *self.files.values()) if self.loader not in LOADER_KEYS else ():
+        for pattern in (self.path, *(self.files.values() if self.loader not in LOADER_KEYS else ())):
             if pattern and "{patient_id}" not in pattern:
                 msg = "raw files need {patient_id} in path and files; a table of all patients stands under file"
                 raise ValueError(msg)
         if self.loader == "tabular" and not (isinstance(self.columns, dict) and self.columns):
             msg = "tabular needs columns: a mapping of column name to kind, unit, levels, missing"
-            raise ValueError(msg)
-        if self.loader == "expression" and (self.unit is None or isinstance(self.columns, dict)):
-            msg = (
-                "expression needs a unit (zscore, tpm, fpkm, counts, intensity, copy_number, mutation), log_base if "
-                "logged, and columns as a pattern such as '*_rnaseq'"
-            )
-            raise ValueError(msg)
-        if self.orientation == "genes_by_patients" and (self.days_from_index or self.repeated_rows != "agree"):
-            key = "days_from_index dates" if self.days_from_index else "repeated_rows merges"
-            msg = f"{key} rows, and rows of genes_by_patients are genes; transpose the table to use it"
-            raise ValueError(msg)
-        if self.unit == "zscore" and not self.zscored_on:
-            msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
             raise ValueError(msg)
         allowed = LOADER_KEYS.get(self.loader, _RAW_KEYS) | {"loader", "id", "description"}
         ignored = [
@@ -231,9 +230,32 @@ class ModalityCard(Strict):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _of_genes(self) -> "ModalityCard":
+        if self.loader == "expression" and (self.unit is None or isinstance(self.columns, dict)):
+            msg = (
+                "expression needs a unit (zscore, tpm, fpkm, counts, intensity, copy_number, mutation), log_base if "
+                "logged, and columns as a pattern such as '*_rnaseq'"
+            )
+            raise ValueError(msg)
+        rows = self.repeated_rows != "agree" and self.barcode == "as_is"  # several samples of a patient are columns
+        if self.orientation == "genes_by_patients" and (self.days_from_index or rows):
+            key = "days_from_index dates" if self.days_from_index else "repeated_rows merges"
+            msg = f"{key} rows, and rows of genes_by_patients are genes; transpose the table to use it"
+            raise ValueError(msg)
+        if self.loader in {"copy_number", "variants"} and isinstance(self.columns, dict):
+            msg = f"{self.loader} takes columns as a pattern of sample names, such as '*_tumour'"
+            raise ValueError(msg)
+        if self.unit == "zscore" and not self.zscored_on:
+            msg = "unit zscore also needs zscored_on: which rows have the published z-scores seen?"
+            raise ValueError(msg)
+        return self
+
     def sources(self) -> list[str]:
         """Files that the loader opens, without those that every patient has of his own."""
-        return [s for s in (self.file, *self.files.values(), self.gmt) if s and "{patient_id}" not in s]
+        listed = self.sequenced.rpartition("#")[0] if self.sequenced else None
+        named = (self.file, *self.files.values(), self.gmt, self.regions, listed)
+        return [source for source in dict.fromkeys(named) if source and "{patient_id}" not in source]
 
 
 class FoldsCard(Strict):
@@ -272,6 +294,7 @@ class CohortCard(Strict):
     outcomes: dict[str, OutcomeCard]
     modalities: dict[str, ModalityCard]
     folds: FoldsCard | None = None
+    strict: bool = Field(default=False, description="refuse files with identifying elements before anything is stored")
     prose: str = Field(default="", repr=False)
     path: Path | None = None
 
@@ -304,6 +327,7 @@ class CohortCard(Strict):
         for modality in self.modalities.values():
             named += modality.sources()
         named += self.folds.sources() if self.folds else []
+        named.append(self.governance.checksums)
         return list(dict.fromkeys(source for source in named if source))
 
 
@@ -365,13 +389,14 @@ def _package_folder(card: CohortCard, package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Path:
+def resolve_source(card: CohortCard, source: str, data_root: Path | None, *, folder: bool = False) -> Path:
     """Where a source of a card lies; its SHA-256 is checked where the card states it.
 
     Args:
         card: the card, whose ``root`` is a folder below the data root.
         source: a path below it, or ``package:NAME/path`` inside an installed package, found without importing it.
         data_root: folder laid out as the cards expect; None: the default, which a package source does not need.
+        folder: the source may be a folder (the shards of a MEDS dataset).
 
     Raises:
         ConfigError: a path that leaves the data root, a package that is not installed, or no data root.
@@ -387,7 +412,7 @@ def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Pat
             raise ConfigError(msg)
         path = jailed(source, jailed(card.root, root) if card.root else root)
     try:
-        there = path.is_file()
+        there = path.is_file() or (folder and path.is_dir())
     except OSError:  # a name longer than the file system takes
         there = False
     if not there:
@@ -395,7 +420,7 @@ def resolve_source(card: CohortCard, source: str, data_root: Path | None) -> Pat
         raise DataError(msg)
     expected = card.governance.sha256.get(source)
     if expected is not None:
-        found = sha256_file(path)
+        found = sha256_path(path)
         if found != expected:
             msg = (
                 f"{card.name}: {source!r} has changed: expected SHA-256 {expected} as the card states, found {found}; "

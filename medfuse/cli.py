@@ -78,11 +78,12 @@ def check(
     card: Annotated[str, typer.Argument(help="Name of a data card, or a path to one.")],
     data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse files that identify a person.")] = False,
 ) -> None:
     """Validate a card against its files: attrition, availability, events per fold, and every problem."""
     from medfuse.checking import check as check_card
 
-    report = check_card(card, data_root=data_root)
+    report = check_card(card, data_root=data_root, strict=strict)
     if json:
         import json as json_module
 
@@ -123,6 +124,7 @@ def extract(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     data_root: DataRoot = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the feature store.")] = None,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read every source file again.")] = False,
 ) -> None:
     """Turn a cohort's raw files into stored features: resumable, one bad file never stops the rest."""
     from medfuse.cohort import read_cohort
@@ -131,7 +133,8 @@ def extract(
     from medfuse.extraction import extract as run
 
     people = read_cohort(read_card(cohort), data_root=data_root, need_outcomes=False)
-    report = run(people, names=modalities, store_root=store or default_store_root(), workers=workers, say=_say)
+    root = store or default_store_root()
+    report = run(people, names=modalities, store_root=root, workers=workers, rehash=rehash, say=_say)
     kept = sum(item.status == "kept" for item in report.items)
     stored = sum(item.status == "stored" for item in report.items)
     _say(f"{stored} stored, {kept} kept, {len(report.failed)} failed")
@@ -278,6 +281,25 @@ def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     from medfuse.workflow import rewrite_report
 
     _say(f"written: {rewrite_report(run)}")
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
+    horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
+    patient: Annotated[str | None, typer.Option(help="One held-out patient instead of all.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
+    from medfuse.explaining import default_horizon, explain_run, lines
+    from medfuse.run import open_run
+
+    opened = open_run(run)
+    found = explain_run(opened, outcome=outcome, data_root=data_root, say=_say)
+    at = default_horizon(opened, found) if horizon is None else horizon
+    for line in lines(found, horizon=at, patient=patient):
+        _say(line)
 
 
 def _finish(run: "Run") -> None:

@@ -1,6 +1,5 @@
 """``medfuse inspect``: what any file or folder is, who reads it, and what is wrong with it. Never raises."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from medfuse import loaders
 from medfuse.errors import MedfuseError
-from medfuse.limits import LARGEST_FOLDER, read_head
+from medfuse.limits import files_below, read_head
 from medfuse.loaders.base import Head, Identifying
 
 
@@ -54,7 +53,13 @@ def inspect(paths: Sequence[str | Path]) -> list[Inspection]:
     for path in map(Path, paths):
         here: list[Inspection] = []
         by_loader: dict[str, list[Path]] = {}
-        for file in _files(path):
+        try:
+            there, files = path.exists(), _files(path)
+        except (OSError, ValueError, RuntimeError) as error:
+            why = str(error) if isinstance(error, ValueError) else f"cannot be followed ({type(error).__name__})"
+            found.append(Inspection(path=str(path), refusal=f"{path}: {why}; narrow the path, or check it"))
+            continue
+        for file in files:
             try:
                 name = recognise(file)
             except MedfuseError as error:
@@ -64,7 +69,7 @@ def inspect(paths: Sequence[str | Path]) -> list[Inspection]:
                 by_loader.setdefault(name, []).append(file)
             else:
                 here.append(Inspection(path=str(file), refusal=_unknown(file)))
-        if not path.exists():
+        if not there:
             here.append(Inspection(path=str(path), refusal=f"{path}: no such file or folder; check the path"))
         for name, files in by_loader.items():
             here += _items(name, files)
@@ -82,32 +87,39 @@ def recognise(file: Path) -> str:
     if not size:
         return ""
     head = Head(path=file, size=size, start=read_head(file))
-    for name in loaders.LOADERS:
+    specific = [name for name in loaders.LOADERS if name not in loaders.GENERIC]
+    for name in (*specific, *loaders.GENERIC):
         ask = getattr(loaders.module_of(name, where=str(file)), "recognise", None)
         if ask is not None and ask(head):
             return name
     return ""
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        if path.exists():
-            yield path
-        return
-    count = 0
-    for folder, names, files in os.walk(path):  # links to folders are not followed
-        names.sort()
-        for file in sorted(files):
-            count += 1
-            if count > LARGEST_FOLDER:
-                return
-            yield Path(folder) / file
+def _files(path: Path) -> list[Path]:
+    """Files at or below a path, sorted.
+
+    Raises:
+        ValueError: too many, too deep, or something that is neither a file nor a folder.
+        OSError: a folder that cannot be read.
+    """
+    if path.is_dir():
+        return sorted(files_below(path))
+    if path.exists() and not path.is_file():
+        msg = "expected a file or a folder, found a pipe or a device"
+        raise ValueError(msg)
+    return [path] if path.exists() else []
 
 
 def _unknown(file: Path) -> str:
     if file.stat().st_size == 0:
         return f"{file.name}: empty; copy it again, or leave it out"
-    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}"
+    todo = ""
+    if file.suffix.lower() in {".csv", ".tsv", ".arff", ".data"}:
+        todo = "; a table of one row per patient is named in a data card (loader tabular), of events with columns"
+        todo += " of patient and time too (loader events, format wide)"
+    elif read_head(file, size=8) == b"\x89HDF\r\n\x1a\n":
+        todo = "; this is HDF5, whose layout is its writer's own: export its arrays as CSV or Parquet with an id column"
+    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}{todo}"
 
 
 def _items(name: str, files: Sequence[Path]) -> Iterator[Inspection]:

@@ -1,26 +1,34 @@
 """Tables as they lie on disk, read as text, so that an id "001" stays "001" and a missing cell stays missing."""
 
 import csv
-import gzip
 import io
 import re
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError, nearest
+from medfuse.limits import inflate
 from medfuse.types import PatientId
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What the common exporters write for an empty cell.
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>", "."})
 TEXT_TABLES = (".csv", ".tsv", ".txt", ".arff")
 _ATTRIBUTE = re.compile(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s+\S", flags=re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"^[+-]?\d+,\d+$")
+_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", flags=re.IGNORECASE)
+_WIDEST = 100_000  # columns of a table of cells of any kind
+_FREE = 64 << 20  # bytes that any file may take in memory
+_PARQUET_EXPANSION = 400  # numbers in memory over bytes of a Parquet file
 MAX_EXPANSION = 200  # decompressed : compressed; more is a bomb, not a table
 
 
@@ -33,11 +41,18 @@ def _named(frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
     return frame
 
 
-def _text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
+def text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
     """A delimited text with a header row, every cell as text.
 
     The header is read as a row: pandas would rename a repeated column, and take a surplus cell for an index.
+
+    Raises:
+        DataError: damage, a row of another length, or a column name that stands twice.
     """
+    wide = content[: content.find(b"\n") + 1 or len(content)].count(separator.encode()) + 1
+    if wide > _WIDEST:
+        msg = f"{where}: expected at most {_WIDEST:,} columns, found {wide:,}; give genes or sites as rows"
+        raise DataError(msg)
     try:
         rows = pd.read_csv(
             io.BytesIO(content),
@@ -92,16 +107,18 @@ def _member(path: Path) -> tuple[str, bytes]:
 
 
 def _gunzipped(path: Path) -> bytes:
-    limit = MAX_EXPANSION * max(path.stat().st_size, 1)
-    with gzip.open(path) as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            msg = "no gzip file"
+            raise OSError(msg)
+    content = inflate(path, ratio=MAX_EXPANSION)
+    if len(content) > MAX_EXPANSION * max(path.stat().st_size, 1):
         msg = f"{path.name}: expected an ordinary gzip file, found one that grows {MAX_EXPANSION}-fold; refused"
         raise DataError(msg)
     return content
 
 
-def _unpacked(path: Path) -> tuple[str, bytes]:
+def unpacked(path: Path) -> tuple[str, bytes]:
     """Name that tells the format, and content, of a text table that may be packed."""
     suffix = path.suffix.lower()
     try:
@@ -158,15 +175,32 @@ def _arff_frame(content: bytes, *, where: str) -> pd.DataFrame:
     return _named(frame.mask(frame.isin(MISSING | {"?"})), where=where)
 
 
-def _parquet_frame(path: Path) -> pd.DataFrame:
+def parquet_table(path: Path) -> "pa.Table":
+    """Content of a Parquet file.
+
+    Raises:
+        DataError: damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path)
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        if cells * 8 > max(_FREE, _PARQUET_EXPANSION * path.stat().st_size):
+            msg = (
+                f"{path.name}: expected a table that fits its file, found {cells:,} cells in {path.stat().st_size:,} "
+                "bytes; a decompression bomb? write it as CSV if it is real"
+            )
+            raise DataError(msg)
+        return file.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
         msg = f"{path.name}: expected a whole Parquet file, found damage ({error}); fetch the file again"
         raise DataError(msg) from error
+
+
+def _parquet_frame(path: Path) -> pd.DataFrame:
+    table = parquet_table(path)
     # Whole numbers stay whole beside missing cells, and what pandas kept as an index comes as a column.
     _named(pd.DataFrame(columns=pd.Index(table.column_names)), where=path.name)
     cells = {
@@ -176,7 +210,7 @@ def _parquet_frame(path: Path) -> pd.DataFrame:
     return pd.DataFrame(cells, dtype=object)
 
 
-def _text_suffix(name: str) -> str:
+def text_suffix(name: str) -> str:
     """Suffix of a text table: ".csv" for "../folder/x.csv.zip", the name that pandas gives a packed member."""
     parts = re.split(r"[/\\\\]", name.lower())[-1].split(".")[1:]
     known = [f".{part}" for part in parts if part not in {"zip", "gz"}]
@@ -201,12 +235,12 @@ def read_table(path: Path) -> pd.DataFrame:
     if path.suffix.lower() == ".parquet":
         return _parquet_frame(path)
     if path.suffix.lower() in {*TEXT_TABLES, ".zip", ".gz"}:
-        name, content = _unpacked(path)
-        suffix = _text_suffix(name) or _text_suffix(path.name)
+        name, content = unpacked(path)
+        suffix = text_suffix(name) or text_suffix(path.name)
         if suffix == ".arff":
             return _arff_frame(content, where=path.name)
         if suffix in TEXT_TABLES:
-            return _text_frame(content, separator="," if suffix == ".csv" else "\t", where=path.name)
+            return text_frame(content, separator="," if suffix == ".csv" else "\t", where=path.name)
     msg = (
         f"{path.name}: expected {', '.join(TEXT_TABLES)} (also in .zip or .gz) or .parquet, found "
         f"{path.suffix or 'no suffix'}; convert the table"
@@ -228,6 +262,15 @@ def column(frame: pd.DataFrame, name: str, *, file: str) -> "pd.Series[str]":
     return frame[name]
 
 
+def not_a_number(cell: str, where: str, *, count: int) -> DataError:
+    """The refusal of a cell: what kind of text it is, never the text."""
+    comma = _DECIMAL_COMMA.match(cell.strip()) is not None
+    infinite = cell.strip().lower().lstrip("+-") in {"inf", "infinity"} or _NUMBER.match(cell.strip()) is not None
+    found = "a decimal comma" if comma else "infinity" if infinite else "text"
+    todo = "export with decimal points" if comma else "correct the cell, or list the code as missing in the card"
+    return DataError(f"{where}: expected a number, found {found} ({count} such cells); {todo}")
+
+
 def to_numeric(
     series: "pd.Series[str]", *, file: str, where: Callable[[int], str] | None = None
 ) -> NDArray[np.float64]:
@@ -247,14 +290,8 @@ def to_numeric(
     bad = np.flatnonzero(given & ~finite)
     if bad.size:
         row = int(bad[0])
-        comma = _DECIMAL_COMMA.match(str(series.iloc[row]).strip()) is not None
-        found = "a decimal comma" if comma else "infinity" if np.isinf(parsed[row]) else "text"
-        todo = "export with decimal points" if comma else "correct the cell, or list the code as missing in the card"
-        msg = (
-            f"{file}, {where(row) if where else f'data row {row + 1}'}, column {series.name!r}: expected a number, "
-            f"found {found} ({bad.size} such cells); {todo}"
-        )
-        raise DataError(msg)
+        place = where(row) if where else f"data row {row + 1}"
+        raise not_a_number(str(series.iloc[row]), f"{file}, {place}, column {str(series.name)!r}", count=bad.size)
     values = np.full(len(series), np.nan)
     values[finite] = series.to_numpy(dtype=object)[finite].astype(np.float64)  # pandas' own parser rounds the last bits
     return values

@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medfuse.applying import apply_run, classes_of, prediction_table, read_for_run, require_same_outcome
+from medfuse.applying import (
+    apply_run,
+    classes_of,
+    names_of,
+    prediction_table,
+    read_for_run,
+    require_same_outcome,
+    same_names,
+)
 from medfuse.audit import AuditReport, audit, require_clean
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.card import CohortCard, OutcomeCard
@@ -129,9 +137,7 @@ def prepare_job(card: CohortCard, recipe: Recipe, *, data_root: Path | None, sto
         if name not in card.outcomes:
             msg = f"recipe outcomes: card {card.name} has no outcome {name!r}; {nearest(name, card.outcomes)}"
             raise ConfigError(msg)
-    known = np.logical_or.reduce([cohort.targets[name].observed for name in wanted])
-    if not known.all():
-        cohort = cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
+    cohort = with_outcome(cohort, wanted)
     data = load_modalities(cohort, names=recipe.modalities, store_root=store_root)
     splits = make_splits(cohort, recipe.splits, wanted[0])
     say(f"{card.name}: {cohort.attrition.modelled} of {cohort.attrition.total} patients, {len(splits)} splits")
@@ -140,6 +146,12 @@ def prepare_job(card: CohortCard, recipe: Recipe, *, data_root: Path | None, sto
         say(f"audit {finding.severity}: {finding.message}")
     require_clean(report, allow=recipe.allow_leaks)
     return Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
+
+
+def with_outcome(cohort: Cohort, outcomes: Sequence[str]) -> Cohort:
+    """The patients of whom at least one of the outcomes is known: those that a run is about."""
+    known = np.logical_or.reduce([cohort.targets[name].observed for name in outcomes])
+    return cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
 
 
 def inner_of(job: Job, split: Split) -> list[Split]:
@@ -255,8 +267,7 @@ def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: T
     fold = _fit_network(job, run, split, inner, tracker=tracker, show=show)
     if recipe.train.balance == "agm":
         before = run.read("competition")["folds"] if (run.path / "competition.json").is_file() else {}
-        found = {o: _defined(by) for o, by in competition(fold, job.data, inner).items()}
-        run.write("competition", {"folds": {**before, split.name: found}})
+        run.write("competition", {"folds": {**before, split.name: competition(fold, job.data, inner)}})
     for variant in fold.ensembles[job.outcomes[0]]:
         predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
         for outcome in job.outcomes:
@@ -277,10 +288,6 @@ def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: T
         for result in fit_baselines(context, kind=kind, names=_baseline_names(recipe, kind)):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
-
-
-def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
 def _take_variant(
@@ -314,7 +321,8 @@ def _write_inputs(run: Run, job: Job, *, store_root: Path | None) -> None:
     run.write_text("recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
     sides = ("name", "train", "tuning", "held_out", "external", "unmatched")
     run.write("splits", {"splits": [{s: getattr(split, s) for s in sides} for split in job.splits]})
-    run.write("data", {"modalities": manifest(job.data, store_root=store_root), "sources": card.governance.sha256})
+    named = {"sources": card.governance.sha256, "pseudonyms": names_of(cohort)}
+    run.write("data", {"modalities": manifest(job.data, store_root=store_root), **named})
     run.write("modalities", {"modalities": modality_specs(job.data)})
     excluded = [{"patient_id": e.patient_id, "reason": e.reason} for e in cohort.attrition.excluded]
     problems = [{"file": p.file, "row": p.row, "column": p.column, "message": p.message} for p in cohort.problems]
@@ -513,6 +521,8 @@ def predict(
     card = read_card(cohort)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
     table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
+    if not same_names(opened, people):
+        table["seen_in_training"] = "unknown: pseudonyms of another key"
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
@@ -571,7 +581,8 @@ def evaluate(
     fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
     evaluation = evaluate_outcome({MODEL: [fold]}, people, chosen, carrying=MODEL, settings=EvaluationSettings())
     path = out or Path(f"external_{card.name}.json")
-    write_json(path, evaluation.to_json())
+    unknown = {} if same_names(opened, people) else {"overlap_with_training": "unknown: pseudonyms of another key"}
+    write_json(path, {**evaluation.to_json(), **unknown})
     return evaluation, path
 
 

@@ -12,15 +12,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
-    {"errors", "types", "files", "limits", "doctor", "processes"},
-    {"config", "card", "tables", "targets", "sample", "prediction"},
+    {"errors", "types", "files", "limits", "doctor", "processes", "mapped"},
+    {"config", "card", "tables", "targets", "sample", "prediction", "games", "pseudonyms", "sources"},
     {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
-    {"extraction", "inspection"},
+    {"extraction", "inspection", "gate"},
     {"dataset", "training", "baselines", "evaluation", "audit", "isolation", "proxies", "twins", "scenarios", "stress"},
-    {"checking", "run", "frames", "applying"},
+    {"explain"},
+    {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "stressing", "benchmark_table", "benchmarking"},
+    {"workflow", "explaining", "stressing", "benchmark_table", "benchmarking"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -28,11 +29,17 @@ APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and t
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
     "streamlit": set(),
-    "pydicom": set(),
-    "nibabel": set(),
-    "openslide": set(),
+    "pydicom": {"loaders"},
+    "nibabel": {"loaders"},
+    "nrrd": {"loaders"},
+    "openslide": {"loaders"},
+    "tifffile": {"loaders"},
+    "simplejpeg": {"loaders"},
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},
+    "wfdb": set(),
+    "soundfile": {"loaders"},
+    "defusedxml": {"loaders"},
     "pickle": set(),
     "joblib": set(),
 }

@@ -138,7 +138,7 @@ def test_every_loader_reads_its_example_and_refuses_half_of_it(tmp_path, name):
     card = module.write_example(tmp_path)
     data = module.read("m", card, resolve=lambda source: tmp_path / source, patients=("id", ""))
     assert set(data.samples) == {"001", "002", "010"}
-    for file in tmp_path.iterdir():
+    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 - 3])
     with pytest.raises(DataError):
         module.read("m", card, resolve=lambda source: tmp_path / source, patients=("id", ""))

@@ -13,9 +13,18 @@ from medfuse.sample import ItemKind
 EXTRACTORS: dict[str, str] = {
     "identity": "medfuse.extractors.identity:IdentityExtractor",
     "hashed_ngrams": "medfuse.extractors.text:HashedNgrams",
+    "waveform": "medfuse.extractors.waveform:Waveform",
+    "tile": "medfuse.extractors.tile:TileFeatures",
+    "volume": "medfuse.extractors.volume:VolumeStatistics",
 }
 # the extractor of a kind of item when the card names none
-DEFAULTS: dict[ItemKind, str] = {"vector": "identity", "sentence": "hashed_ngrams"}
+DEFAULTS: dict[ItemKind, str] = {
+    "vector": "identity",
+    "sentence": "hashed_ngrams",
+    "window": "waveform",
+    "tile": "tile",
+    "patch": "volume",
+}
 
 
 def build_extractor(options: Mapping[str, Any], *, where: str) -> Extractor:

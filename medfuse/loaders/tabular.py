@@ -1,6 +1,7 @@
 """Tables of numeric, categorical and ordinal columns; a missing cell is a state of its own."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,20 @@ from numpy.typing import NDArray
 
 from medfuse.config import ColumnCard, ModalityCard
 from medfuse.errors import DataError
+from medfuse.limits import read_head
+from medfuse.loaders._look import is_parquet, look, parquet_names, shown
+from medfuse.loaders._matrix import names_and_rows
+from medfuse.loaders.base import Description, Head, Identifying
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import column, patient_ids, read_table, same_code, to_numeric
 from medfuse.types import PatientId
+
+_HINTS = {
+    "id": re.compile(r"(^|_)(mrn|ssn|nhs|(subject|patient|hadm|case|person)_?id)($|_)|^id$", re.IGNORECASE),
+    "name": re.compile(r"(^|_)(first|last|family|given|patient|sur)_?name($|_)", re.IGNORECASE),
+    "date": re.compile(r"(^|_)(dob|dod|birth_?date|date_of_birth|date_of_death)($|_)|date$", re.IGNORECASE),
+    "address": re.compile(r"(^|_)(address|street|zip|zip_?code|post_?code|phone|e?mail)($|_)", re.IGNORECASE),
+}
 
 
 def merge_rows(
@@ -75,7 +87,9 @@ def _coded(cells: "pd.Series[str]", card: ColumnCard, *, file: str) -> tuple[NDA
 def to_samples(values: NDArray[np.float64], ids: list[PatientId]) -> dict[PatientId, ModalitySample]:
     """(n, C) values, NaN where missing, as samples; a patient without any value has no sample."""
     observed = ~np.isnan(values)
-    tokens = np.stack([np.where(observed, values, 0.0), observed], axis=-1).astype(np.float32)
+    tokens = np.zeros((*values.shape, 2), dtype=np.float32)
+    np.copyto(tokens[..., 0], values, where=observed, casting="same_kind")
+    tokens[..., 1] = observed
     position = np.arange(values.shape[1], dtype=np.float32)[:, None]
     return {
         patient: ModalitySample(tokens=tokens[i], position=position)
@@ -136,6 +150,42 @@ def read(
     return ModalityData(
         name=name, layout="columns", features=2, columns=tuple(columns), samples=samples, warnings=warnings
     )
+
+
+# --- inspection ------------------------------------------------------------------------------------------------------
+
+
+def recognise(head: Head) -> bool:
+    """A delimited text with a header, ARFF, or Parquet: whatever no other loader knows better."""
+    if is_parquet(head):
+        return True
+    if head.path.suffix.lower() == ".arff":
+        return b"@relation" in head.start.lower() or b"@attribute" in head.start.lower()
+    return look(head) is not None
+
+
+def describe(files: Sequence[Path]) -> Description:
+    """Number of rows, and names of the columns; no cell.
+
+    Raises:
+        DataError: damaged.
+    """
+    path = files[0]
+    if is_parquet(Head(path=path, size=path.stat().st_size, start=read_head(path))):
+        names, rows = parquet_names(path)
+        kind = "table (Parquet)"
+    else:
+        names, rows = names_and_rows(path)
+        kind = "table (ARFF)" if path.suffix.lower() == ".arff" else "table"
+    return Description(kind=kind, holds={"rows": rows, "columns": len(names), "names": shown(names)})
+
+
+def identifying(files: Sequence[Path]) -> list[Identifying]:
+    """Columns whose names are those of ids, names, dates of birth, addresses and the like: hints, not an answer."""
+    path = files[0]
+    names = describe(files).holds["names"]
+    hits = [(name, kind) for name in names for kind, pattern in _HINTS.items() if pattern.search(name)]
+    return [Identifying(where=f"{path.name}: column {name!r}", kind=kind) for name, kind in hits]
 
 
 def write_example(folder: Path) -> ModalityCard:

@@ -1,8 +1,9 @@
 """Feature vectors and bags of them, as other tools wrote them: NPZ, HDF5 (CLAM, TRIDENT), CSV, Parquet."""
 
+import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 from medfuse.config import ModalityCard
 from medfuse.errors import DataError
+from medfuse.limits import check_growth
+from medfuse.loaders._look import is_hdf5, is_parquet, is_vectors, look, parquet_names
+from medfuse.loaders._matrix import names_and_rows
+from medfuse.loaders.base import Description, Head
 from medfuse.sample import ModalityData, ModalitySample
 from medfuse.tables import patient_ids, read_table, to_numeric
 from medfuse.types import PatientId
@@ -44,8 +49,33 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
     return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
 
 
+def _check_npz(path: Path) -> None:
+    """Compare what the arrays of an NPZ claim to hold with what is there, before memory is taken for them.
+
+    Raises:
+        DataError: a bomb, or an array whose numbers are not all there.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            check_growth(member.compress_size, member.file_size, where=path.name)
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                claimed = math.prod(shape) * dtype.itemsize + file.tell()
+            if not dtype.hasobject and claimed != member.file_size:
+                msg = (
+                    f"{path.name}: expected an array of {member.file_size} bytes, found one that claims {claimed}; "
+                    "fetch the file again"
+                )
+                raise DataError(msg)
+
+
 def _read_npz(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]]:
     try:
+        _check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             if card.features in archive.files and card.id in archive.files:
                 ids = archive[str(card.id)].astype(str)
@@ -111,6 +141,8 @@ def _array(group: "h5py.Group", name: str, *, where: str) -> NDArray[np.generic]
     if node is None or (isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)):
         msg = f"{where}: expected numbers inside the file, found a link to {name!r}; copy the data into the file"
         raise DataError(msg)
+    if isinstance(node, h5py.Dataset):
+        check_growth(int(node.id.get_storage_size()), int(node.nbytes), where=where)
     array: NDArray[np.generic] = node[()]
     return array
 
@@ -196,6 +228,75 @@ def read(
         samples=samples,
         warnings=warnings if left_out else (),
     )
+
+
+# --- inspection ------------------------------------------------------------------------------------------------------
+
+
+def recognise(head: Head) -> bool:
+    """NPZ, HDF5 (an h5ad file is the expression loader's), or a table of numbered features."""
+    if head.start.startswith(b"PK\x03\x04"):
+        return head.path.suffix.lower() == ".npz"
+    if is_hdf5(head):
+        return True
+    if is_parquet(head):
+        return is_vectors(parquet_names(head.path)[0])
+    table = look(head)
+    return table is not None and is_vectors(table.names)
+
+
+def describe(files: Sequence[Path]) -> Description:
+    """Number of entries and the shape of the first; no value.
+
+    Raises:
+        DataError: damaged, or a layout that no card can name.
+    """
+    path = files[0]
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _describe_npz(path)
+    if suffix in {".csv", ".tsv", ".parquet"}:
+        parquet = suffix == ".parquet"
+        names, rows = parquet_names(path) if parquet else names_and_rows(path)
+        return Description(kind="feature vectors (table)", holds={"rows": rows, "columns": len(names)})
+    return _describe_hdf5(path)
+
+
+def _describe_npz(path: Path) -> Description:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            shape = _npy_shape(archive, names[0]) if names else []
+    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, EOFError, OSError, RuntimeError) as error:
+        msg = f"{path.name}: expected an NPZ file of plain arrays, found damage or pickled objects; fetch it again"
+        raise DataError(msg) from error
+    return Description(kind="feature vectors (NPZ)", holds={"arrays": len(names), "first_shape": shape})
+
+
+def _npy_shape(archive: zipfile.ZipFile, name: str) -> list[int]:
+    """From the header of an array; its numbers are not read."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return [int(n) for n in read(file)[0]]
+
+
+def _describe_hdf5(path: Path) -> Description:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            names = [str(name) for name in file]
+            shapes = {}
+            for name in names[:5]:
+                node = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+                shapes[name] = list(node.shape) if isinstance(node, h5py.Dataset) else "group or link"
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+        msg = f"{path.name}: expected an HDF5 file, found damage ({type(error).__name__}); fetch the file again"
+        raise DataError(msg) from error
+    known = {name: shape for name, shape in shapes.items() if name in {"features", "coords"}}
+    layout = known or {"first": next(iter(shapes.values()), [])}  # other names can be ids of patients
+    return Description(kind="feature vectors (HDF5)", holds={"entries": len(names), "shapes": layout})
 
 
 def write_example(folder: Path) -> ModalityCard:

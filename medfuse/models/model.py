@@ -40,7 +40,7 @@ class MultimodalModel(nn.Module):
         Raises:
             ModelError: when the batch has other modalities than the model.
         """
-        fused: Fused = self.fusion(*self._encode(batch), batch.present)
+        fused: Fused = self.fusion(*self.encode(batch), batch.present)
         return fused
 
     @torch.no_grad()
@@ -55,7 +55,7 @@ class MultimodalModel(nn.Module):
         for column, encoder in enumerate(self.encoders):
             cast(Encoder, encoder).begin(*self._door(train, column))
         if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear
-            self.fusion.begin(*self._encode(train), train.present, train.targets)
+            self.fusion.begin(*self.encode(train), train.present, train.targets)
 
     def _check(self, batch: Batch) -> None:
         if batch.modalities != self.modalities:
@@ -69,16 +69,22 @@ class MultimodalModel(nn.Module):
         real = mask[..., None]
         return torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
 
-    def _encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    def encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Tokens and masks per modality as the fusion receives them; the same whatever else is present.
+
+        Raises:
+            ModelError: when the batch has other modalities than the model.
+        """
         self._check(batch)
         found = [encoder(*self._door(batch, column)) for column, encoder in enumerate(self.encoders)]
         return [tokens for tokens, _ in found], [mask for _, mask in found]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits (B, number of logits) per outcome."""
-        return self._decode(self.fuse(batch))
+        return self.decode(self.fuse(batch))
 
-    def _decode(self, fused: Fused) -> dict[str, Tensor]:
+    def decode(self, fused: Fused) -> dict[str, Tensor]:
+        """Logits (B, number of logits) per outcome, of states."""
         weights = fused.weights[..., None]  # (B, S, 1)
         return {name: (weights * self.head(name)(fused.states)).sum(1) for name in self.outcomes}
 
@@ -112,7 +118,7 @@ class MultimodalModel(nn.Module):
                 msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
                 raise ModelError(msg)
         fused = self.fuse(batch)
-        logits: Mapping[str, Tensor] = self._decode(fused)
+        logits: Mapping[str, Tensor] = self.decode(fused)
         total = self._loss(logits if adjust is None else adjust(logits), batch.targets)
         if not self.training:
             return total

@@ -55,10 +55,10 @@ class _Inner(Protocol):
 
 def competition(
     fold: FoldModel, data: Mapping[str, ModalityData], inner: Sequence[_Inner]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Per outcome and modality the competition strength in a fold, the mean over its joint networks.
 
-    A modality without a network of its own has none.
+    A modality without a network of its own has none; None where that network says the same of everybody.
 
     Args:
         fold: with its members.
@@ -78,7 +78,9 @@ def competition(
             batches = chunks(alone, transform_patients({name: data[name]}, alone.preprocessing, ids), ids)
             for outcome, link in speak(alone, batches).items():
                 found.setdefault(outcome, {}).setdefault(name, []).append(unexplained(states, link.mean(axis=1)))
-    return {o: {m: float(np.mean(v)) for m, v in by.items()} for o, by in found.items()}
+    return {
+        o: {m: float(np.mean(v)) if np.isfinite(v).all() else None for m, v in by.items()} for o, by in found.items()
+    }
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from medfuse.loaders import read
 from medfuse.loaders.expression import mangled_names, read_gmt
 from medfuse.preprocessing import fit_preprocessing
 
-BY_PATIENT = "id,TP53_rnaseq,EGFR_rnaseq,BRCA1_cnv\n001,1.5,2,0\n002,-0.5,,1\n010,,,\n"
-BY_GENE = "gene,001,002,010\nTP53,1.5,-0.5,\nEGFR,2,,\n"
+BY_PATIENT = "id,TP53_rnaseq,EGFR_rnaseq,BRCA1_cnv\n001,1.5,2,0\n002,0.5,,1\n010,,,\n"
+BY_GENE = "gene,001,002,010\nTP53,1.5,0.5,\nEGFR,2,,\n"
 
 
 def loaded(folder, text=None, *, name="t.csv", patients=("id", ""), **card):
@@ -37,7 +37,7 @@ def table(data):
     }
 
 
-EXPECTED = {"001": {"TP53": 1.5, "EGFR": 2.0}, "002": {"TP53": -0.5, "EGFR": None}}
+EXPECTED = {"001": {"TP53": 1.5, "EGFR": 2.0}, "002": {"TP53": 0.5, "EGFR": None}}
 
 
 def test_both_orientations_read_the_same_values(tmp_path):
@@ -170,7 +170,7 @@ def test_a_constant_gene_is_dropped_and_listed(tmp_path):
 
 
 def test_a_gene_table_in_parquet_and_every_cut_of_it(tmp_path):
-    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 4)), columns=list("ABCD"))
+    frame = pd.DataFrame(np.random.default_rng(0).random(size=(30, 4)), columns=list("ABCD"))
     frame.assign(id=[f"p{i}" for i in range(30)]).to_parquet(tmp_path / "t.parquet")
     data = loaded(tmp_path, name="t.parquet")
     assert table(data)["p3"]["B"] == pytest.approx(frame["B"][3], rel=1e-6)

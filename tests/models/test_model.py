@@ -118,7 +118,7 @@ def test_one_patient_cohort_and_one_column():
     assert model.eval().predict(one)["os"]["survival"].shape == (1, 3)
 
 
-@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
 def test_bfloat16_autocast_stays_close(fusion):
     torch.manual_seed(0)
     model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()
@@ -206,3 +206,15 @@ def test_what_is_fitted_before_the_first_step_comes_from_train_alone(monkeypatch
     model.begin(make_batch(12, seed=1))
     assert not torch.equal(model.fusion.centre, first)
     assert torch.equal(model.state_dict()["fusion.centre"], model.fusion.centre)
+
+
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_bfloat16_autocast_trains(fusion):
+    torch.manual_seed(0)
+    model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(make_batch())
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
