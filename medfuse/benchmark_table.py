@@ -173,18 +173,19 @@ def verdict(rows: Sequence[Row], chosen: Mapping[str, Sequence[str]], *, cohort:
             f"the fusion model that the inner folds chose, {fusion}, is {word} than the baseline that they chose, "
             f"{base}, on {cohort}: {size} (simultaneous 95 % interval){small}"
         )
-    apart = [
-        r["model"]
-        for r in rows
-        if r["kind"] == "fusion"
-        and r["difference_low"] is not None
-        and not r["difference_low"] <= 0 <= r["difference_high"]
-    ]
-    if apart:
+    known = [r for r in rows if r["kind"] == "fusion" and r["difference_low"] is not None]
+    above = [r["model"] for r in known if r["difference_low"] > 0]
+    below = [r["model"] for r in known if r["difference_high"] < 0]
+    if above:
         return (
             f"the fusion model that the inner folds chose, {fusion}, is not distinguishable from {base} on {cohort} "
-            f"({size}){small}; {', '.join(apart)} differ from it on held-out patients, but were not chosen before "
-            "these were read, so that is no result"
+            f"({size}){small}; {', '.join(above)} stood above it on held-out patients, but was not chosen before these "
+            "were read, so that is no result"
+        )
+    if below:
+        return (
+            f"no fusion model is better than {base} on {cohort} (chosen: {fusion}, {size}), and worse are "
+            f"{', '.join(below)}{small}"
         )
     return f"no fusion model is distinguishable from {base} on {cohort} (chosen: {fusion}, {size}){small}"
 

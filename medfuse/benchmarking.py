@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 ENSEMBLE = "ensemble"  # the base recipe as it stands: its fusion with a network per modality beside it
 NOT_ONE_PATIENT = "rank_average"  # a rank needs the other held-out patients: it predicts no single patient
 _HARMLESS = {"tracking", "baselines", "evaluation", "allow_leaks"}  # parts of a recipe that change no cell
+_BUDGET = ("seeds", "epochs", "patience", "precision", "device", "threads", "deterministic")
 _ARRAYS = ("risk_score", "times", "survival", "probability", "value")
 
 
@@ -72,7 +73,8 @@ def recipe_of(name: str, base: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe of one model of the zoo, under the base recipe's budget.
 
     A recipe of that name where there is one, else the base recipe with the fusion of that name. The joint network
-    alone, except for ``ensemble``. Folds, inner folds, seeds, outcomes and modalities are those of the base.
+    alone, except for ``ensemble``. Folds, inner folds, seeds, epochs, patience, outcomes and modalities are those of
+    the base.
 
     Raises:
         ConfigError: neither a recipe nor a fusion.
@@ -90,7 +92,7 @@ def recipe_of(name: str, base: Recipe, overrides: Sequence[str]) -> Recipe:
         )
         raise ConfigError(msg)
     shared = {key: getattr(base, key) for key in ("seed", "outcomes", "modalities", "splits", "evaluation")}
-    train = own.train.model_copy(update={"seeds": base.train.seeds, "unimodal": False})
+    train = own.train.model_copy(update={key: getattr(base.train, key) for key in _BUDGET} | {"unimodal": False})
     return own.model_copy(update={**shared, "name": name, "train": train})
 
 

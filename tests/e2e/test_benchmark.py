@@ -122,10 +122,11 @@ def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(pl
 
 
 def test_every_fusion_is_a_model_under_the_budget_of_the_base(place):
-    base = read_recipe("default", ["train.seeds=2", "seed=5"])
+    base = read_recipe("default", ["train.seeds=2", "seed=5", "train.epochs=7"])
     for name in FUSIONS:
         recipe = recipe_of(name, base, ["train.seeds=2", "seed=5"])
         assert recipe.train.seeds == 2
+        assert recipe.train.epochs == base.train.epochs
         assert recipe.seed == 5
         assert not recipe.train.unimodal
     assert recipe_of("ensemble", base, []).train.unimodal
@@ -151,7 +152,10 @@ def test_the_verdict_says_no_more_than_the_intervals():
     assert "is better than" in verdict(rows_of(0.01, 0.05), chosen, cohort="toy", resolvable=0.04)
     assert "is worse than" in verdict(rows_of(-0.09, -0.05), chosen, cohort="toy", resolvable=0.04)
     lucky = verdict(rows_of(-0.03, 0.05, best=0.02), chosen, cohort="toy", resolvable=0.04)
-    assert "late differ from it on held-out patients, but were not chosen" in lucky
+    assert "late stood above it on held-out patients, but was not chosen" in lucky
+    poor = verdict(rows_of(-0.03, 0.05, best=-0.2), chosen, cohort="toy", resolvable=0.04)
+    assert poor.startswith("no fusion model is better than clinical Cox on toy")
+    assert "worse are late" in poor
     mixed = {**chosen, BASELINE: ["clinical_cox", "late_average"]}
     assert "clinical Cox (1 of 2 folds)" in verdict(rows_of(-0.03, 0.05), mixed, cohort="toy", resolvable=0.06)
     assert verdict([], {FUSION: [], BASELINE: []}, cohort="toy", resolvable=None).startswith("no verdict")
