@@ -237,6 +237,68 @@ def merge(
 
 
 @app.command()
+def benchmark(
+    cohort: Cohort,
+    models: Annotated[
+        list[str] | None, typer.Option("--models", help="Fusions, recipes, ensemble; repeatable. Default: all fusions.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe whose budget all models share.")] = "default",
+    set_: Set = None,
+    trials: Annotated[int, typer.Option(help="Tuning trials per model and fold.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: runs/benchmark-COHORT. It is taken up again.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train many ways of fusing and the baselines under one budget, and say whether any fusion is worth it."""
+    from medfuse.benchmarking import benchmark as run_benchmark
+
+    found = run_benchmark(
+        cohort,
+        models=[name for text in models for name in text.split(",")] if models else None,
+        recipe=recipe,
+        overrides=set_ or (),
+        trials=trials,
+        data_root=data_root,
+        out=out,
+        say=_say,
+    )
+    for line in found.lines():
+        _say(line)
+    _say(f"written: {found.path / 'benchmark.json'}")
+
+
+@app.command()
+def stress(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    mechanism: Annotated[
+        str, typer.Option(help="subsets, mcar, mar, mnar, mnar-flip, noise, dilution or swap.", show_default=False)
+    ],
+    rates: Annotated[list[float] | None, typer.Option("--rate", help="Such as 0.5; repeatable.")] = None,
+    modalities: Annotated[list[str] | None, typer.Option("--modality", help="Only this one; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: stress/ in the run.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Hide, blur, dilute or swap modalities of a run's held-out patients, with its stored models."""
+    from medfuse.stressing import stress_lines, stress_run
+
+    with _bar() as (_, watch):
+        result = stress_run(
+            run,
+            mechanism,
+            rates=rates,
+            modalities=modalities,
+            out=out,
+            data_root=data_root,
+            watch=lambda part: watch(part, mechanism),
+        )
+    for line in stress_lines(result.content):
+        _say(line)
+    for path in result.paths:
+        _say(f"written: {path}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Write the run's self-contained HTML page again."""
     from medfuse.workflow import rewrite_report

@@ -28,11 +28,13 @@ LAYERS = [
         "proxies",
         "twins",
         "synthetic",
+        "scenarios",
+        "stress",
     },
     {"explain"},
     {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "explaining", "demo"},
+    {"workflow", "explaining", "stressing", "benchmark_table", "benchmarking", "demo"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

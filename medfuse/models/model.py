@@ -1,6 +1,6 @@
 """The model: an encoder per modality, a fusion, a head per outcome."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -113,10 +113,16 @@ class MultimodalModel(nn.Module):
             raise ModelError(msg)
         return cast(Head, self.heads[self.outcomes.index(outcome)])
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(
+        self, batch: Batch, *, adjust: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    ) -> Tensor:
         """Mean over the outcomes of each one's loss over its observed patients.
 
         While training, the readouts of the fusion add the same loss of their states, and the fusion its penalties.
+
+        Args:
+            batch: with all outcomes of the model.
+            adjust: given the logits, returns equal ones whose gradients differ; for the balance of modalities.
 
         Raises:
             ModelError: when the batch lacks an outcome of the model.
@@ -126,16 +132,17 @@ class MultimodalModel(nn.Module):
                 msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
                 raise ModelError(msg)
         fused = self.fuse(batch)
-        total = self._loss(self.decode(fused), batch.targets)
+        logits: Mapping[str, Tensor] = self.decode(fused)
+        total = self._loss(logits if adjust is None else adjust(logits), batch.targets)
         if not self.training:
             return total
         for readout in fused.readouts:
-            logits = {name: self.head(name)(readout.states) for name in self.outcomes}
+            read = {name: self.head(name)(readout.states) for name in self.outcomes}
             seen = {
                 name: replace(target, observed=target.observed & readout.included)
                 for name, target in batch.targets.items()
             }
-            total = total + readout.weight * self._loss(logits, seen)
+            total = total + readout.weight * self._loss(read, seen)
         for penalty in self.fusion.penalties(fused, batch.targets).values():
             total = total + penalty
         return total

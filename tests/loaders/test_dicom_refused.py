@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pydicom
 import pytest
-from bombs import j2k, jpeg
+from dicom_bombs import j2k, jpeg
 from dicom_made import deflated, edit, flat, head, item, moved, rotated, series, volume
 from pydicom.uid import JPEG2000Lossless, generate_uid
 from volumes_whole import WHOLE, whole
