@@ -179,7 +179,7 @@ def test_bombs_are_refused_within_two_seconds_and_300_mib(tmp_path):
     """In one process, whose peak memory is that of all of them; time is the processor's."""
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parents[1])])
-    call = [sys.executable, str(here / "bombs.py"), str(tmp_path / "bombs")]
+    call = [sys.executable, str(here / "dicom_bombs.py"), str(tmp_path / "bombs")]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     subprocess.run([*call, "make"], check=True, env=environment, timeout=120)
     done = subprocess.run(call, check=True, env=environment, timeout=120, capture_output=True, text=True)
