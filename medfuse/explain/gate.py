@@ -283,3 +283,24 @@ def absence_used(risk: Array, draws: Array, *, delta: float = DELTA) -> NDArray[
     error = np.sqrt(square / safe / safe)
     gap = np.abs(mean - risk)
     return cast(NDArray[np.bool_], (count > 1) & (gap > delta) & (gap > 2 * error))
+
+
+def absence_shift(risk: Array, draws: Array, modality: NDArray[np.int64], count: int) -> Array:
+    """(count, 2) per modality, mean of risk without it less the mean over donors, and the mean's standard error.
+
+    A shift of one sign over patients is the absence speaking; differences of both signs are curvature and noise.
+
+    Args:
+        risk: (q,) predicted with the modality absent.
+        draws: (q, K) predicted with each donor's; NaN where there are fewer.
+        modality: (q,) which one.
+        count: M.
+    """
+    has = ~np.isnan(draws).all(axis=1)
+    out = np.full((count, 2), np.nan)
+    for m in range(count):
+        rows = np.flatnonzero(has & (modality == m))
+        if len(rows) > 1:
+            gap = risk[rows] - np.nanmean(draws[rows], axis=1)
+            out[m] = gap.mean(), gap.std(ddof=1) / np.sqrt(len(rows))
+    return out
