@@ -21,7 +21,7 @@ LAYERS = [
     {"explain"},
     {"checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "explaining"},
+    {"workflow", "explaining", "explaining_parts"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from medfuse.errors import ConfigError
 from medfuse.explain.coalitions import Coalitions, at_horizon, contrast, replicates_of
@@ -288,8 +289,11 @@ class HiddenCheck:
     crossed: float
 
 
-def check_hidden(found: Donors, values: Coalitions, *, threshold: float, column: int = 0) -> HiddenCheck:
-    """Compare the answers to :func:`hidden_questions` with what the models say when the modality is shown.
+Pairs = NDArray[np.float64]  # (q, 4) expected change, realised change, crossing probability, crossed
+
+
+def hidden_pairs(found: Donors, values: Coalitions, *, threshold: float, column: int = 0) -> Pairs:
+    """Answers to :func:`hidden_questions` beside what the models say when the modality is shown, where both are known.
 
     Args:
         found: answers to questions about modalities that the patients have.
@@ -297,22 +301,28 @@ def check_hidden(found: Donors, values: Coalitions, *, threshold: float, column:
         threshold: see :func:`added_value`.
         column: index of the horizon or class.
     """
-    from scipy.stats import spearmanr
-
     said = added_value(found, threshold=threshold, column=column)
     number = found.available @ (1 << np.arange(len(found.modalities))) + (1 << found.modality)
-    realised = _risks(values.values[found.patient, number], values, found.horizons)[:, column]
-    known = ~np.isnan(said.expected_change)
-    change, risk, crossing = said.expected_change[known], said.risk[known], said.crossing[known]
-    truth = realised[known]
-    crossed = ((truth - threshold) * (risk - threshold) < 0).astype(np.float64)
+    truth = _risks(values.values[found.patient, number], values, found.horizons)[:, column]
+    crossed = (truth - threshold) * (said.risk - threshold) < 0
+    pairs = np.stack([said.expected_change, np.abs(truth - said.risk), said.crossing, crossed], axis=1)
+    return np.asarray(pairs[~np.isnan(said.expected_change)])
+
+
+def check_hidden(pairs: Pairs) -> HiddenCheck:
+    """How well answers agree with what was hidden; NaN for fewer than three questions.
+
+    Args:
+        pairs: of :func:`hidden_pairs`, of one fold or of several.
+    """
+    expected, realised, crossing, crossed = pairs.T
     nan = float("nan")
-    if known.sum() < 3 or np.ptp(change) == 0:
-        return HiddenCheck(questions=int(known.sum()), spearman=nan, brier=nan, brier_base=nan, crossed=nan)
+    if len(pairs) < 3 or np.ptp(expected) == 0 or np.ptp(realised) == 0:
+        return HiddenCheck(questions=len(pairs), spearman=nan, brier=nan, brier_base=nan, crossed=nan)
     share = float(crossed.mean())
     return HiddenCheck(
-        questions=int(known.sum()),
-        spearman=float(spearmanr(change, np.abs(truth - risk)).statistic),
+        questions=len(pairs),
+        spearman=float(spearmanr(expected, realised).statistic),
         brier=float(np.mean((crossing - crossed) ** 2)),
         brier_base=float(np.mean((share - crossed) ** 2)),
         crossed=share,

@@ -196,6 +196,41 @@ def subset_gate(
     )
 
 
+def unknown_gate(values: Coalitions, reason: str) -> Gate:
+    """A gate that supports nothing, for a reason that holds for every coalition of ``values``."""
+    c = 1 << len(values.modalities)
+    return Gate(
+        outcome=values.outcome,
+        kind=values.kind,
+        modalities=values.modalities,
+        horizons=np.zeros(0),
+        patients=np.zeros(c, dtype=np.int64),
+        events=np.zeros(c, dtype=np.int64),
+        concordance=np.full(c, np.nan),
+        index=np.full((c, 1), np.nan),
+        reason=(reason,) * c,
+    )
+
+
+def same_as_stored(values: Coalitions, fold: FoldModel, *, tolerance: float = 1e-3) -> bool:
+    """Whether values of :func:`unseen_values` of all modalities are the fold's stored out-of-fold predictions.
+
+    They are not when the inner folds are others than those the fold was trained with.
+    """
+    stored = fold.out_of_fold[values.outcome][CHOSEN]
+    row = {patient: i for i, patient in enumerate(values.patient_ids)}
+    if any(patient not in row for patient in stored.patient_ids):
+        return False
+    risk = values.take([row[i] for i in stored.patient_ids]).game(scale="risk")[-1]
+    if stored.survival is not None:
+        return bool(np.abs(risk - (1 - stored.survival)).max() <= tolerance)
+    if stored.probability is not None:
+        probability = stored.probability if values.kind == "multiclass" else stored.probability[:, 1:]
+        return bool(np.abs(risk - probability).max() <= tolerance)
+    said = cast(Array, stored.value)
+    return bool(np.abs(risk[:, 0] - said).max() <= tolerance * max(float(said.std()), 1e-9))
+
+
 def _events(target: Target) -> int:
     if isinstance(target, Survival):
         return target.n_events

@@ -13,6 +13,7 @@ from medfuse.explain.donors import (
     added_value,
     check_hidden,
     donor_draws,
+    hidden_pairs,
     hidden_questions,
     missing_questions,
 )
@@ -179,7 +180,7 @@ def test_hidden_modalities_move_predictions_as_foretold():
     values = coalition_values(fold, data, held)
     found = donor_draws(fold, data, values, embed(fold, data, held), hidden_questions(values.present), horizons=[400.0])
     threshold = float(values.game(horizon=400.0, scale="risk")[0, 0])
-    check = check_hidden(found, values, threshold=threshold)
+    check = check_hidden(hidden_pairs(found, values, threshold=threshold))
     assert check.questions > 400
     assert check.spearman >= 0.4
     assert check.brier < 0.9 * check.brier_base

@@ -7,7 +7,7 @@ import pytest
 
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explain.coalitions import Coalitions
-from medfuse.explain.gate import absence_used, subset_gate, unseen_values
+from medfuse.explain.gate import absence_used, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.parts import read_part, write_part
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.targets import Labels, Survival, Values
@@ -57,6 +57,17 @@ def test_a_record_per_coalition(fold, cohort, inner, outcome, tmp_path):
     again = read_part(type(gate), tmp_path / "gate")
     assert again.reason == gate.reason
     assert np.array_equal(again.index, gate.index, equal_nan=True)
+
+
+def test_other_inner_folds_are_noticed(fold, cohort, inner):
+    for outcome in ("os", "recurrence", "size"):
+        assert same_as_stored(unseen_values(fold, cohort.data, inner, outcome=outcome), fold)
+        other = unseen_values(fold, cohort.data, inner[::-1], outcome=outcome)
+        assert not same_as_stored(other, fold)
+        assert not same_as_stored(other.take([0, 1]), fold)
+    gate = unknown_gate(other, "the inner folds are not known")
+    assert not gate.supported.any()
+    assert gate.unsupported(other.present[:1])[0]
 
 
 def fold_target(cohort, outcome, ids):
