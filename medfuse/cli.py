@@ -229,6 +229,7 @@ def explain(
 ) -> None:
     """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
     from medfuse.explaining import check_run, default_horizon, explain_run, lines
+    from medfuse.explaining_parts import patient_lines, read_parts
     from medfuse.run import open_run
 
     opened = open_run(run)
@@ -236,6 +237,9 @@ def explain(
     at = default_horizon(opened, found) if horizon is None else horizon
     for line in lines(found, horizon=at, patient=patient):
         _say(line)
+    if patient is not None:
+        for line in patient_lines(read_parts(opened, found[0].outcome), patient, horizon=at):
+            _say(line)
     if check:
         checks = check_run(opened, outcome=outcome, data_root=data_root, say=_say)
         for one in checks:

@@ -13,6 +13,7 @@ from medfuse.explain import Coalitions
 from medfuse.explain.distribution import Distribution, distribution
 from medfuse.explain.donors import (
     Donors,
+    added_value,
     check_hidden,
     donor_draws,
     hidden_pairs,
@@ -29,7 +30,7 @@ from medfuse.explain.faithfulness import (
     randomisation_check,
     to_json,
 )
-from medfuse.explain.gate import Gate, same_as_stored, subset_gate, unknown_gate, unseen_values
+from medfuse.explain.gate import Gate, absence_flags, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.neighbours import Neighbours, neighbours
 from medfuse.explain.parts import has_part, read_part, write_part
 from medfuse.run import Run
@@ -157,6 +158,60 @@ def write_parts(source: Source, fold: FoldModel, values: Coalitions, folder: Pat
         drawn = donor_draws(fold, source.data, values, embeddings, questions, horizons=horizons)
         say(f"  missing modalities: {len(drawn)} questions put to donors")
         write_part(drawn, folder / "donors")
+
+
+def patient_lines(
+    parts: Sequence[Parts], patient: str, *, horizon: float | None = None, threshold: float | None = None
+) -> list[str]:
+    """What a reader of one patient's contributions must know, as lines of text.
+
+    Args:
+        parts: of :func:`read_parts`.
+        patient: a held-out patient; one who is in no fold has no lines.
+        horizon: days; the nearest of those stored is taken and named.
+        threshold: risk above which one would act; default the mean risk over all stored questions.
+    """
+    out = []
+    for one in parts:
+        if patient not in one.distribution.patient_ids:
+            continue
+        row = one.distribution.patient_ids.index(PatientId(patient))
+        state = one.distribution.state[row]
+        out.append("; ".join([f"  inputs {state}", *one.distribution.reasons(row)]))
+        bad = one.gate.unsupported(one.distribution.present[[row]])[0]
+        out += [f"  not supported: {one.gate.names(c)}: {one.gate.reason[c]}" for c in bad]
+        near = int(one.neighbours.close[row])
+        out.append(
+            f"  resembles {near} training patients" if one.neighbours.comparable[row] else "  no comparable patients"
+        )
+        out += _donor_lines(one.donors, row, horizon=horizon, threshold=threshold)
+    return out
+
+
+def _donor_lines(found: Donors, row: int, *, horizon: float | None, threshold: float | None) -> list[str]:
+    if not (np.asarray(found.patient) == row).any() or found.kind == "multiclass":
+        return []
+    column = 0 if horizon is None or not len(found.horizons) else int(np.abs(found.horizons - horizon).argmin())
+    where = f"risk at {found.horizons[column]:g} days" if len(found.horizons) else "risk"
+    at = float(np.mean(found.risk[:, column])) if threshold is None else threshold
+    said = added_value(found, threshold=at, column=column)
+    draws = np.asarray(found.draws[..., column], dtype=np.float64)
+    modality = np.asarray(found.modality)
+    flag = absence_flags(said.risk, draws, modality, len(found.modalities))
+    unit, times = ("", 1.0) if found.kind == "continuous" else (" points", 100.0)
+    out = []
+    for q in np.flatnonzero(np.asarray(found.patient) == row):
+        name = found.modalities[int(modality[q])]
+        if np.isnan(said.expected_change[q]):
+            out.append(f"  {name}: absent; {said.donors[q]} donors, too few to say what it would change")
+            continue
+        change = times * said.expected_change[q]
+        cross = "" if found.kind == "continuous" else f", {said.crossing[q]:.0%} chance of crossing {at:.0%}"
+        what = "value" if found.kind == "continuous" else where
+        out.append(f"  {name}: absent; it would change the {what} by about {change:.1f}{unit}{cross}")
+        if flag[q]:
+            out.append(f"  {name}: the model treats the absence itself as information")
+    return out
 
 
 def _gate(

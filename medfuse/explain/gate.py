@@ -339,3 +339,26 @@ def absence_shift(risk: Array, draws: Array, modality: NDArray[np.int64], count:
             gap = risk[rows] - np.nanmean(draws[rows], axis=1)
             out[m] = gap.mean(), gap.std(ddof=1) / np.sqrt(len(rows))
     return out
+
+
+def absence_flags(
+    risk: Array, draws: Array, modality: NDArray[np.int64], count: int, *, delta: float = DELTA
+) -> NDArray[np.bool_]:
+    """(q,) where "the model treats the absence itself as information" is to be said.
+
+    The patient's own difference must count (:func:`absence_used`), and the modality's over all patients must exceed
+    ``delta`` by two standard errors with the same sign: one patient's difference alone is often the curve of the link.
+
+    Args:
+        risk: (q,) predicted with the modality absent.
+        draws: (q, K) predicted with each donor's; NaN where there are fewer.
+        modality: (q,) which one.
+        count: M.
+        delta: difference in risk that counts.
+    """
+    shift = absence_shift(risk, draws, modality, count)
+    systematic = np.abs(shift[:, 0]) - 2 * shift[:, 1] > delta
+    there = ~np.isnan(draws)
+    mean = np.where(there, draws, 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    same = np.sign(risk - mean) == np.sign(shift[modality, 0])
+    return np.asarray(absence_used(risk, draws, delta=delta) & systematic[modality] & same)

@@ -10,7 +10,7 @@ from medfuse.cli import main
 from medfuse.errors import StoreError
 from medfuse.explain.donors import added_value
 from medfuse.explaining import check_run, explain_run
-from medfuse.explaining_parts import fold_folder, read_checks, read_parts
+from medfuse.explaining_parts import fold_folder, patient_lines, read_checks, read_parts
 from medfuse.run import open_run
 from medfuse.workflow import train
 
@@ -90,3 +90,22 @@ def test_checks_are_stored_and_printed(made, tmp_path, monkeypatch, capsys):
     assert next(c for c in checks if c.name == "label randomisation").passed is None
     run.verify()
     assert check_run(run, data_root=tmp_path / "nowhere") == checks, "read, not computed again"
+
+
+def test_a_patient_in_words(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "run", tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    monkeypatch.setenv("MEDFUSE_STORE", str(made / "store"))
+    first = explain_run(run, data_root=made, store_root=made / "store")
+    genes = first[0].modalities.index("genes")
+    row = int(np.flatnonzero(~first[0].present[:, genes])[0])
+    assert main(["explain", str(run.path), "--patient", first[0].patient_ids[row]]) == 0
+    said = capsys.readouterr().out
+    assert "  inputs " in said
+    assert "genes: absent; it would change the risk at" in said
+    assert "comparable patients" in said or "resembles" in said
+    assert "not supported: " in said, "60 training patients cannot speak for every coalition"
+    assert "nan" not in said
+    assert patient_lines(read_parts(run, "survival"), "nobody") == []
+    assert explain_run(run, outcome="response", data_root=made, store_root=made / "store")
+    assert any("absent" in line for line in patient_lines(read_parts(run, "response"), first[0].patient_ids[row]))
