@@ -202,6 +202,8 @@ def _changes(
     """(q, K, L) change of the link when a donor's modality is added; 0 where there is no donor."""
     patient, modality, available = questions
     q, k = donor.shape
+    if not q:
+        return np.zeros((0, k, values.values.shape[-1]))
     everyone = (*fold.train_ids, *values.patient_ids)
     base = np.where(available, patient[:, None] + len(fold.train_ids), -1)  # (q, M)
     mixed = np.repeat(base[:, None], k + 1, axis=1)  # row 0 of each question: nothing added

@@ -16,6 +16,7 @@ from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
 _ROWS = 1024
+_TOKENS = 1 << 18  # that pass through a fusion together: bags may be long
 
 
 def mixed_links(
@@ -64,9 +65,10 @@ def _links(
     there = torch.from_numpy(rows >= 0)
     model = member.build().to(device)
     tokens, masks = _encoded(model, member, data, lenders, device=device)
+    step = max(1, min(_ROWS, _TOKENS // max(1, sum(t.shape[1] for t in tokens))))
     parts = []
-    for start in range(0, len(rows), _ROWS):
-        index, keep = at[start : start + _ROWS].to(device), there[start : start + _ROWS].to(device)
+    for start in range(0, len(rows), step):
+        index, keep = at[start : start + step].to(device), there[start : start + step].to(device)
         found = [torch.where(keep[:, i, None, None], t[index[:, i]], 0.0) for i, t in enumerate(tokens)]
         seen = [mask[index[:, i]] & keep[:, i, None] for i, mask in enumerate(masks)]
         logits = model.decode(model.fusion(found, seen, keep))[outcome]
