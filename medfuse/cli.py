@@ -312,10 +312,12 @@ def explain(
     outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
     horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
     patient: Annotated[str | None, typer.Option(help="One held-out patient instead of all.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check the explanations; stored with the run.")] = False,
     data_root: DataRoot = None,
 ) -> None:
     """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
-    from medfuse.explaining import default_horizon, explain_run, lines
+    from medfuse.explaining import check_run, default_horizon, explain_run, lines
+    from medfuse.explaining_parts import patient_lines, read_parts
     from medfuse.run import open_run
 
     opened = open_run(run)
@@ -323,6 +325,14 @@ def explain(
     at = default_horizon(opened, found) if horizon is None else horizon
     for line in lines(found, horizon=at, patient=patient):
         _say(line)
+    if patient is not None:
+        for line in patient_lines(read_parts(opened, found[0].outcome), patient, horizon=at):
+            _say(line)
+    if check:
+        checks = check_run(opened, outcome=outcome, data_root=data_root, say=_say)
+        for one in checks:
+            _say(one.line())
+        raise typer.Exit(1 if any(one.passed is False for one in checks) else 0)
 
 
 def _finish(run: "Run") -> None:

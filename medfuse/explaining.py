@@ -10,17 +10,26 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.cohort import read_cohort
-from medfuse.config import read_card
+from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Coalitions, Importance, coalition_values, contributions, importance_of
+from medfuse.explain.faithfulness import Check
+from medfuse.explaining_parts import FOLDER as FOLDER
+from medfuse.explaining_parts import (
+    Source,
+    fold_folder,
+    has_parts,
+    read_checks,
+    write_checks,
+    write_parts,
+)
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.training import load_fold
 from medfuse.types import PatientId
 from medfuse.workflow import with_outcome
 
-FOLDER = "explanations"
 Say = Callable[[str], None]
 
 
@@ -59,36 +68,78 @@ def explain_run(
     opened = run if isinstance(run, Run) else open_run(run)
     names = [str(split["name"]) for split in opened.read("splits")["splits"]]
     outcome = _outcome(opened, outcome)
-    if all((_folder(opened, outcome, name) / "index.json").is_file() for name in names):
+    if all((_folder(opened, outcome, name) / "index.json").is_file() for name in names) and all(
+        has_parts(opened, outcome, name) for name in names
+    ):
         return read_coalitions(opened, outcome)
     opened.verify()
     with only_writer(opened.path):
-        facts = opened.read("run")["facts"]
-        cohort = read_cohort(read_card(opened.path / "card.md"), data_root=data_root)
-        cohort = with_outcome(cohort, facts["outcomes"])
-        data = load_modalities(cohort, names=list(facts["data"]), store_root=store_root)
-        changed = [name for name, modality in data.items() if facts["data"][name] != modality.key]
-        if changed:
-            msg = (
-                f"{opened.path}: expected the data of the run, found modality {changed[0]!r} changed since; explain "
-                "with the files the run was trained on"
-            )
-            raise CohortError(msg)
-        known = set(cohort.patient_ids)
+        source = read_source(opened, data_root=data_root, store_root=store_root)
+        known = set(source.cohort.patient_ids)
         for split in opened.read("splits")["splits"]:
-            folder = _folder(opened, outcome, split["name"])
-            if (folder / "index.json").is_file():
+            name = str(split["name"])
+            folder = _folder(opened, outcome, name)
+            if (folder / "index.json").is_file() and has_parts(opened, outcome, name):
                 continue
             ids = [PatientId(i) for i in split["held_out"]]
             lost = [i for i in ids if i not in known]
             if lost:
                 msg = f"{opened.path}: expected held-out patient {lost[0]} in the cohort, found no such id"
                 raise CohortError(msg)
-            say(f"{outcome}, fold {split['name']}: {len(ids)} patients, up to {1 << len(data)} coalitions each")
-            fold = load_fold(opened.fold_folder(split["name"]))
-            write_coalitions(coalition_values(fold, data, ids, outcome=outcome, name=split["name"]), folder)
+            say(f"{outcome}, fold {name}: {len(ids)} patients, up to {1 << len(source.data)} coalitions each")
+            fold = load_fold(opened.fold_folder(name))
+            if not (folder / "index.json").is_file():
+                values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
+                write_coalitions(values, folder)
+            write_parts(source, fold, _read(opened, folder), folder, say=say)
         opened.seal()
     return read_coalitions(opened, outcome)
+
+
+def read_source(run: Run, *, data_root: Path | None = None, store_root: Path | None = None) -> Source:
+    """Cohort, data and recipe of a run.
+
+    Raises:
+        CohortError: the data have changed since the run.
+        StoreError: a part of the run is missing or damaged.
+    """
+    facts = run.read("run")["facts"]
+    cohort = with_outcome(read_cohort(read_card(run.path / "card.md"), data_root=data_root), facts["outcomes"])
+    data = load_modalities(cohort, names=list(facts["data"]), store_root=store_root)
+    changed = [name for name, modality in data.items() if facts["data"][name] != modality.key]
+    if changed:
+        msg = (
+            f"{run.path}: expected the data of the run, found modality {changed[0]!r} changed since; explain "
+            "with the files the run was trained on"
+        )
+        raise CohortError(msg)
+    recipe = read_recipe(run.path / "recipe.yaml")
+    return Source(run=run, cohort=cohort, data=data, recipe=recipe, outcomes=tuple(facts["outcomes"]))
+
+
+def check_run(
+    run: str | Path | Run,
+    *,
+    outcome: str | None = None,
+    data_root: Path | None = None,
+    store_root: Path | None = None,
+    say: Say = _silent,
+) -> list[Check]:
+    """Check the explanations of a run at the default horizon; computed once, stored and sealed with it.
+
+    Args and errors as of :func:`explain_run`, which is run first.
+    """
+    opened = run if isinstance(run, Run) else open_run(run)
+    found = explain_run(opened, outcome=outcome, data_root=data_root, store_root=store_root, say=say)
+    known = read_checks(opened, found[0].outcome)
+    if known:
+        return known
+    opened.verify()
+    with only_writer(opened.path):
+        source = read_source(opened, data_root=data_root, store_root=store_root)
+        checks = write_checks(source, found, horizon=default_horizon(opened, found), say=say)
+        opened.seal()
+    return checks
 
 
 def _outcome(run: Run, outcome: str | None) -> str:
@@ -102,7 +153,7 @@ def _outcome(run: Run, outcome: str | None) -> str:
 
 
 def _folder(run: Run, outcome: str, fold: str) -> Path:
-    return run.path / FOLDER / outcome / fold
+    return fold_folder(run, outcome, fold)
 
 
 def write_coalitions(coalitions: Coalitions, folder: Path) -> None:

@@ -204,7 +204,7 @@ def coalition_values(
     replicates = []
     for keys in replicates_of(fold.members):
         said = ensemble.combine([(k, rows, links[k]) for k in keys], has)
-        replicates.append(_contrast(said, fold.members[0].heads[outcome].kind))
+        replicates.append(contrast(said, fold.members[0].heads[outcome].kind))
     each = np.stack(replicates)[:, row_of]  # (R, n, 2^M, L)
     values = each.mean(axis=0)
     kind = fold.members[0].heads[outcome].kind
@@ -222,7 +222,7 @@ def coalition_values(
     )
 
 
-def _contrast(link: Array, kind: OutcomeKind) -> Array:
+def contrast(link: Array, kind: OutcomeKind) -> Array:
     """Log odds of the event class of a binary outcome; other links as they are."""
     return link[:, 1:] - link[:, :1] if kind == "binary" else link
 

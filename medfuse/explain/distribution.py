@@ -1,0 +1,260 @@
+"""Is a patient like those the model was trained on? A score per modality, and "prediction withheld" as a state.
+
+The score reads the inputs as preprocessing leaves them: how far along the directions in which training patients vary,
+and how far off them, whichever is the more unusual.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfuse.errors import DataError
+from medfuse.preprocessing import Preprocessing, fit_preprocessing, transform, transform_many
+from medfuse.sample import ModalityData
+from medfuse.training.fold import presence
+from medfuse.types import PatientId
+
+Array = NDArray[np.float64]
+ALARM = 99.5  # percentile
+FEWEST = 20  # training patients of a pattern, and patients below which a modality has no score
+FAMILIAR, UNUSUAL, WITHHELD = "familiar", "unusual", "withheld"
+_FOLDS = 5
+_EXPLAINED = 0.9
+_MOST = 50  # directions
+_TAIL = 0.1  # part of the training scores that the tail is fitted on
+_TINY = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How n patients stand against the training patients of their model.
+
+    Attributes:
+        modalities: the M names.
+        patient_ids: n ids.
+        present: (n, M).
+        percentile: (n, M) of the score among training patients, beyond the largest by a fitted tail; NaN where absent.
+        pattern_count: (n,) training patients with exactly the same modalities.
+        unscored: M texts why a modality has no score; empty where it has.
+    """
+
+    modalities: tuple[str, ...]
+    patient_ids: tuple[PatientId, ...]
+    present: NDArray[np.bool_]
+    percentile: Array
+    pattern_count: NDArray[np.int64]
+    unscored: tuple[str, ...]
+
+    def reasons(self, row: int) -> list[str]:
+        """What is unusual about a patient, as sentences without any value of the patient."""
+        found = [
+            f"{name}: unlike the training patients (percentile {self.percentile[row, i]:.2f})"
+            for i, name in enumerate(self.modalities)
+            if self.percentile[row, i] > ALARM
+        ]
+        if self.pattern_count[row] < FEWEST:
+            had = "nobody" if self.pattern_count[row] == 0 else f"{self.pattern_count[row]}"
+            found.append(f"modalities: {had} of the training patients had exactly these")
+        return found
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """N words: ``familiar``; ``unusual`` with one reason; ``withheld`` with two or more, or without any modality.
+
+        A withheld prediction is not shown until a reader asks for it, and that is recorded.
+        """
+        reasons = (np.asarray(self.percentile) > ALARM).sum(axis=1) + (np.asarray(self.pattern_count) < FEWEST)
+        some = np.asarray(self.present).any(axis=1)
+        words = np.where((reasons >= 2) | ~some, WITHHELD, np.where(reasons == 1, UNUSUAL, FAMILIAR))
+        return tuple(str(word) for word in words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityScore:
+    """What was fitted on training patients for one modality.
+
+    Attributes:
+        preprocessing: of the modality.
+        mean, scale: (p,) of the features.
+        axes: (q, p) directions, with ``variance`` (q,).
+        residual: mean squared distance from the space of the axes.
+        centre, spread: (2,) of the logarithms of the two distances among training patients out of fold.
+        train: (n,) sorted cross-fitted scores of the training patients.
+    """
+
+    preprocessing: Preprocessing
+    mean: Array
+    scale: Array
+    axes: Array
+    variance: Array
+    residual: float
+    centre: Array
+    spread: Array
+    train: Array
+
+    def score(self, features: Array) -> Array:
+        """(n,) scores of features (n, p); larger is more unusual."""
+        return _joined(_logs(features, (self.mean, self.scale, self.axes, self.variance, self.residual)), self)
+
+    def percentile(self, score: Array) -> Array:
+        """(n,) percentiles among the training patients; the upper tenth is read from an exponential tail."""
+        n = len(self.train)
+        start = self.train[-max(2, int(np.ceil(_TAIL * n)))]
+        beyond = self.train[self.train >= start]
+        width = max(float((beyond - start).mean()), _TINY)
+        inside = np.searchsorted(self.train, score, side="left") / n
+        tail = 1 - len(beyond) / n * np.exp(-np.maximum(score - start, 0.0) / width)
+        return np.asarray(100 * np.where(score > start, tail, np.minimum(inside, 1 - len(beyond) / n)))
+
+
+_Space = tuple[Array, Array, Array, Array, float]
+
+
+def features(p: Preprocessing, data: ModalityData, ids: Sequence[PatientId]) -> Array:
+    """(n, f) preprocessed inputs of patients who have the modality, one row each.
+
+    Columns: values, 0 where missing, and the share of missing ones. Vectors: per token identity their mean; of a bag
+    the mean and standard deviation over its tokens, and the logarithm of their number.
+    """
+    if p.layout == "columns":
+        tokens, _ = transform_many(p, data, ids)
+        missing = 1 - tokens[:, :, 1].mean(axis=1, keepdims=True, dtype=np.float64)
+        return np.concatenate([tokens[:, :, 0].astype(np.float64), missing], axis=1)
+    rows = []
+    for patient in ids:
+        sample = transform(p, data.samples[patient])
+        tokens = sample.tokens.astype(np.float64)
+        if p.identities:
+            which = sample.position[:, 0].astype(np.int64)
+            parts = [
+                tokens[which == k].mean(axis=0) if (which == k).any() else np.zeros(tokens.shape[1])
+                for k in range(len(p.identities))
+            ]
+        else:
+            parts = [tokens.mean(axis=0), tokens.std(axis=0)]
+        rows.append(np.concatenate([*parts, [np.log(len(tokens))]]))
+    return np.stack(rows)
+
+
+def fit_score(data: ModalityData, train_ids: Sequence[PatientId], *, seed: int = 0) -> ModalityScore:
+    """Fit a modality's score; training patients are scored by fits on the four other fifths of them.
+
+    Args:
+        data: the modality.
+        train_ids: training patients; those without it say nothing.
+        seed: of the fifths.
+
+    Raises:
+        DataError: fewer than 20 training patients have the modality, or none of its columns varies.
+
+    References:
+        Jackson and Mudholkar (1979), Control procedures for residuals associated with principal component analysis:
+        T2 (eq. 1.4) and Q (eq. 1.5). NOTE[DIFF]: each on the logarithmic scale, standardised on cross-fitted training
+        patients, and the larger of the two is the score.
+    """
+    ids = [i for i in train_ids if i in data.samples]
+    if len(ids) < FEWEST:
+        msg = f"modality {data.name}: expected {FEWEST} training patients to compare with, found {len(ids)}"
+        raise DataError(msg)
+    p = fit_preprocessing(data, ids)
+    x = features(p, data, ids)
+    part = np.random.default_rng(seed).permutation(len(x)) % _FOLDS
+    logs = np.zeros((len(x), 2))
+    for k in range(_FOLDS):
+        logs[part == k] = _logs(x[part == k], _space(x[part != k]))
+    mean, scale, axes, variance, residual = _space(x)
+    centre = np.median(logs, axis=0)
+    spread = np.maximum((np.quantile(logs, 0.84, axis=0) - np.quantile(logs, 0.16, axis=0)) / 2, 1e-3)
+    train = np.sort(((logs - centre) / spread).max(axis=1))
+    return ModalityScore(
+        preprocessing=p,
+        mean=mean,
+        scale=scale,
+        axes=axes,
+        variance=variance,
+        residual=residual,
+        centre=centre,
+        spread=spread,
+        train=train,
+    )
+
+
+def _space(x: Array) -> _Space:
+    """Mean, scale, axes, their variances and the mean squared residual of rows (n, p)."""
+    n = len(x)
+    mean = x.mean(axis=0)
+    spread = x.std(axis=0)
+    scale = np.maximum(spread, 0.05 * max(float(np.median(spread)), _TINY))  # what never varied must not own the score
+    z = (x - mean) / scale
+    size, axes = np.linalg.svd(z, full_matrices=False)[1:] if z.shape[1] <= n else _wide_svd(z)
+    variance = size**2 / max(n - 1, 1)
+    total = np.cumsum(variance) / max(float(variance.sum()), _TINY)
+    q = min(int(np.searchsorted(total, _EXPLAINED)) + 1, _MOST, max(1, n // 5), len(axes))
+    rest = max(float(variance[q:].sum()), 0.01 * float(variance.sum()), _TINY)
+    return mean, scale, axes[:q], np.maximum(variance[:q], _TINY), rest
+
+
+def _wide_svd(z: Array) -> tuple[Array, Array]:
+    """Singular values and right vectors of a wide matrix by its Gram matrix, which has a row per patient."""
+    value, vector = np.linalg.eigh(z @ z.T)
+    keep = np.flatnonzero(value > 1e-10 * max(float(value[-1]), _TINY))[::-1]
+    size = np.sqrt(value[keep])
+    axes = vector[:, keep[:_MOST]].T @ z / size[:_MOST, None]
+    return np.asarray(size), np.asarray(axes)
+
+
+def _logs(x: Array, space: _Space) -> Array:
+    """(n, 2) logarithms of the squared distance along the axes and of that off them, each over its mean in train."""
+    mean, scale, axes, variance, residual = space
+    z = (x - mean) / scale
+    along = z @ axes.T
+    inside = (along**2 / variance).mean(axis=1)
+    off = np.maximum((z**2).sum(axis=1) - (along**2).sum(axis=1), 0.0) / residual
+    return np.log(np.stack([inside, off], axis=1) + 1e-6)
+
+
+def _joined(logs: Array, fitted: ModalityScore) -> Array:
+    return np.asarray(((logs - fitted.centre) / fitted.spread).max(axis=1))
+
+
+def distribution(
+    data: Mapping[str, ModalityData],
+    train_ids: Sequence[PatientId],
+    ids: Sequence[PatientId],
+    *,
+    modalities: Sequence[str] = (),
+) -> Distribution:
+    """Compare patients with the training patients of their model.
+
+    Args:
+        data: modalities.
+        train_ids: training patients of the outer fold.
+        ids: n patients.
+        modalities: names, in the order of ``present``; default: those of ``data``.
+    """
+    names, ids = tuple(modalities) or tuple(data), tuple(ids)
+    present = presence(data, names, ids)
+    percentile, unscored = np.full((len(ids), len(names)), np.nan), []
+    for i, name in enumerate(names):
+        own = [patient for patient, has in zip(ids, present[:, i], strict=True) if has]
+        try:
+            if own:
+                fitted = fit_score(data[name], train_ids)
+                found = fitted.score(features(fitted.preprocessing, data[name], own))
+                percentile[present[:, i], i] = fitted.percentile(found)
+            unscored.append("")
+        except DataError as error:
+            unscored.append(str(error))
+    bits = 1 << np.arange(len(names))
+    train = presence(data, names, tuple(train_ids)) @ bits
+    count = np.bincount(train, minlength=1 << len(names))
+    return Distribution(
+        modalities=names,
+        patient_ids=ids,
+        present=present,
+        percentile=percentile,
+        pattern_count=count[present @ bits].astype(np.int64),
+        unscored=tuple(unscored),
+    )
