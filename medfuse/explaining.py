@@ -21,6 +21,8 @@ from medfuse.explaining_parts import (
     fold_folder,
     has_parts,
     read_checks,
+    settled,
+    unseen_of,
     write_checks,
     write_parts,
 )
@@ -47,8 +49,9 @@ def explain_run(
 ) -> list[Coalitions]:
     """Values of all coalitions for every held-out patient, each by the model that never saw the patient.
 
-    They are stored in the run (``explanations/OUTCOME/FOLD``) and sealed with it; when they are there already, they are
-    read. The data must be those that the run was trained on.
+    Each coalition is recalibrated on training patients that no member saw (see :mod:`medfuse.explain.recalibration`).
+    Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed with it; when they are there already, they
+    are read. The data must be those that the run was trained on.
 
     Args:
         run: run directory.
@@ -88,10 +91,11 @@ def explain_run(
                 raise CohortError(msg)
             say(f"{outcome}, fold {name}: {len(ids)} patients, up to {1 << len(source.data)} coalitions each")
             fold = load_fold(opened.fold_folder(name))
+            unseen = unseen_of(source, fold, outcome)
             if not (folder / "index.json").is_file():
                 values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
-                write_coalitions(values, folder)
-            write_parts(source, fold, _read(opened, folder), folder, say=say)
+                write_coalitions(settled(values, unseen), folder)
+            write_parts(source, fold, _read(opened, folder), folder, unseen=unseen, say=say)
         opened.seal()
     return read_coalitions(opened, outcome)
 

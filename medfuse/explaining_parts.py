@@ -33,9 +33,11 @@ from medfuse.explain.faithfulness import (
 from medfuse.explain.gate import Gate, absence_flags, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.neighbours import Neighbours, neighbours
 from medfuse.explain.parts import has_part, read_part, write_part
+from medfuse.explain.recalibration import cross_fitted, recalibrated, subset_recalibration
 from medfuse.run import Run
 from medfuse.sample import ModalityData
 from medfuse.splits import inner_folds
+from medfuse.targets import Target
 from medfuse.training import FoldModel, load_fold
 from medfuse.types import PatientId
 
@@ -67,6 +69,21 @@ class Source:
     data: Mapping[str, ModalityData]
     recipe: Recipe
     outcomes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """Values of all coalitions of a fold's training patients, by members that never saw them.
+
+    Attributes:
+        values: one inner fold after the other.
+        target: of the same patients.
+        parts: patients of each inner fold.
+    """
+
+    values: Coalitions
+    target: Target
+    parts: tuple[int, ...]
 
 
 def fold_folder(run: Run, outcome: str, fold: str) -> Path:
@@ -122,7 +139,9 @@ def inner_unseen(source: Source, train_ids: Sequence[PatientId]) -> list[tuple[P
     return [split.tuning for split in inner]
 
 
-def write_parts(source: Source, fold: FoldModel, values: Coalitions, folder: Path, *, say: Say) -> None:
+def write_parts(
+    source: Source, fold: FoldModel, values: Coalitions, folder: Path, *, unseen: Unseen | None, say: Say
+) -> None:
     """Compute and store the parts of one fold that are not there yet.
 
     Args:
@@ -130,19 +149,20 @@ def write_parts(source: Source, fold: FoldModel, values: Coalitions, folder: Pat
         fold: its model.
         values: coalition values of its held-out patients.
         folder: of :func:`fold_folder`.
+        unseen: of :func:`unseen_of`.
         say: called with each line of progress.
 
     Raises:
         CohortError, StoreError: as the functions that compute and write them.
     """
     horizons = horizons_of(source.run, values)
-    unseen = inner_unseen(source, fold.train_ids)
     if not has_part(folder / "gate"):
-        gate = _gate(source, fold, values, unseen, horizons)
+        gate = _gate(source, values, unseen, horizons)
         say(f"  gate: {int(gate.supported.sum())} of {len(gate.reason)} coalitions supported")
         write_part(gate, folder / "gate")
     if not has_part(folder / "embeddings"):
-        write_part(embed(fold, source.data, values.patient_ids, inner=unseen), folder / "embeddings")
+        inner = inner_unseen(source, fold.train_ids)
+        write_part(embed(fold, source.data, values.patient_ids, inner=inner), folder / "embeddings")
     embeddings = read_part(Embeddings, folder / "embeddings")
     if not has_part(folder / "neighbours"):
         near = neighbours(embeddings)
@@ -214,19 +234,29 @@ def _donor_lines(found: Donors, row: int, *, horizon: float | None, threshold: f
     return out
 
 
-def _gate(
-    source: Source,
-    fold: FoldModel,
-    values: Coalitions,
-    unseen: Sequence[Sequence[PatientId]],
-    horizons: Sequence[float],
-) -> Gate:
-    found = unseen_values(fold, source.data, unseen, outcome=values.outcome)
+def unseen_of(source: Source, fold: FoldModel, outcome: str) -> Unseen | None:
+    """What a fold's members said of patients they never saw; None when the inner folds cannot be made again."""
+    inner = inner_unseen(source, fold.train_ids)
+    found = unseen_values(fold, source.data, inner, outcome=outcome)
     if not same_as_stored(found, fold):
+        return None
+    target = source.cohort.target(outcome, found.patient_ids)
+    return Unseen(values=found, target=target, parts=tuple(len(part) for part in inner))
+
+
+def settled(values: Coalitions, unseen: Unseen | None) -> Coalitions:
+    """Values whose coalitions mean what they say; as they are when nothing can be learned of them."""
+    if unseen is None:
+        return values
+    return recalibrated(values, subset_recalibration(unseen.values, unseen.target))
+
+
+def _gate(source: Source, values: Coalitions, unseen: Unseen | None, horizons: Sequence[float]) -> Gate:
+    if unseen is None:
         return unknown_gate(values, "not known: the inner folds of the run could not be made again from its cohort")
-    target = source.cohort.target(values.outcome, found.patient_ids)
     every = source.recipe.train.modality_dropout
-    return subset_gate(found, target, horizons=horizons, every_subset=every)
+    judged = cross_fitted(unseen.values, unseen.target, unseen.parts)
+    return subset_gate(judged, unseen.target, horizons=horizons, every_subset=every)
 
 
 def read_checks(run: Run, outcome: str) -> list[Check]:

@@ -223,8 +223,10 @@ def coalition_values(
 
 
 def contrast(link: Array, kind: OutcomeKind) -> Array:
-    """Log odds of the event class of a binary outcome; other links as they are."""
-    return link[:, 1:] - link[:, :1] if kind == "binary" else link
+    """Log odds of the event class of a binary outcome, links of classes centred; other links as they are."""
+    if kind == "binary":
+        return link[:, 1:] - link[:, :1]
+    return link - link.mean(axis=-1, keepdims=True) if kind == "multiclass" else link
 
 
 @dataclass(frozen=True, kw_only=True)

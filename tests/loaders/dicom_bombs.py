@@ -1,7 +1,7 @@
 """Small files that would fill the memory or take for ever.
 
-``python tests/loaders/dicom_bombs.py FOLDER make`` writes them; without ``make`` they are read, and one JSON line a bomb says
-its name, seconds of the processor and error; the last line is the peak memory.
+``python tests/loaders/dicom_bombs.py FOLDER make`` writes them; without ``make`` they are read, and one JSON line a
+bomb says its name, seconds of the processor and error; the last line is the peak memory.
 """
 
 import gzip
