@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := test,slides,dicom-gpl
+EXTRAS := test,slides,dicom-gpl,browser
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
@@ -23,6 +23,7 @@ $(VENV)/.lint: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
+	$(BIN)/medfuse train --cohort transbig
 	$(BIN)/medfuse demo
 
 test: $(VENV)/.installed
@@ -36,7 +37,7 @@ realdata: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "realdata and not gpu"
 
 bench: $(VENV)/.installed
-	for script in benchmarks/losses.py benchmarks/metrics.py benchmarks/tracking.py benchmarks/startup.py; do $(BIN)/python $$script || exit 1; done
+	for script in losses metrics tracking startup volumes packed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 long: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not gpu"

@@ -178,6 +178,17 @@ def read_for_run(
     return cohort, data, folds
 
 
+def names_of(cohort: Cohort) -> str | None:
+    """What tells whether ids of two cohorts can be compared: the fingerprint of their pseudonyms' key, or None."""
+    return None if cohort.pseudonyms is None else cohort.pseudonyms.fingerprint
+
+
+def same_names(run: Run, cohort: Cohort) -> bool:
+    """Whether the ids of a run and of a cohort can be compared, so that who was trained on can be told."""
+    named: str | None = run.read("data").get("pseudonyms")
+    return named == names_of(cohort)
+
+
 def _mean(parts: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float64]:
     return np.asarray(np.mean([part for part in parts if part is not None], axis=0), dtype=np.float64)
 

@@ -289,7 +289,11 @@ def _pad(name: str, items: Sequence[Item], shape: ModalityShape | None) -> tuple
             )
             raise ModelError(msg)
         t = len(sample.tokens)
-        tokens[row, :t], mask[row, :t], position[row, :t] = sample.tokens, True, sample.position
+        mask[row, :t], position[row, :t] = True, sample.position
+        if sample.tokens.dtype == np.float16 and sample.tokens.flags.writeable:  # torch widens faster than numpy
+            torch.from_numpy(tokens[row, :t]).copy_(torch.from_numpy(sample.tokens))
+        else:
+            tokens[row, :t] = sample.tokens
     return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(position)
 
 

@@ -42,6 +42,8 @@ class Governance(Strict):
     consent: str = Field(min_length=1)
     deidentification: str = Field(min_length=1)
     sha256: dict[str, str] = Field(default_factory=dict, description="file as the card names it -> SHA-256")
+    checksums: str | None = Field(default=None, description="file of sha256sum's lines, for the files of patients")
+    accepted: list[str] = Field(default_factory=list, description="identifying elements that a person reviewed")
 
     @field_validator("sha256")
     @classmethod
@@ -59,6 +61,7 @@ class PatientsCard(Strict):
     file: str
     id: str | None = Field(default=None, description="id column; none: the row number, with row_prefix")
     row_prefix: str = "row-"
+    pseudonyms: bool = Field(default=False, description="stores and runs hold keyed pseudonyms; medfuse.pseudonyms")
 
 
 class GroupsCard(Strict):
@@ -291,6 +294,7 @@ class CohortCard(Strict):
     outcomes: dict[str, OutcomeCard]
     modalities: dict[str, ModalityCard]
     folds: FoldsCard | None = None
+    strict: bool = Field(default=False, description="refuse files with identifying elements before anything is stored")
     prose: str = Field(default="", repr=False)
     path: Path | None = None
 
@@ -323,6 +327,7 @@ class CohortCard(Strict):
         for modality in self.modalities.values():
             named += modality.sources()
         named += self.folds.sources() if self.folds else []
+        named.append(self.governance.checksums)
         return list(dict.fromkeys(source for source in named if source))
 
 

@@ -1,7 +1,7 @@
 """``medfuse check CARD``: what stands in a cohort's files, before anything is fitted."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from medfuse.config import SplitsRecipe, read_card
 from medfuse.dataset import load_modalities
 from medfuse.errors import MedfuseError
 from medfuse.sample import ModalityData
+from medfuse.screening import screen
 from medfuse.splits import Split, make_splits
 from medfuse.targets import Labels, Survival
 
@@ -32,6 +33,7 @@ class CheckReport:
         patterns: rows of (available modalities, patients).
         folds: rows per split and outcome: patients and events on each side.
         problems: rows of (file, row, column, message), errors included.
+        identifying: rows of (part, file, element), where the check was strict.
         ok: no error and no leak.
     """
 
@@ -43,6 +45,7 @@ class CheckReport:
     folds: list[Row]
     problems: list[Row]
     ok: bool
+    identifying: list[Row] = field(default_factory=list)
 
     def to_dict(self) -> Row:
         """As JSON values."""
@@ -80,13 +83,38 @@ def _failed(name: str, error: MedfuseError) -> CheckReport:
     )
 
 
-def check(card: str | Path, *, data_root: Path | None = None, store_root: Path | None = None) -> CheckReport:
+def _problem(file: str, message: str, severity: str) -> Row:
+    return {"file": file, "row": None, "column": None, "message": message, "severity": severity}
+
+
+def _screened(cohort: Cohort) -> tuple[list[Row], list[Row]]:
+    """Identifying elements by file, and the problems that they are."""
+    found = screen(cohort)
+    rows = [{"part": one.part, "file": one.file, "element": one.element} for one in found.findings]
+    problems = [_problem("gate", f"cannot be looked into: {text}", "error") for text in found.unread]
+    if rows:
+        files = len({(one.part, one.file) for one in found.findings})
+        message = (
+            f"{len(rows)} identifying elements in {files} files; nothing was stored. De-identify the files, or list "
+            "elements that a person has reviewed under governance.accepted"
+        )
+        problems.append(_problem("gate", message, "error"))
+    if found.silent:
+        message = f"nothing is looked for in {', '.join(found.silent)}: look at them yourself"
+        problems.append(_problem("gate", message, "note"))
+    return rows, problems
+
+
+def check(
+    card: str | Path, *, data_root: Path | None = None, store_root: Path | None = None, strict: bool = False
+) -> CheckReport:
     """Validate a card against its files.
 
     Args:
         card: name of a data card, or a path to one.
         data_root: folder of the cohorts' files.
         store_root: folder of the feature store.
+        strict: look for what identifies a person first, as a strict card does, and store nothing if there is any.
 
     Returns:
         The report; what the files refuse stands in ``problems``, as the first refusal of each part.
@@ -101,7 +129,11 @@ def check(card: str | Path, *, data_root: Path | None = None, store_root: Path |
         return _failed(definition.name, error)
     problems: list[Row] = [{**asdict(p), "severity": "note"} for p in cohort.problems]
     data: dict[str, ModalityData] = {}
-    for name in definition.modalities:
+    identifying: list[Row] = []
+    if strict or definition.strict:
+        identifying, refused = _screened(cohort)
+        problems += refused
+    for name in () if identifying else definition.modalities:
         try:
             data |= load_modalities(cohort, names=[name], store_root=store_root)
         except MedfuseError as error:
@@ -142,6 +174,7 @@ def check(card: str | Path, *, data_root: Path | None = None, store_root: Path |
         patterns=[{"available": key, "patients": int(count)} for key, count in patterns],
         folds=_fold_rows(cohort, splits),
         problems=problems,
+        identifying=identifying,
         ok=not any(p["severity"] == "error" for p in problems),
     )
 
@@ -167,6 +200,7 @@ def render(report: CheckReport) -> "Group":
         "modalities": report.modalities,
         "availability": report.patterns,
         "folds": report.folds,
+        "identifying elements": report.identifying,
         "problems": report.problems,
     }
     verdict = "ok: the card and its files agree" if report.ok else "NOT ok: see the problems of severity error"

@@ -78,11 +78,12 @@ def check(
     card: Annotated[str, typer.Argument(help="Name of a data card, or a path to one.")],
     data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse files that identify a person.")] = False,
 ) -> None:
     """Validate a card against its files: attrition, availability, events per fold, and every problem."""
     from medfuse.checking import check as check_card
 
-    report = check_card(card, data_root=data_root)
+    report = check_card(card, data_root=data_root, strict=strict)
     if json:
         import json as json_module
 
@@ -123,6 +124,7 @@ def extract(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     data_root: DataRoot = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the feature store.")] = None,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read every source file again.")] = False,
 ) -> None:
     """Turn a cohort's raw files into stored features: resumable, one bad file never stops the rest."""
     from medfuse.cohort import read_cohort
@@ -131,7 +133,8 @@ def extract(
     from medfuse.extraction import extract as run
 
     people = read_cohort(read_card(cohort), data_root=data_root, need_outcomes=False)
-    report = run(people, names=modalities, store_root=store or default_store_root(), workers=workers, say=_say)
+    root = store or default_store_root()
+    report = run(people, names=modalities, store_root=root, workers=workers, rehash=rehash, say=_say)
     kept = sum(item.status == "kept" for item in report.items)
     stored = sum(item.status == "stored" for item in report.items)
     _say(f"{stored} stored, {kept} kept, {len(report.failed)} failed")
@@ -169,13 +172,21 @@ def train(
 
 
 @app.command()
-def demo(out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None) -> None:
-    """Run the main job on a real cohort that ships inside scikit-survival: 198 breast cancer patients, no download."""
-    from medfuse.workflow import train as train_cohort
+def demo(
+    patients: Annotated[int, typer.Option(min=60, help="Number of patients.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder of the cohort, the feature store and the run.")] = Path("runs/demo"),
+    missing: Annotated[str, typer.Option(help="How modalities are absent: none, mcar, mar or mnar.")] = "mcar",
+    seed: Annotated[int, typer.Option(help="Seed of the cohort and of the training.")] = 0,
+) -> None:
+    """Write a synthetic cohort as raw files of seven modalities, train on it, and show the truth beside the result."""
+    from medfuse.demo import demo as run_demo
+    from medfuse.demo import missing_by
 
     with _bar() as (say, watch):
-        run = train_cohort("transbig", recipe="default", out=out, say=say, watch=watch)
-    _finish(run)
+        done = run_demo(out, patients=patients, seed=seed, missing=missing_by(missing), say=say, watch=watch)
+    for line in done.lines:
+        _say(line)
+    _finish(done.run)
 
 
 @app.command()
@@ -208,6 +219,83 @@ def predict(
 
     path = predict_cohort(run, cohort, data_root=data_root, out=out)
     _say(f"written: {path}")
+
+
+@app.command()
+def merge(
+    members: Annotated[list[Path], typer.Argument(help="Folders of members, RUN/folds/FOLD/members/NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged member to make.")],
+    weight: Annotated[list[float] | None, typer.Option(help="Per member, in order; default: tuning scores.")] = None,
+) -> None:
+    """Merge members of fusion lego that read different modalities into one, without training and without patients."""
+    from medfuse.merging import merge_folders
+
+    merged = merge_folders(members, out=out, weights=weight)
+    shares = merged.state["fusion.share"].tolist()
+    _say(", ".join(f"{name} {share:.3f}" for name, share in zip(merged.shapes, shares, strict=True)))
+    _say(f"written: {out}")
+
+
+@app.command()
+def benchmark(
+    cohort: Cohort,
+    models: Annotated[
+        list[str] | None, typer.Option("--models", help="Fusions, recipes, ensemble; repeatable. Default: all fusions.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe whose budget all models share.")] = "default",
+    set_: Set = None,
+    trials: Annotated[int, typer.Option(help="Tuning trials per model and fold.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: runs/benchmark-COHORT. It is taken up again.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train many ways of fusing and the baselines under one budget, and say whether any fusion is worth it."""
+    from medfuse.benchmarking import benchmark as run_benchmark
+
+    found = run_benchmark(
+        cohort,
+        models=[name for text in models for name in text.split(",")] if models else None,
+        recipe=recipe,
+        overrides=set_ or (),
+        trials=trials,
+        data_root=data_root,
+        out=out,
+        say=_say,
+    )
+    for line in found.lines():
+        _say(line)
+    _say(f"written: {found.path / 'benchmark.json'}")
+
+
+@app.command()
+def stress(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    mechanism: Annotated[
+        str, typer.Option(help="subsets, mcar, mar, mnar, mnar-flip, noise, dilution or swap.", show_default=False)
+    ],
+    rates: Annotated[list[float] | None, typer.Option("--rate", help="Such as 0.5; repeatable.")] = None,
+    modalities: Annotated[list[str] | None, typer.Option("--modality", help="Only this one; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: stress/ in the run.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Hide, blur, dilute or swap modalities of a run's held-out patients, with its stored models."""
+    from medfuse.stressing import stress_lines, stress_run
+
+    with _bar() as (_, watch):
+        result = stress_run(
+            run,
+            mechanism,
+            rates=rates,
+            modalities=modalities,
+            out=out,
+            data_root=data_root,
+            watch=lambda part: watch(part, mechanism),
+        )
+    for line in stress_lines(result.content):
+        _say(line)
+    for path in result.paths:
+        _say(f"written: {path}")
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """A cohort: who is in it, what is known of their outcomes, and everyone who is not in it with the reason."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from medfuse.card import COMPARISON, CohortCard, OutcomeCard, default_data_root, resolve_source
 from medfuse.errors import CohortError, DataError
+from medfuse.pseudonyms import Pseudonyms, pseudonyms_from_environment
 from medfuse.tables import column, patient_ids, read_table, same_code, to_numeric
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.types import DAYS_PER_UNIT, PatientId
@@ -73,7 +75,12 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Patients and their outcomes, aligned: row i of every target is ``records[i]``."""
+    """Patients and their outcomes, aligned: row i of every target is ``records[i]``.
+
+    Attributes:
+        pseudonyms: where ids are pseudonyms, what makes them; ``person`` of a record is never one, and never written.
+        source_ids: pseudonym -> id in the files; empty where ids are as in the files.
+    """
 
     card: CohortCard
     records: tuple[PatientRecord, ...]
@@ -81,6 +88,29 @@ class Cohort:
     attrition: Attrition
     problems: tuple[Problem, ...]
     data_root: Path | None
+    pseudonyms: Pseudonyms | None = None
+    source_ids: Mapping[PatientId, PatientId] = field(default_factory=dict, repr=False)
+
+    def public(self, source_id: str) -> PatientId:
+        """The id that medfuse writes for an id in the files."""
+        return PatientId(source_id) if self.pseudonyms is None else self.pseudonyms(source_id)
+
+    def source_id(self, patient: PatientId) -> PatientId:
+        """The id in the files of a patient of the cohort."""
+        return self.source_ids.get(patient, patient)
+
+    def public_text(self, text: str) -> str:
+        """A text for what medfuse writes: it names patients as the cohort does."""
+        return text if self.pseudonyms is None else self.pseudonyms.text(text, self.source_ids.values())
+
+    @contextmanager
+    def names_in_errors(self) -> Iterator[None]:
+        """Errors of medfuse inside the block name patients as the cohort does."""
+        if self.pseudonyms is None:
+            yield
+            return
+        with self.pseudonyms.in_errors(self.source_ids.values()):
+            yield
 
     @property
     def patient_ids(self) -> tuple[PatientId, ...]:
@@ -119,6 +149,8 @@ class Cohort:
             attrition=attrition,
             problems=self.problems,
             data_root=self.data_root,
+            pseudonyms=self.pseudonyms,
+            source_ids=self.source_ids,
         )
 
 
@@ -377,7 +409,39 @@ def read_cohort(card: CohortCard, *, data_root: Path | None = None, need_outcome
         DataError, CohortError, ConfigError: what was expected, found, where and what to do.
     """
     tables = _Tables(card, data_root)
-    records = _records(tables, card)
+    if not card.patients.pseudonyms:
+        return _cohort(tables, card, _records(tables, card), data_root=data_root, need_outcomes=need_outcomes)
+    rename = pseudonyms_from_environment()
+    source = tables.get(card.patients.file, card.patients.id)
+    with rename.in_errors(map(str, source.index)):
+        records = _records(tables, card)
+        cohort = _cohort(tables, card, records, data_root=data_root, need_outcomes=need_outcomes)
+    return _renamed(cohort, rename, [record.patient_id for record in records])
+
+
+def _renamed(cohort: Cohort, rename: Pseudonyms, ids: Sequence[PatientId]) -> Cohort:
+    """The cohort under pseudonyms; persons keep their names, so that the audit still knows them apart."""
+    a = cohort.attrition
+    return dataclasses.replace(
+        cohort,
+        records=tuple(dataclasses.replace(r, patient_id=rename(r.patient_id)) for r in cohort.records),
+        attrition=dataclasses.replace(
+            a, excluded=tuple(dataclasses.replace(e, patient_id=rename(e.patient_id)) for e in a.excluded)
+        ),
+        problems=tuple(dataclasses.replace(p, message=rename.text(p.message, ids)) for p in cohort.problems),
+        pseudonyms=rename,
+        source_ids={rename(i): i for i in ids},
+    )
+
+
+def _cohort(
+    tables: _Tables,
+    card: CohortCard,
+    records: Sequence[PatientRecord],
+    *,
+    data_root: Path | None,
+    need_outcomes: bool,
+) -> Cohort:
     ids = [record.patient_id for record in records]
     if not ids:
         msg = f"{card.name}: expected patients in {card.patients.file!r}, found none; is the file cut short?"

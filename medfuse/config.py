@@ -41,6 +41,7 @@ __all__ = [
     "TrainRecipe",
     "read_card",
     "read_recipe",
+    "recipe_names",
 ]
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -72,6 +73,8 @@ class TrainRecipe(Strict):
 
     seeds: int = Field(default=3, ge=1)
     unimodal: bool = Field(default=True, description="beside the joint network, one network per modality")
+    merge: bool = Field(default=False, description="the joint network is the unimodal ones merged; needs fusion lego")
+    tune_epochs: int = Field(default=0, ge=0, description="with merge: epochs of training together that follow")
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=64, ge=1)
     lr: float = Field(default=3e-4, gt=0)
@@ -83,6 +86,9 @@ class TrainRecipe(Strict):
     select_by: Literal["loss", "score", "last"] = "loss"
     modality_dropout: bool = True
     keep_all: float = Field(default=0.3, ge=0, le=1)
+    presence: Literal["as_is", "balanced"] = "as_is"
+    balance: Literal["none", "agm"] = "none"
+    balance_alpha: float = Field(default=1.0, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
@@ -243,6 +249,13 @@ def _text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path}: expected readable text in UTF-8, found {type(error).__name__}; save it as UTF-8"
         raise ConfigError(msg) from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that :func:`read_recipe` finds."""
+    package = Path(__file__).parent
+    places = [Path.cwd() / "pipelines", package.parent / "pipelines", package / "_data" / "pipelines"]
+    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
 
 
 def read_card(name: str | Path) -> CohortCard:

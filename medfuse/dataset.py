@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medfuse import loaders
+from medfuse import gate, loaders
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.errors import DataError, StoreError, nearest
 from medfuse.extraction import extract, patient_files
@@ -38,20 +38,53 @@ def _load(cohort: Cohort, name: str, *, store: FeatureStore, hashes: dict[Path, 
         sources[source] = hashes[path]
     files = patient_files(cohort, name) if spec.path else {}
     for patient, paths in files.items():
-        sources |= {f"{patient}#{k}": sha256_file(path) for k, path in enumerate(paths)}
+        sources |= {f"{cohort.public(patient)}#{k}": sha256_file(path) for k, path in enumerate(paths)}
     patients = (card.patients.id, card.patients.row_prefix)
-    settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients)}
+    settings = {**spec.model_dump(mode="json", exclude={"description"}), "patients": list(patients), **_gated(cohort)}
     key = entry_key(name=name, settings=settings, sources=sources, version=loaders.VERSION)
     if key in store:
         try:
             return store.get(key)
         except StoreError:
             pass  # a damaged entry is rebuilt from its sources, whose hashes are part of the key
-    if spec.path:
-        data = loaders.read_files(name, spec, resolve=resolve, files=files)
-    else:
-        data = loaders.read(name, spec, resolve=resolve, patients=patients)
-    return store.put(data, key=key, sources=sources)
+    _screen(cohort, name, files)
+    with cohort.names_in_errors():
+        if spec.path:
+            data = loaders.read_files(name, spec, resolve=resolve, files=files)
+        else:
+            data = loaders.read(name, spec, resolve=resolve, patients=patients)
+    return store.put(_renamed(data, cohort), key=key, sources=sources)
+
+
+def _gated(cohort: Cohort) -> dict[str, Any]:
+    """What strictness and pseudonyms add to the key of an entry."""
+    found: dict[str, Any] = {}
+    if cohort.card.strict:
+        found["screened"] = sorted(cohort.card.governance.accepted)
+    if cohort.pseudonyms is not None:  # the entry holds who is in the cohort, under other names
+        found |= {"pseudonyms": cohort.pseudonyms.fingerprint, "of": sorted(cohort.source_ids)}
+    return found
+
+
+def _screen(cohort: Cohort, name: str, files: Mapping[PatientId, Sequence[Path]]) -> None:
+    """Refuse a modality of a strict card whose files identify a person."""
+    if not cohort.card.strict:
+        return
+    found = gate.of_sources(cohort, name, cohort.card.modalities[name]) + gate.of_patients(cohort, name, files)
+    if found:
+        raise gate.refusal(cohort.card, found)
+
+
+def _renamed(data: ModalityData, cohort: Cohort) -> ModalityData:
+    """The patients of the cohort under their pseudonyms, where it has some; nobody else."""
+    if cohort.pseudonyms is None:
+        return data
+    names = {source: public for public, source in cohort.source_ids.items()}
+    return dataclasses.replace(
+        data,
+        samples={names[i]: sample for i, sample in data.samples.items() if i in names},
+        warnings=tuple(cohort.pseudonyms.text(text, [*names, *data.samples]) for text in data.warnings),
+    )
 
 
 def _extracted(cohort: Cohort, name: str, *, store: FeatureStore) -> ModalityData:
@@ -85,11 +118,16 @@ def load_modalities(
         store_root: folder of the feature store; default ``MEDFUSE_STORE`` or ``.medfuse/store``.
 
     Raises:
-        DataError: an unknown modality, one that nobody in the cohort has, or what the loaders refuse.
+        DataError: an unknown modality, one that nobody in the cohort has, or what the loaders refuse; with a strict
+            card, anything that identifies a person.
     """
     store = FeatureStore(store_root or default_store_root())
     hashes: dict[Path, str] = {}
     loaded = {}
+    if cohort.card.strict:
+        found = gate.of_card_tables(cohort)
+        if found:
+            raise gate.refusal(cohort.card, found)
     wanted = list(names) if names is not None else list(cohort.card.modalities)
     ids = cohort.patient_ids
     for name in wanted:

@@ -214,7 +214,7 @@ def _risks(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
     return np.concatenate([f.prediction.risk_score for f in folds])
 
 
-def _as_times(target: Labels) -> Survival:
+def as_times(target: Labels) -> Survival:
     """Patients of the last class have the event at once, the others never: Harrell's C is then the AUROC."""
     label = target.label > 0  # what the risk score is the probability of: any class but the first
     return Survival(event=label, time=np.where(label, 0.0, 1.0), observed=target.observed)
@@ -225,7 +225,7 @@ def _pooled_interval(
 ) -> Interval:
     target, strata = pooled.target.take(rows), pooled.strata[rows]
     if isinstance(target, Labels):
-        target = _as_times(target)
+        target = as_times(target)
     if isinstance(target, Survival):
         return bootstrap_c(target, risk[rows], strata=strata, n_resamples=settings.bootstrap, seed=settings.seed)
     nan = float("nan")
@@ -303,7 +303,7 @@ def evaluate_outcome(
         }
     others = {name: _risks(predicted) for name, predicted in models.items() if name != carrying}
     differences: dict[str, Row] = {}
-    pairs = _as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
+    pairs = as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
     if isinstance(pairs, Survival) and len(pooled.ids):
         found = paired_differences(
             pairs,

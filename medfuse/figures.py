@@ -11,17 +11,26 @@ from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.targets import Survival
 
 # Okabe and Ito's palette: told apart with every common colour vision.
+_SLOPES = (-0.5, 3.0)  # of calibration, as shown
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 
 
-def _svg(draw: Callable[[Any, Any], None], *, width: float, height: float, rows: int = 1) -> str:
-    """Draw on a fresh figure, without pyplot's global state, and return its SVG element."""
+def _svg(
+    draw: Callable[[Any, Any], None], *, width: float, height: float, rows: int = 1, grid: tuple[int, int] | None = None
+) -> str:
+    """Draw on a fresh figure, without pyplot's global state, and return its SVG element.
+
+    ``rows`` stacks a table under a plot; ``grid`` (rows, columns) is for equal panels.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "medfuse", "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes: Any = figure.subplots(rows, 1, height_ratios=[4, 1][:rows]) if rows > 1 else figure.subplots()
+        if grid is not None:
+            figure.clear()
+            axes = figure.subplots(*grid, squeeze=False)
         for one in np.ravel(axes):
             one.spines[["top", "right"]].set_visible(False)
         draw(figure, axes)
@@ -128,3 +137,107 @@ def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
         axes.set(xlabel=f"{score}, pairs within the same fold, 95 % interval", ylim=(-len(known) + 0.4, 0.6))
 
     return _svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
+
+
+def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
+    """Discrimination and calibration of the models under stress, on one page.
+
+    Args:
+        content: ``rows`` and ``score`` of one outcome, of :func:`medfuse.stressing.stress_run`.
+        mechanism: what was done; ``subsets`` has patterns in place of rates.
+    """
+    rows = [row for row in content["rows"] if row["folds"] == content["rows"][0]["folds"]]
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    first = [n for n in names if n.startswith("medfuse") or n == rows[0]["reference"]]
+    models = [*first, *(n for n in names if n not in first)][: len(COLOURS)]
+    patterns = list(dict.fromkeys(row["pattern"] for row in rows))
+    measures = ((content["score"], "score"), ("calibration slope", "calibration_slope"))
+    if mechanism == "subsets":
+        return _svg(
+            lambda _, axes: _patterns(axes[0], rows, patterns, models=models, measures=measures),
+            width=9.6,
+            height=1.4 + 0.17 * (len(models) + 1) * len(patterns),
+            grid=(1, 2),
+        )
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        for line, pattern in zip(axes, patterns, strict=True):
+            for panel, (label, key) in zip(line, measures, strict=True):
+                for k, model in enumerate(models):
+                    own = [r for r in rows if r["model"] == model and r["pattern"] == pattern and r[key] is not None]
+                    _curve(panel, own, key, colour=COLOURS[k], label=model, band=k == 0 or model == own[0]["reference"])
+                panel.axhline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
+                panel.set(xlabel=f"{mechanism} rate: {pattern}", ylabel=label)
+                if key != "score":
+                    panel.set_ylim(*_SLOPES)
+        axes[0][0].legend(frameon=False, fontsize=7)
+
+    return _svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
+
+
+def _curve(
+    panel: Any,  # noqa: ANN401  # matplotlib axes
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    *,
+    colour: str,
+    label: str,
+    band: bool,
+) -> None:
+    x, y = [r["rate"] for r in rows], [r[key] for r in rows]
+    panel.plot(x, y, "o-", ms=3, lw=1.4, color=colour, label=label)
+    if band and all(r[f"{key}_low"] is not None for r in rows):
+        panel.fill_between(
+            x, [r[f"{key}_low"] for r in rows], [r[f"{key}_high"] for r in rows], color=colour, alpha=0.15
+        )
+
+
+def _patterns(
+    axes: Any,  # noqa: ANN401
+    rows: Sequence[Mapping[str, Any]],
+    patterns: Sequence[str],
+    *,
+    models: Sequence[str],
+    measures: Sequence[tuple[str, str]],
+) -> None:
+    """A line per subset of the modalities, a dot with its interval per model."""
+    for panel, (label, key) in zip(axes, measures, strict=True):
+        for row in rows:
+            if row["model"] not in models or row[key] is None:
+                continue
+            k = models.index(row["model"])
+            y = -patterns.index(row["pattern"]) - (k - len(models) / 2) / (len(models) + 1)
+            if row[f"{key}_low"] is not None:
+                panel.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=COLOURS[k], lw=1)
+            first = row["pattern"] == patterns[0]
+            panel.plot(row[key], y, "o", ms=3.5, color=COLOURS[k], label=row["model"] if first else None)
+        panel.axvline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
+        shown = patterns if panel is axes[0] else [""] * len(patterns)
+        panel.set_yticks([-k for k in range(len(patterns))], shown)
+        panel.set(xlabel=label, ylim=(-len(patterns) + 0.4, 0.6))
+        if key != "score":
+            panel.set_xlim(*_SLOPES)  # the slope of a model that says nothing may be anything
+    axes[0].figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=len(models)
+    )
+
+
+def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """Strength of each modality's own share, and the factor on its gradient, per epoch.
+
+    Args:
+        epochs: (e,).
+        curves: ``strength`` and ``factor``: per modality (e,) means over the joint networks.
+    """
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        labels = {"strength": "negative log-likelihood of its own share", "factor": "factor on its gradient"}
+        for panel, name in zip(axes[0], labels, strict=True):
+            for k, (modality, values) in enumerate(curves[name].items()):
+                y = [float("nan") if v is None else v for v in values]
+                panel.plot(epochs, y, color=COLOURS[k % len(COLOURS)], label=modality)
+            panel.set(xlabel="epoch", ylabel=labels[name])
+        axes[0][1].axhline(1.0, color="0.7", lw=1, ls="--")
+        axes[0][0].legend(frameon=False)
+
+    return _svg(draw, width=9.0, height=3.2, grid=(1, 2))

@@ -1,6 +1,5 @@
 """``medfuse inspect``: what any file or folder is, who reads it, and what is wrong with it. Never raises."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from medfuse import loaders
 from medfuse.errors import MedfuseError
-from medfuse.limits import LARGEST_FOLDER, read_head
+from medfuse.limits import files_below, read_head
 from medfuse.loaders.base import Head, Identifying
 
 
@@ -54,7 +53,13 @@ def inspect(paths: Sequence[str | Path]) -> list[Inspection]:
     for path in map(Path, paths):
         here: list[Inspection] = []
         by_loader: dict[str, list[Path]] = {}
-        for file in _files(path):
+        try:
+            there, files = path.exists(), _files(path)
+        except (OSError, ValueError, RuntimeError) as error:
+            why = str(error) if isinstance(error, ValueError) else f"cannot be followed ({type(error).__name__})"
+            found.append(Inspection(path=str(path), refusal=f"{path}: {why}; narrow the path, or check it"))
+            continue
+        for file in files:
             try:
                 name = recognise(file)
             except MedfuseError as error:
@@ -64,7 +69,7 @@ def inspect(paths: Sequence[str | Path]) -> list[Inspection]:
                 by_loader.setdefault(name, []).append(file)
             else:
                 here.append(Inspection(path=str(file), refusal=_unknown(file)))
-        if not path.exists():
+        if not there:
             here.append(Inspection(path=str(path), refusal=f"{path}: no such file or folder; check the path"))
         for name, files in by_loader.items():
             here += _items(name, files)
@@ -90,19 +95,19 @@ def recognise(file: Path) -> str:
     return ""
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        if path.exists():
-            yield path
-        return
-    count = 0
-    for folder, names, files in os.walk(path):  # links to folders are not followed
-        names.sort()
-        for file in sorted(files):
-            count += 1
-            if count > LARGEST_FOLDER:
-                return
-            yield Path(folder) / file
+def _files(path: Path) -> list[Path]:
+    """Files at or below a path, sorted.
+
+    Raises:
+        ValueError: too many, too deep, or something that is neither a file nor a folder.
+        OSError: a folder that cannot be read.
+    """
+    if path.is_dir():
+        return sorted(files_below(path))
+    if path.exists() and not path.is_file():
+        msg = "expected a file or a folder, found a pipe or a device"
+        raise ValueError(msg)
+    return [path] if path.exists() else []
 
 
 def _unknown(file: Path) -> str:

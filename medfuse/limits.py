@@ -1,6 +1,8 @@
 """Caps against hostile or damaged files: how much is inflated, how deep is looked, how long a path may be."""
 
 import gzip
+import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,34 @@ HEAD = 4096  # bytes that tell what a file is
 LARGEST_TEXT = 2 << 30  # bytes of inflated text that are read into memory
 LARGEST_RATIO = 400  # inflated over packed size, above 64 MiB; real tables stay below 100
 LARGEST_FOLDER = 200_000  # files that an inspection looks at
-_FREE = 64 << 20
+DEEPEST_FOLDER = 64  # levels of folders below one that a card names
+_FREE, _PIECE = 64 << 20, 4 << 20
 _MANY_LINES = 1_000_000
 _STRETCH = 200  # inflated over packed size of any 64 MiB
+
+
+def files_below(folder: Path, *, most: int = LARGEST_FOLDER, deepest: int = DEEPEST_FOLDER) -> Iterator[Path]:
+    """Files below a folder, in no order; links to folders are not followed, pipes and devices are left out.
+
+    Raises:
+        ValueError: more than ``most`` entries, or deeper than ``deepest``; before anything is sorted or opened.
+    """
+    waiting, count = [(str(folder), 1)], 0
+    while waiting:
+        here, level = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                count += 1
+                if count > most:
+                    msg = f"expected at most {most} files in a folder, found more"
+                    raise ValueError(msg)
+                if entry.is_dir(follow_symlinks=False):
+                    if level >= deepest:
+                        msg = f"expected folders at most {deepest} levels deep, found deeper ones"
+                        raise ValueError(msg)
+                    waiting.append((entry.path, level + 1))
+                elif entry.is_file():
+                    yield Path(entry.path)
 
 
 def read_head(path: Path, *, size: int = HEAD) -> bytes:
@@ -45,13 +72,13 @@ def check_text(path: Path) -> None:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        for chunk in _inflated(file, name=path.name) if zipped else iter(lambda: file.read(1 << 20), b""):
+        for chunk in _pieces(file, name=path.name) if zipped else iter(lambda: file.read(1 << 20), b""):
             if b"\0" in chunk:
                 msg = f"{path.name}: expected text, found bytes of zero (a file cut short, or another format)"
                 raise DataError(f"{msg}; fetch it again")
 
 
-def _inflated(file: BinaryIO, *, name: str) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, *, name: str) -> Iterator[bytes]:
     """Content of all members of a gzip file, in pieces."""
     engine, packed, unpacked = zlib.decompressobj(wbits=31), 0, 0
     try:
@@ -78,34 +105,68 @@ def _inflated(file: BinaryIO, *, name: str) -> Iterator[bytes]:
         raise DataError(msg)
 
 
-def inflate(path: Path, *, most: int = LARGEST_TEXT) -> bytes:
+def inflate(path: Path, *, most: int = LARGEST_TEXT, ratio: int = LARGEST_RATIO) -> bytes:
     """Content of a gzip (or plain) file, refused before it fills the memory.
 
+    Args:
+        path: of the file.
+        most: bytes of content.
+        ratio: of inflated to packed bytes, above 64 MiB; compared while it is inflated, not at the end.
+
     Raises:
-        DataError: damaged, truncated, or larger than ``most`` or than 400 times its packed size.
+        DataError: damaged, truncated, or larger than ``most`` or than ``ratio`` times its packed size.
     """
     packed = path.stat().st_size
-    most = min(most, max(_FREE, packed * LARGEST_RATIO))
+    most = min(most, max(_FREE, packed * ratio))
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             large = not zipped and packed > most
-            if zipped:
-                with gzip.GzipFile(fileobj=raw) as file:
-                    content = file.read(most + 1)
-            else:  # a size given to read would be allocated at once
-                content = b"" if large else raw.read()
+            plain = b"" if zipped or large else raw.read()  # a size given to read would be allocated at once
+            content = _inflated(raw, most=most, ratio=ratio) if zipped else plain
+            grown = large or len(content) > max(_FREE, ratio * raw.tell())
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{path.name}: expected a whole gzip file, found damage ({type(error).__name__}); copy it again"
         raise DataError(msg) from error
-    if large or len(content) > most:
+    if grown or len(content) > most:
         msg = (
             f"{path.name}: expected at most {most >> 20} MiB of content, found more in {packed >> 10} KiB; "
             "a decompression bomb? unpack it yourself if it is real"
         )
         raise DataError(msg)
     return content
+
+
+def _inflated(raw: BinaryIO, *, most: int, ratio: int) -> bytes:
+    """Content up to the first byte too many, or to where it has grown too much for what was read of the file."""
+    held = io.BytesIO()
+    with gzip.GzipFile(fileobj=raw) as file:
+        while piece := file.read(min(_PIECE, most + 1 - held.tell())):
+            held.write(piece)
+            if held.tell() > max(_FREE, ratio * raw.tell()):
+                break
+    return held.getvalue()
+
+
+def check_growth(packed: int, unpacked: int, *, where: str, ratio: int = LARGEST_RATIO) -> None:
+    """Refuse what says that it unpacks to far more than it is, before it is unpacked.
+
+    Args:
+        packed: bytes on disk.
+        unpacked: bytes that it claims.
+        where: for the message.
+        ratio: above 64 MiB.
+
+    Raises:
+        DataError: more than ``ratio`` times the packed size.
+    """
+    if unpacked > max(_FREE, packed * ratio):
+        msg = (
+            f"{where}: expected ordinary data, found {packed >> 10} KiB that claim to hold {unpacked >> 20} MiB; a "
+            "decompression bomb? unpack it yourself if it is real"
+        )
+        raise DataError(msg)
 
 
 def check_lines(content: bytes, *, where: str) -> None:

@@ -1,7 +1,11 @@
 """Which process something belongs to, and whether that process is known to be gone."""
 
+import ctypes
+import multiprocessing
 import os
+import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +42,17 @@ def _namespace() -> str:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
+
+
+def end_with_parent() -> None:
+    """Called in a child process: it ends when its parent is killed, and does not wait forever for work (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it died before the call
+        os._exit(1)
 
 
 def process_tags() -> dict[str, str]:

@@ -12,7 +12,7 @@ from medfuse import figures
 from medfuse.config import read_card
 from medfuse.errors import MedfuseError
 from medfuse.evaluation import Evaluation, from_json, summary_table
-from medfuse.files import write_text
+from medfuse.files import read_json, write_text
 from medfuse.run import Run
 from medfuse.targets import Survival
 
@@ -221,6 +221,118 @@ def _audit(run: Run) -> str:
     return f"<h2>Leak audit</h2>{allowed}<p>{said} Checked: {escape(', '.join(content['checks']))}.</p>{table}"
 
 
+_CAPTIONS = {
+    "subsets": "Every subset of the modalities: the others are hidden from all held-out patients.",
+    "mcar": "Each modality of each held-out patient is hidden with the same probability.",
+    "mar": "Hidden more often the higher the first principal component of the modality that always stays.",
+    "mnar": "Hidden only from patients with the event (by the horizon).",
+    "mnar-flip": "Hidden only from patients without the event (by the horizon): a model that has learned that absence "
+    "goes with the event falls below chance.",
+    "noise": "Normal noise, in standard deviations of train, on numbers; coded cells redrawn with half that chance.",
+    "dilution": "Bags get tokens of train patients, tables typical values in empty cells.",
+    "swap": "A share of the patients show another patient's modality.",
+}
+
+
+def _stress(run: Run) -> str:
+    """What ``medfuse stress`` wrote into the run."""
+    parts = []
+    for path in sorted((run.path / "stress").glob("*.json")):
+        content = read_json(path)
+        mechanism = content["mechanism"]
+        for outcome, one in content["outcomes"].items():
+            rows = [r for r in one["rows"] if r["model"] in ("medfuse", r["reference"])]
+            body = [
+                (
+                    r["pattern"] if r["rate"] is None else f"{r['pattern']}: {r['rate']:g}",
+                    r["model"],
+                    f"{100 * r['hidden']:.0f} %",
+                    f"{100 * r['empty']:.0f} %",
+                    r["score"],
+                    _span(r["score_low"], r["score_high"]),
+                    r["calibration_slope"],
+                    _span(r["calibration_slope_low"], r["calibration_slope_high"]),
+                    r["calibration_ratio"],
+                    r["error"],
+                    ""
+                    if "difference" not in r or r["difference"] is None
+                    else f"{r['difference']:+.3f} ({_span(r['difference_low'], r['difference_high'])})",
+                    r["shift"],
+                )
+                for r in rows
+            ]
+            header = (
+                "modalities: rate",
+                "model",
+                "hidden",
+                "left with none",
+                one["score"],
+                "95 % interval",
+                "calibration slope",
+                "95 % interval",
+                "observed / expected",
+                "error",
+                "minus the late average of what is present",
+                "change of risk (SD)",
+            )
+            parts.append(
+                f"<h3>{escape(path.stem)}: {escape(outcome)}</h3><p class=note>{_CAPTIONS.get(mechanism, '')}</p>"
+                f"{figures.stress(one, mechanism=mechanism)}<details><summary>table</summary>"
+                f"{_table(header, body)}</details>"
+            )
+    note = (
+        "<p class=note>Held-out patients and the stored networks, no refit; nobody is dropped: a patient without any "
+        "modality gets the population estimate. Intervals: case bootstrap within folds, 95 %.</p>"
+    )
+    return f"<h2>Stress tests</h2>{note}{''.join(parts)}" if parts else ""
+
+
+def _training(run: Run) -> str:
+    """Logs of the joint networks: how strong each modality was (``balance: agm``), and how often it was shown."""
+    rows = [r for r in run.curves() if str(r.get("member", "")).count("-") == 1]  # SEED-INNER: no unimodal network
+    parts = []
+    kept = sorted({key for r in rows for key in r if key.startswith("kept.")})
+    if kept:
+        folds = list(dict.fromkeys(str(r["fold"]) for r in rows))
+        body = []
+        for key in kept:
+            values = [[r[key] for r in rows if str(r["fold"]) == fold and key in r] for fold in folds]
+            body.append((key.removeprefix("kept."), *(float(np.mean(v)) if v else None for v in values)))
+        header = ("modality", *(f"fold {fold}" for fold in folds))
+        parts.append(
+            "<h3>Presence made independent of the outcome</h3><p class=note>Share of the training patients who have a "
+            "modality and were shown with it; below 1 where who has it went with the outcome.</p>"
+            + _table(header, body)
+        )
+    names = list(dict.fromkeys(k.removeprefix("strength.") for r in rows for k in r if k.startswith("strength.")))
+    if names:
+        epochs = sorted({int(r["epoch"]) for r in rows})
+
+        def mean(key: str) -> list[float | None]:
+            known = [[v for r in rows if r["epoch"] == e and (v := r.get(key)) is not None] for e in epochs]
+            return [float(np.mean(v)) if v else None for v in known]
+
+        curves = {what: {name: mean(f"{what}.{name}") for name in names} for what in ("strength", "factor")}
+        parts.append(
+            "<h3>Competition of the modalities (adaptive gradient modulation)</h3><p class=note>Means over the joint "
+            "networks of all folds. The lower the negative log-likelihood of a modality's Shapley share, the more it "
+            "carries; a factor below 1 slows a modality that runs ahead of its own habit. Late epochs are those of the "
+            f"networks that trained longest.</p>{figures.balance(epochs, curves)}"
+        )
+    if (run.path / "competition.json").is_file():
+        measured = run.read("competition")["folds"]
+        for outcome in sorted({o for by in measured.values() for o in by}):
+            names = list(dict.fromkeys(m for by in measured.values() for m in by.get(outcome, {})))
+            body = [(m, *(by.get(outcome, {}).get(m) for by in measured.values())) for m in names]
+            parts.append(
+                f"<h3>Competition strength: {escape(outcome)}</h3><p class=note>Share of what a network of the "
+                "modality alone says of unseen training patients that cannot be read, linearly, from the joint "
+                "network's state: 0 = all of it is there, 1 or more = none.</p>"
+                + _table(("modality", *(f"fold {fold}" for fold in measured)), body)
+            )
+    return f"<h2>Training</h2>{''.join(parts)}" if parts else ""
+
+
 def write_report(run: Run) -> Path:
     """Write ``report.html`` of a run.
 
@@ -234,7 +346,16 @@ def write_report(run: Run) -> Path:
         StoreError: a part is missing or damaged.
     """
     outcomes = run.read("metrics")["outcomes"]
-    body = "".join([_header(run), _patients(run), *(_outcome(run, n, c) for n, c in outcomes.items()), _audit(run)])
+    body = "".join(
+        [
+            _header(run),
+            _patients(run),
+            *(_outcome(run, n, c) for n, c in outcomes.items()),
+            _stress(run),
+            _training(run),
+            _audit(run),
+        ]
+    )
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>medfuse report</title><style>{_STYLE}</style></head><body>{body}</body></html>"

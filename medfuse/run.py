@@ -35,7 +35,8 @@ class Run:
     Parts: ``run.json`` (what, when, by which code), ``card.md``, ``recipe.yaml`` (resolved), ``splits.json``,
     ``data.json`` (modalities, with SHA-256), ``modalities.json`` (columns that a prediction needs), ``attrition.json``,
     ``audit.json``, ``metrics.json``, ``predictions.parquet``, ``outcomes.parquet``, ``curves.jsonl``, ``folds/K/``
-    (sealed members), ``report.html``, ``manifest.json``, the SHA-256 of all of it, and, outside the seal,
+    (sealed members), ``competition.json`` (with ``train.balance: agm``), ``stress/`` (of ``medfuse stress``),
+    ``report.html``, ``manifest.json``, the SHA-256 of all of it, and, outside the seal,
     ``tracking.json`` (what became of the copy in MLflow).
     """
 

@@ -93,6 +93,10 @@ class ModalitySample:
         object.__setattr__(sample, "position", position)
         return sample
 
+    def take(self, rows: Sequence[int] | NDArray[np.intp]) -> "ModalitySample":
+        """Some of the tokens, in the type that they are stored in; of mapped ones only these are read from disk."""
+        return ModalitySample.trusted(tokens=self.tokens[rows], position=self.position[rows])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:

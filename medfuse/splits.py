@@ -69,7 +69,7 @@ def check_persons(split: Split, cohort: Cohort) -> None:
 
 def _known(cohort: Cohort, ids: Sequence[str]) -> tuple[Ids, Ids]:
     have = set(cohort.patient_ids)
-    unique = [PatientId(i) for i in dict.fromkeys(ids)]
+    unique = [cohort.public(i) for i in dict.fromkeys(ids)]
     return tuple(i for i in unique if i in have), tuple(i for i in unique if i not in have)
 
 
@@ -98,7 +98,7 @@ def published_splits(cohort: Cohort) -> list[Split]:
             parts = {
                 side: [str(r["patient_id"]) for r in rows if r["dataset"] == side] for side in ("training", "test")
             }
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = (
                 f"{path.name}: expected a JSON list of {{patient_id, dataset: training|test}}, found another form; "
                 "fetch the file again, or correct the card's folds"

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import StoreError
-from medfuse.files import new_folder, read_json, seal, sha256_bytes, verify, write_json
+from medfuse.files import new_folder, read_json, remove_abandoned, seal, sha256_bytes, verify, write_json
+from medfuse.mapped import mapped
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.types import PatientId
 
@@ -68,7 +69,11 @@ def entry_key(*, name: str, settings: Mapping[str, Any], sources: Mapping[str, s
 class FeatureStore:
     """A folder with one sealed folder per entry.
 
-    An entry is complete only when its manifest exists; readers verify sizes and SHA-256 before they look inside.
+    An entry is complete only when its manifest exists. What is read in whole (tables) is verified in whole, size and
+    SHA-256, whenever it is read. Items are mapped, and only rows that are asked for are read: :meth:`get` compares the
+    manifest's own SHA-256 and the sizes, so that its cost does not grow with bytes. All their bytes are compared by
+    every extraction, so once at the start of every load of a modality (which makes damaged items again), and by
+    :meth:`verify`; a bit that flips on disk after that is seen by the next one.
     """
 
     def __init__(self, root: Path) -> None:
@@ -77,6 +82,24 @@ class FeatureStore:
     def path(self, key: str) -> Path:
         """Folder of an entry."""
         return self.root / key[:32]
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind; what a living one holds stays."""
+        if self.root.is_dir():
+            remove_abandoned(self.root)
+
+    def verify(self, key: str) -> None:
+        """Compare every byte of an entry, and of the items that it names, with its SHA-256.
+
+        Raises:
+            StoreError: no such entry, or damage; the message names the part.
+        """
+        folder = self.path(key)
+        verify(folder)
+        if (folder / "index.json").is_file():
+            for items in dict(read_json(folder / "index.json").get("items", {})).values():
+                for _, item in items:
+                    verify(self.path(item))
 
     def __contains__(self, key: str) -> bool:
         return (self.path(key) / "manifest.json").is_file()
@@ -169,18 +192,17 @@ class FeatureStore:
 
         Args:
             key: of the item.
-            check: compare every file with its SHA-256 first.
+            check: compare every file with its SHA-256 first; else the manifest's own, and sizes.
 
         Raises:
             StoreError: no such item, or damage.
         """
         folder = self.path(key)
-        if check:
-            verify(folder)
+        verify(folder, content=check)
         content = read_json(folder / "item.json")
         try:
-            tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
-            position = np.load(folder / "position.npy", mmap_mode="r", allow_pickle=False)
+            tokens = mapped(folder / "tokens.npy")
+            position = np.load(folder / "position.npy", allow_pickle=False)
             sample = ModalitySample.trusted(tokens=tokens, position=position)
             return StoredItem(
                 sample=sample,
@@ -219,7 +241,7 @@ class FeatureStore:
     def _gather(self, index: Mapping[str, Any], *, key: str) -> ModalityData:
         samples, widths = {}, set()
         for patient, items in index["items"].items():
-            parts = [(identity, self.get_item(item)) for identity, item in items]
+            parts = [(identity, self.get_item(item, check=False)) for identity, item in items]
             widths |= {part.sample.tokens.shape[1] for _, part in parts}
             samples[PatientId(patient)] = _joined(parts)
         if len(widths) > 1:

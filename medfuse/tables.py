@@ -1,7 +1,6 @@
 """Tables as they lie on disk, read as text, so that an id "001" stays "001" and a missing cell stays missing."""
 
 import csv
-import gzip
 import io
 import re
 import zipfile
@@ -15,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError, nearest
+from medfuse.limits import inflate
 from medfuse.types import PatientId
 
 if TYPE_CHECKING:
@@ -107,10 +107,12 @@ def _member(path: Path) -> tuple[str, bytes]:
 
 
 def _gunzipped(path: Path) -> bytes:
-    limit = MAX_EXPANSION * max(path.stat().st_size, 1)
-    with gzip.open(path) as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            msg = "no gzip file"
+            raise OSError(msg)
+    content = inflate(path, ratio=MAX_EXPANSION)
+    if len(content) > MAX_EXPANSION * max(path.stat().st_size, 1):
         msg = f"{path.name}: expected an ordinary gzip file, found one that grows {MAX_EXPANSION}-fold; refused"
         raise DataError(msg)
     return content

@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medfuse.applying import apply_run, classes_of, prediction_table, read_for_run, require_same_outcome
+from medfuse.applying import (
+    apply_run,
+    classes_of,
+    names_of,
+    prediction_table,
+    read_for_run,
+    require_same_outcome,
+    same_names,
+)
 from medfuse.audit import AuditReport, audit, require_clean
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.card import CohortCard, OutcomeCard
@@ -55,6 +63,8 @@ from medfuse.training import (
     Progress,
     TrainSettings,
     check_fold,
+    competition,
+    cpu_threads,
     encoder_notes,
     fit_fold,
     load_fold,
@@ -92,12 +102,14 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         heads=heads,
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
         unimodal=recipe.train.unimodal,
-        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal"})),
+        merge=recipe.train.merge,
+        tune_epochs=recipe.train.tune_epochs,
+        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal", "merge", "tune_epochs"})),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class Job:
     """Everything that a training run knows before it fits."""
 
     cohort: Cohort
@@ -114,7 +126,13 @@ class _Job:
         return len(set(seen)) < len(seen)
 
 
-def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_root: Path | None, say: Say) -> _Job:
+def prepare_job(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_root: Path | None, say: Say) -> Job:
+    """Read a cohort's patients and modalities, split them, and audit them.
+
+    Raises:
+        ConfigError: an outcome that the card does not have.
+        LeakError: what the audit found, unless the recipe allows it.
+    """
     cohort = read_cohort(card, data_root=data_root)
     wanted = recipe.outcomes or [next(iter(card.outcomes))]
     for name in wanted:
@@ -129,7 +147,7 @@ def _prepare(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_
     for finding in report.findings:
         say(f"audit {finding.severity}: {finding.message}")
     require_clean(report, allow=recipe.allow_leaks)
-    return _Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
+    return Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
 
 
 def with_outcome(cohort: Cohort, outcomes: Sequence[str]) -> Cohort:
@@ -138,12 +156,14 @@ def with_outcome(cohort: Cohort, outcomes: Sequence[str]) -> Cohort:
     return cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
 
 
-def _inner(job: _Job, split: Split) -> list[Split]:
+def inner_of(job: Job, split: Split) -> list[Split]:
+    """Inner folds of an outer training side."""
     folds, seed = job.recipe.splits.inner_folds, job.recipe.seed
     return inner_folds(split.train, cohort=job.cohort, outcome=job.outcomes[0], folds=folds, seed=seed)
 
 
-def _outcomes(job: _Job) -> Outcomes:
+def outcomes_of(job: Job) -> Outcomes:
+    """The outcomes that a job predicts, of all its patients."""
     targets = {name: job.cohort.targets[name] for name in job.outcomes}
     return Outcomes(patient_ids=job.cohort.patient_ids, targets=targets)
 
@@ -153,7 +173,7 @@ def _baseline_names(recipe: Recipe, kind: str) -> list[str] | None:
     return None if recipe.baselines is None else [name for name in recipe.baselines if name in BASELINES[kind]]
 
 
-def _check(job: _Job, *, say: Say) -> None:
+def _check(job: Job, *, say: Say) -> None:
     """Raise what the fits would raise, before a run directory is made; say which baselines an outcome has no use for.
 
     Raises:
@@ -176,9 +196,9 @@ def _check(job: _Job, *, say: Say) -> None:
         try:
             check_fold(
                 job.data,
-                _outcomes(job),
+                outcomes_of(job),
                 train_ids=split.train,
-                inner=_inner(job, split),
+                inner=inner_of(job, split),
                 settings=settings,
                 build=number == 0,
             )
@@ -187,7 +207,8 @@ def _check(job: _Job, *, say: Say) -> None:
             raise
 
 
-def _first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
+def first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
+    """The modality of clinical baselines."""
     tabular = [name for name in data if card.modalities[name].loader == "tabular"]
     return (tabular or list(data))[0]
 
@@ -209,7 +230,7 @@ class _Results:
 
 
 def _fit_network(
-    job: _Job, run: Run, split: Split, inner: Sequence[Split], *, tracker: Tracker, show: Watch
+    job: Job, run: Run, split: Split, inner: Sequence[Split], *, tracker: Tracker, show: Watch
 ) -> FoldModel:
     folder = run.fold_folder(split.name)
     if (folder / "manifest.json").is_file():
@@ -231,7 +252,7 @@ def _fit_network(
 
     fold = fit_fold(
         job.data,
-        _outcomes(job),
+        outcomes_of(job),
         train_ids=split.train,
         inner=inner,
         settings=settings,
@@ -242,10 +263,13 @@ def _fit_network(
     return fold
 
 
-def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: Tracker, show: Watch) -> None:
+def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: Tracker, show: Watch) -> None:
     recipe, cohort = job.recipe, job.cohort
-    inner = _inner(job, split)
+    inner = inner_of(job, split)
     fold = _fit_network(job, run, split, inner, tracker=tracker, show=show)
+    if recipe.train.balance == "agm":
+        before = run.read("competition")["folds"] if (run.path / "competition.json").is_file() else {}
+        run.write("competition", {"folds": {**before, split.name: competition(fold, job.data, inner)}})
     for variant in fold.ensembles[job.outcomes[0]]:
         predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
         for outcome in job.outcomes:
@@ -259,7 +283,7 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
             data=job.data,
             split=split,
             inner=inner,
-            clinical=_first_tabular(cohort.card, job.data),
+            clinical=first_tabular(cohort.card, job.data),
             seed=recipe.seed,
         )
         kind = cohort.card.outcomes[outcome].kind
@@ -269,7 +293,7 @@ def _run_fold(job: _Job, run: Run, split: Split, *, results: _Results, tracker: 
 
 
 def _take_variant(
-    fold: FoldModel, outcome: str, *, variant: str, predicted: Prediction, job: _Job, split: Split, to: _Results
+    fold: FoldModel, outcome: str, *, variant: str, predicted: Prediction, job: Job, split: Split, to: _Results
 ) -> None:
     """The model and, beside it, the joint network and the unimodal networks alone."""
     oof = fold.out_of_fold[outcome][variant]
@@ -292,14 +316,15 @@ def _default_out(card: CohortCard, recipe: Recipe) -> Path:
     return Path("runs") / f"{card.name}-{recipe.name}-{stamp}"
 
 
-def _write_inputs(run: Run, job: _Job, *, store_root: Path | None) -> None:
+def _write_inputs(run: Run, job: Job, *, store_root: Path | None) -> None:
     card, cohort = job.cohort.card, job.cohort
     if card.path is not None:
         run.write_text("card.md", card.path.read_text(encoding="utf-8"))
     run.write_text("recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
     sides = ("name", "train", "tuning", "held_out", "external", "unmatched")
     run.write("splits", {"splits": [{s: getattr(split, s) for s in sides} for split in job.splits]})
-    run.write("data", {"modalities": manifest(job.data, store_root=store_root), "sources": card.governance.sha256})
+    named = {"sources": card.governance.sha256, "pseudonyms": names_of(cohort)}
+    run.write("data", {"modalities": manifest(job.data, store_root=store_root), **named})
     run.write("modalities", {"modalities": modality_specs(job.data)})
     excluded = [{"patient_id": e.patient_id, "reason": e.reason} for e in cohort.attrition.excluded]
     problems = [{"file": p.file, "row": p.row, "column": p.column, "message": p.message} for p in cohort.problems]
@@ -357,7 +382,7 @@ def train(
     """
     card = read_card(cohort)
     settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
-    job = _prepare(card, settings, data_root=data_root, store_root=store_root, say=say)
+    job = prepare_job(card, settings, data_root=data_root, store_root=store_root, say=say)
     _check(job, say=say)
     path = out or _default_out(card, settings)
     data_keys = {name: m.key for name, m in job.data.items()}
@@ -380,7 +405,7 @@ def train(
     return run
 
 
-def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say, watch: Watch) -> None:
+def _fit_and_evaluate(job: Job, run: Run, *, tracker: Tracker, say: Say, watch: Watch) -> None:
     results = _Results(
         held_out={o: {} for o in job.outcomes},
         inner=[],
@@ -393,7 +418,8 @@ def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say, watch:
         def show(part: float, what: str, done: int = number - 1) -> None:
             watch((done + part) / len(job.splits), what)
 
-        _run_fold(job, run, split, results=results, tracker=tracker, show=show)
+        with cpu_threads(job.recipe.train.threads):
+            _run_fold(job, run, split, results=results, tracker=tracker, show=show)
         spent = time.perf_counter() - started
         left = spent / number * (len(job.splits) - number)
         say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, about {left:.0f} s left")
@@ -434,7 +460,7 @@ def _fit_and_evaluate(job: _Job, run: Run, *, tracker: Tracker, say: Say, watch:
     tracker.finish(run)
 
 
-def _outcomes_frame(job: _Job) -> pd.DataFrame:
+def _outcomes_frame(job: Job) -> pd.DataFrame:
     """Outcomes of the modelled patients, so that the report and later readers need no source file."""
     tables = []
     for name in job.outcomes:
@@ -497,6 +523,8 @@ def predict(
     card = read_card(cohort)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
     table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
+    if not same_names(opened, people):
+        table["seen_in_training"] = "unknown: pseudonyms of another key"
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
@@ -555,7 +583,8 @@ def evaluate(
     fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
     evaluation = evaluate_outcome({MODEL: [fold]}, people, chosen, carrying=MODEL, settings=EvaluationSettings())
     path = out or Path(f"external_{card.name}.json")
-    write_json(path, evaluation.to_json())
+    unknown = {} if same_names(opened, people) else {"overlap_with_training": "unknown: pseudonyms of another key"}
+    write_json(path, {**evaluation.to_json(), **unknown})
     return evaluation, path
 
 

@@ -1,5 +1,7 @@
 """Cards and recipes as text: every fault named with its file, its key and the nearest spelling."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -100,7 +102,7 @@ def test_a_card_in_other_bytes_or_that_is_not_there_is_refused(tmp_path):
         read_card("transbg")
 
 
-@pytest.mark.parametrize("name", ["default", "smoke"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[1] / "pipelines").glob("*.yaml")))
 def test_recipes_read_by_name_and_repeat_from_their_dump(tmp_path, name):
     recipe = read_recipe(name)
     assert recipe.name == name

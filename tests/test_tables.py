@@ -99,7 +99,7 @@ def test_arff_cells_may_be_quoted(tmp_path):
         ("t.zip", zipped("x.exe", CSV.encode()), r"convert the table"),
         ("t.zip", zipped("x.csv", b"0" * 5_000_000), r"ordinary zip"),
         ("t.csv.gz", gzip.compress(b"0" * 5_000_000), r"ordinary gzip"),
-        ("t.csv.gz", gzip.compress(CSV.encode())[:-6], r"expected a whole \.gz"),
+        ("t.csv.gz", gzip.compress(CSV.encode())[:-6], r"expected a whole gzip"),
         ("t.parquet", b"PAR1 no", r"Parquet file, found damage"),
         ("t.arff", b"@relation x\n@attribute a numeric\n", r"@data section"),
         ("t.arff", ARFF.encode()[:-6], r"line 8: expected 3 cells, found 2"),

@@ -157,7 +157,26 @@ def clinical_cox(fold: FoldData) -> list[BaselineResult]:
         ),
     )
     curves = fit.survival(held, event_time_grid(survival))
-    return [BaselineResult(name="clinical_cox", prediction=_predicted(fold, fit.log_hazard(held), curves), notes=notes)]
+    return [
+        BaselineResult(
+            name="clinical_cox",
+            prediction=_predicted(fold, fit.log_hazard(held), curves),
+            tuning_score=_clinical_tuning(fold),
+            notes=notes,
+        )
+    ]
+
+
+def _clinical_tuning(fold: FoldData) -> float:
+    """C of the clinical Cox model's inner out-of-fold scores."""
+    ids: list[PatientId] = []
+    scores: list[Matrix] = []
+    for fit_ids, tune_ids in fold.inner_ids:
+        if tune_ids:
+            x, other = fold.design([fold.clinical], fit_ids, tune_ids)
+            ids += tune_ids
+            scores.append(fit_cox(x, _outcome(fold, fit_ids), penalty=1e-2).log_hazard(other))
+    return harrell_c(_outcome(fold, ids), np.concatenate(scores)).value if ids else float("nan")
 
 
 def ridge_per_modality(fold: FoldData) -> list[BaselineResult]:

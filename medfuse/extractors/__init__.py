@@ -15,6 +15,7 @@ EXTRACTORS: dict[str, str] = {
     "hashed_ngrams": "medfuse.extractors.text:HashedNgrams",
     "waveform": "medfuse.extractors.waveform:Waveform",
     "tile": "medfuse.extractors.tile:TileFeatures",
+    "volume": "medfuse.extractors.volume:VolumeStatistics",
 }
 # the extractor of a kind of item when the card names none
 DEFAULTS: dict[ItemKind, str] = {
@@ -22,6 +23,7 @@ DEFAULTS: dict[ItemKind, str] = {
     "sentence": "hashed_ngrams",
     "window": "waveform",
     "tile": "tile",
+    "patch": "volume",
 }
 
 

@@ -19,6 +19,8 @@ LOADERS: dict[str, str] = {
     "expression": "medfuse.loaders.expression",
     "bags": "medfuse.loaders.bags",
     "vectors": "medfuse.loaders.vectors",
+    "dicom": "medfuse.loaders.dicom",
+    "volume": "medfuse.loaders.volume",
     "variants": "medfuse.loaders.variants",
     "copy_number": "medfuse.loaders.copy_number",
     "events": "medfuse.loaders.events",  # before text: PhysioNet records are named .txt
@@ -29,7 +31,7 @@ LOADERS: dict[str, str] = {
 # Asked last and in this order what a file is: they take what no loader of a format of its own claims.
 GENERIC = ("expression", "vectors", "tabular", "text")
 # those that read files of one patient, and whose items an extractor turns into tokens
-RAW = ("text", "ecg", "slide", "bags")
+RAW = ("dicom", "volume", "text", "ecg", "slide", "bags")
 
 VERSION = 2  # raise it when a loader reads the same files differently: stored entries are then rebuilt
 

@@ -109,10 +109,13 @@ def _group(path: Path, group: Any, kind: str, notes: list[str], *, big: bool) ->
     if code not in _TYPES:
         raise refuse(path, f"samples of type {', '.join(_TYPES)}", code, "convert the file to 16-bit samples")
     dtype = np.dtype(_TYPES[code]).newbyteorder(">" if big else "<")
+    if int(group.WaveformBitsAllocated) != dtype.itemsize * 8:
+        found = f"{int(group.WaveformBitsAllocated)} bits allocated"
+        raise refuse(path, f"{dtype.itemsize * 8} bits for samples of type {code}", found, "export the recording again")
     content = bytes(group.WaveformData)
     wanted = count * samples * dtype.itemsize
     definitions = list(group.ChannelDefinitionSequence)
-    if not wanted or len(content) < wanted or len(definitions) != count or not 0 < frequency < 1e7:
+    if not wanted or not wanted <= len(content) <= wanted + 1 or len(definitions) != count or not 0 < frequency < 1e7:
         found = f"{len(content)} bytes and {len(definitions)} channels"
         raise refuse(path, f"{wanted} bytes of {count} channels", found, "copy the file again")
     names = [_name(definition) for definition in definitions]

@@ -26,7 +26,7 @@ def sierra_samples(path: Path, text: str, names: Sequence[str], samples: int, *,
         DataError: damaged or cut.
     """
     try:
-        content = base64.b64decode(text, validate=False)
+        content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise refuse(path, "base64", "other text", "copy the file again") from error
     if not packed:

@@ -215,6 +215,8 @@ def _sierra(path: Path, root: Element) -> Recording:
     if not names or len(names) > 16 or not 0 < samples <= 1 << 17:
         found = f"{len(names)} leads of {samples} samples"
         raise refuse(path, "1 to 16 leads of 1 to 2^17 samples", found, "copy the file again")
+    if len(set(names)) < len(names):
+        raise refuse(path, "each lead once", "one twice", "export it again, as DICOM or HL7 aECG")
     packed = "XLI" in {waveforms.get("compression"), waveforms.get("compressmethod")}
     codes = sierra_samples(path, waveforms.text or "", names, samples, packed=packed)
     codes, notes = _without_calibration(codes, frequency)

@@ -130,6 +130,8 @@ def kind_of(head: Head) -> str:
         return "records"
     if head.start.startswith(_OUTCOMES):
         return "outcomes"
+    if head.path.parts[-2:] == ("metadata", "dataset.json") and b'"meds_version"' in head.start:
+        return "meds"
     if is_csv(head.path.name):
         columns, name = set(header(head.start)), stem(head.path.name)
         if name in _MIMIC and columns & {"subject_id", "itemid", "cgid", "caregiver_id", "icd9_code", "icd_code"}:

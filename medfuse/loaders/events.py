@@ -95,7 +95,7 @@ def _index_table(
     if known["sid"].duplicated().any():
         msg = f"{file}, column {index.column!r}: expected one index time per patient, found several that disagree"
         raise DataError(f"{msg}; leave one row per patient")
-    rows = {"sid": known["sid"].tolist(), "at": known["at"].dt.to_pydatetime().tolist()}
+    rows = {"sid": known["sid"].tolist(), "at": [at.to_pydatetime() for at in known["at"]]}
     kind = con.execute(f"SELECT typeof(sid) FROM ({source.sql}) LIMIT 1").fetchall()
     con.execute(
         f"CREATE TABLE idx AS SELECT TRY_CAST(s AS {kind[0][0] if kind else 'VARCHAR'}) AS sid, a AS at "

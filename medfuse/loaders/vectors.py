@@ -1,5 +1,6 @@
 """Feature vectors and bags of them, as other tools wrote them: NPZ, HDF5 (CLAM, TRIDENT), CSV, Parquet."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from medfuse.config import ModalityCard
 from medfuse.errors import DataError
+from medfuse.limits import check_growth
 from medfuse.loaders._look import is_hdf5, is_parquet, is_vectors, look, parquet_names
 from medfuse.loaders._matrix import names_and_rows
 from medfuse.loaders.base import Description, Head
@@ -47,8 +49,33 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
     return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
 
 
+def _check_npz(path: Path) -> None:
+    """Compare what the arrays of an NPZ claim to hold with what is there, before memory is taken for them.
+
+    Raises:
+        DataError: a bomb, or an array whose numbers are not all there.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            check_growth(member.compress_size, member.file_size, where=path.name)
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                claimed = math.prod(shape) * dtype.itemsize + file.tell()
+            if not dtype.hasobject and claimed != member.file_size:
+                msg = (
+                    f"{path.name}: expected an array of {member.file_size} bytes, found one that claims {claimed}; "
+                    "fetch the file again"
+                )
+                raise DataError(msg)
+
+
 def _read_npz(path: Path, card: ModalityCard) -> Iterator[tuple[PatientId, Bag]]:
     try:
+        _check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             if card.features in archive.files and card.id in archive.files:
                 ids = archive[str(card.id)].astype(str)
@@ -114,6 +141,8 @@ def _array(group: "h5py.Group", name: str, *, where: str) -> NDArray[np.generic]
     if node is None or (isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)):
         msg = f"{where}: expected numbers inside the file, found a link to {name!r}; copy the data into the file"
         raise DataError(msg)
+    if isinstance(node, h5py.Dataset):
+        check_growth(int(node.id.get_storage_size()), int(node.nbytes), where=where)
     array: NDArray[np.generic] = node[()]
     return array
 

@@ -4,6 +4,7 @@ from medfuse.batch import ModalityShape
 from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
 from medfuse.models.fusion import FUSIONS, Fused, Fusion, Readout
 from medfuse.models.heads import HEADS, Head, default_head
+from medfuse.models.increments import increments
 from medfuse.models.model import MultimodalModel, build_model
 from medfuse.models.settings import HeadSettings, ModelSettings
 
@@ -23,4 +24,5 @@ __all__ = [
     "build_model",
     "default_encoder",
     "default_head",
+    "increments",
 ]

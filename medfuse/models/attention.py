@@ -3,6 +3,8 @@
 A mask is True where a token is real. A row without any real token gives zeros, never NaN.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -77,6 +79,41 @@ class MultiHeadAttention(nn.Module):
             split(self.query(queries)), split(self.key(keys)), split(self.value(keys)), attn_mask=mask[:, None, None, :]
         )
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def packed(self, queries: Tensor, keys: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+        """Attend within patients whose tokens lie one after another without padding.
+
+        Args:
+            queries: (N, D) all tokens, or (B, D) one per patient.
+            keys: (N, D).
+            groups: of a :class:`medfuse.models.packing.Packing`.
+
+        Returns:
+            As ``queries``.
+        """
+        patients = sum(count for count, _ in groups)
+        each = [1 if len(queries) == patients else length for _, length in groups]
+
+        def split(x: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+            sizes = [count * length for (count, _), length in zip(groups, lengths, strict=True)]
+            return [
+                part.view(count, length, self.heads, -1).transpose(1, 2)
+                for part, (count, _), length in zip(torch.split(x, sizes), groups, lengths, strict=True)
+            ]
+
+        lengths = [length for _, length in groups]
+        parts = zip(
+            split(self.query(queries), each),
+            split(self.key(keys), lengths),
+            split(self.value(keys), lengths),
+            strict=True,
+        )
+        mixed = [
+            functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
+            for q, k, v in parts
+        ]
+        out: Tensor = self.out(torch.cat(mixed))
         return out
 
 

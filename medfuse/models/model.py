@@ -1,6 +1,6 @@
 """The model: an encoder per modality, a fusion, a head per outcome."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -14,6 +14,8 @@ from medfuse.models.fusion import FUSIONS, Fused, Fusion
 from medfuse.models.heads import HEADS, Head
 from medfuse.models.settings import HeadSettings, ModelSettings, construct
 
+_LONG = 256  # tokens; asking how many are padding makes a GPU wait, which shorter bags do not repay
+
 
 class MultimodalModel(nn.Module):
     """Three slots. Modules stand in lists, in the order of the names, so that any name is allowed.
@@ -24,10 +26,14 @@ class MultimodalModel(nn.Module):
         encoders: by modality.
         fusion: of as many modalities.
         heads: by outcome.
+
+    Attributes:
+        begun: what :meth:`begin` would fit stands already, as in a model that goes on from earlier weights.
     """
 
     def __init__(self, *, encoders: Mapping[str, Encoder], fusion: Fusion, heads: Mapping[str, Head]) -> None:
         super().__init__()
+        self.begun = False
         self.modalities = tuple(encoders)
         self.outcomes = tuple(heads)
         self.encoders = nn.ModuleList(encoders.values())
@@ -50,8 +56,10 @@ class MultimodalModel(nn.Module):
         Raises:
             ModelError: when the batch has other modalities than the model.
         """
-        self.eval()
         self._check(train)
+        if self.begun:
+            return
+        self.eval()
         for column, encoder in enumerate(self.encoders):
             cast(Encoder, encoder).begin(*self._door(train, column))
         if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear
@@ -66,8 +74,14 @@ class MultimodalModel(nn.Module):
         """Tokens, mask and positions of one modality, zeros wherever nothing real stands."""
         name = self.modalities[column]
         mask = batch.token_mask[name] & batch.present[:, column, None]
+        tokens, position = batch.tokens[name], batch.position[name]
+        if "vectors" in cast(Encoder, self.encoders[column]).layouts and mask.shape[1] > _LONG:
+            # Of a long bag that is part of a larger batch, what is padding for everybody here is not even looked at.
+            there = mask.any(0).nonzero()
+            length = int(there[-1]) + 1 if len(there) else 1
+            mask, tokens, position = mask[:, :length], tokens[:, :length], position[:, :length]
         real = mask[..., None]
-        return torch.where(real, batch.tokens[name], 0.0), mask, torch.where(real, batch.position[name], 0.0)
+        return torch.where(real, tokens, 0.0), mask, torch.where(real, position, 0.0)
 
     def encode(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Tokens and masks per modality as the fusion receives them; the same whatever else is present.
@@ -99,10 +113,16 @@ class MultimodalModel(nn.Module):
             raise ModelError(msg)
         return cast(Head, self.heads[self.outcomes.index(outcome)])
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(
+        self, batch: Batch, *, adjust: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    ) -> Tensor:
         """Mean over the outcomes of each one's loss over its observed patients.
 
         While training, the readouts of the fusion add the same loss of their states, and the fusion its penalties.
+
+        Args:
+            batch: with all outcomes of the model.
+            adjust: given the logits, returns equal ones whose gradients differ; for the balance of modalities.
 
         Raises:
             ModelError: when the batch lacks an outcome of the model.
@@ -112,16 +132,17 @@ class MultimodalModel(nn.Module):
                 msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
                 raise ModelError(msg)
         fused = self.fuse(batch)
-        total = self._loss(self.decode(fused), batch.targets)
+        logits: Mapping[str, Tensor] = self.decode(fused)
+        total = self._loss(logits if adjust is None else adjust(logits), batch.targets)
         if not self.training:
             return total
         for readout in fused.readouts:
-            logits = {name: self.head(name)(readout.states) for name in self.outcomes}
+            read = {name: self.head(name)(readout.states) for name in self.outcomes}
             seen = {
                 name: replace(target, observed=target.observed & readout.included)
                 for name, target in batch.targets.items()
             }
-            total = total + readout.weight * self._loss(logits, seen)
+            total = total + readout.weight * self._loss(read, seen)
         for penalty in self.fusion.penalties(fused, batch.targets).values():
             total = total + penalty
         return total

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -101,6 +102,14 @@ def check_rate(where: str, value: float) -> float:
     """Return a dropout rate, refusing one outside [0, 1)."""
     if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         msg = f"{where}: expected a rate in [0, 1), found {value}"
+        raise ConfigError(msg)
+    return float(value)
+
+
+def check_weight(where: str, value: float) -> float:
+    """Return the weight of a term of the loss, refusing one that is negative or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        msg = f"{where}: expected a weight >= 0, found {value}"
         raise ConfigError(msg)
     return float(value)
 

@@ -1,10 +1,11 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
+from medfuse.training.competition import competition
 from medfuse.training.fit import FittedMember, Progress, fit_member
-from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, save_fold
+from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, predict_variants, save_fold
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
-from medfuse.training.settings import TrainSettings
+from medfuse.training.settings import TrainSettings, cpu_threads
 
 __all__ = [
     "CHOSEN",
@@ -16,12 +17,15 @@ __all__ = [
     "Progress",
     "TrainSettings",
     "check_fold",
+    "competition",
+    "cpu_threads",
     "encoder_notes",
     "fit_fold",
     "fit_member",
     "load_fold",
     "load_member",
     "predict_fold",
+    "predict_variants",
     "save_fold",
     "save_member",
 ]

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from medfuse.batch import Batch, drop_modalities
 from medfuse.errors import ModelError
 from medfuse.files import json_bytes
+from medfuse.training.balance import Balancer
 from medfuse.training.checkpoint import Checkpoint, CheckpointFolder, batch_sha256
+from medfuse.training.presence import balance, hide
 from medfuse.training.score import tuning_score
 from medfuse.training.settings import TrainSettings, learning_rate, make_fabric, own_global_state
 
@@ -48,7 +50,8 @@ class FittedMember:
 
     Attributes:
         state: weights of the selected epoch, on the CPU.
-        history: per epoch: epoch, train_loss, tuning_loss, tuning_score, lr, gradient_norm, seconds.
+        history: per epoch: epoch, train_loss, tuning_loss, tuning_score, lr, gradient_norm, seconds; ``kept.MODALITY``
+            with ``presence: balanced``, ``strength.MODALITY`` and ``factor.MODALITY`` with ``balance: agm``.
         best_epoch: the selected epoch, from 1.
         tuning_loss: at the selected epoch; None without tuning patients.
         tuning_score: at the selected epoch; None when undefined.
@@ -71,6 +74,10 @@ class _Loop:
     order_draws: torch.Generator
     hide_draws: torch.Generator
     device: torch.device
+    presence_draws: torch.Generator
+    keep: Tensor | None = None  # (n, M) chance of each present modality to be kept, with ``presence: balanced``
+    kept: dict[str, float] = field(default_factory=dict)
+    balancer: Balancer | None = None
     epoch: int = 0
     step: int = 0
     micro: int = 1
@@ -103,7 +110,9 @@ class _Loop:
         for i, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
         tensors |= {"draws.order": self.order_draws.get_state(), "draws.hide": self.hide_draws.get_state()}
-        tensors["draws.torch"] = torch.get_rng_state()
+        tensors |= {"draws.presence": self.presence_draws.get_state(), "draws.torch": torch.get_rng_state()}
+        if self.balancer is not None:
+            tensors |= {"balance.sums": self.balancer.sums, "draws.balance": self.balancer.draws.get_state()}
         if self.device.type == "cuda":
             tensors["draws.cuda"] = torch.cuda.get_rng_state(self.device)
         if self.order is not None:
@@ -131,6 +140,10 @@ class _Loop:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.order_draws.set_state(tensors["draws.order"])
         self.hide_draws.set_state(tensors["draws.hide"])
+        self.presence_draws.set_state(tensors["draws.presence"])
+        if self.balancer is not None:
+            self.balancer.sums = tensors["balance.sums"]
+            self.balancer.draws.set_state(tensors["draws.balance"])
         torch.set_rng_state(tensors["draws.torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["draws.cuda"], self.device)
@@ -210,6 +223,8 @@ def fit_member(
             order = loop.begin_epoch(len(train))
             for rows in order.tensor_split(batches)[len(loop.losses) :]:
                 batch = train.select(rows)
+                if loop.keep is not None:
+                    batch = hide(batch, loop.keep[rows], generator=loop.presence_draws)
                 if settings.modality_dropout:
                     batch = drop_modalities(batch, generator=loop.hide_draws, keep_all=settings.keep_all)
                 _optimise(
@@ -243,6 +258,8 @@ def _start(
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fabric.device.type in ("cpu", "cuda"))
+    balanced, several = settings.presence == "balanced", len(train.modalities) > 1
+    keep = balance(train.present, train.targets) if balanced and several else None
     return _Loop(
         model=model,
         optimizer=optimizer,
@@ -251,8 +268,27 @@ def _start(
         order_draws=torch.Generator().manual_seed(seed * 2 + 1),
         hide_draws=torch.Generator().manual_seed(seed * 2 + 2),
         device=fabric.device,
+        presence_draws=torch.Generator().manual_seed(seed * 2 + 2**32),
+        keep=keep,
+        kept={} if keep is None else _kept(train, keep),
+        balancer=Balancer(
+            modalities=train.modalities,
+            alpha=settings.balance_alpha,
+            draws=torch.Generator().manual_seed(seed * 2 + 2**32 + 1),
+        )
+        if settings.balance == "agm" and several
+        else None,
         micro=settings.accumulate,
     )
+
+
+def _kept(train: Batch, keep: Tensor) -> dict[str, float]:
+    """Share of the training patients who have a modality and are shown with it, on average over the epochs."""
+    had = train.present.cpu()
+    return {
+        f"kept.{name}": float(keep[had[:, column], column].mean()) if bool(had[:, column].any()) else 1.0
+        for column, name in enumerate(train.modalities)
+    }
 
 
 def _resume(
@@ -315,7 +351,8 @@ def _backward(fabric: Fabric, loop: _Loop, batch: Batch) -> Tensor:
     for rows in torch.arange(len(batch)).tensor_split(min(loop.micro, len(batch))):
         part = batch if len(rows) == len(batch) else batch.select(rows)
         with fabric.autocast():
-            loss = loop.model.loss(part) * (len(rows) / len(batch))
+            plain = loop.model.loss(part) if loop.balancer is None else loop.balancer.loss(loop.model, part)
+            loss = plain * (len(rows) / len(batch))
         fabric.backward(loss)
         total += loss.detach()
     return total
@@ -370,6 +407,8 @@ def _close_epoch(
         "lr": loop.lr,
         "gradient_norm": float(torch.stack(loop.norms).mean()),
         "seconds": time.perf_counter() - started,
+        **loop.kept,
+        **({} if loop.balancer is None else loop.balancer.close_epoch()),
     }
     loop.history.append(record)
     loop.order, loop.losses, loop.norms = None, [], []

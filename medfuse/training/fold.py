@@ -96,24 +96,43 @@ def predict_fold(
         ModelError: when there are no patients.
         ConfigError: no such variant.
     """
-    ids = tuple(ids)
-    if not ids:
-        msg = "predict: expected patients, found none; check the cohort"
-        raise ModelError(msg)
     known = next(iter(fold.ensembles.values()))
     if variant not in known:
         msg = f"predict: no variant {variant!r}; {nearest(variant, known)}"
         raise ConfigError(msg)
+    return predict_variants(fold, data, ids, variants=(variant,), device=device)[variant]
+
+
+def predict_variants(
+    fold: FoldModel,
+    data: Mapping[str, ModalityData],
+    ids: Sequence[PatientId],
+    *,
+    variants: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, dict[str, Prediction]]:
+    """As :func:`predict_fold`, for several variants (default: all), whose members are asked once.
+
+    Raises:
+        ModelError: when there are no patients.
+    """
+    ids = tuple(ids)
+    if not ids:
+        msg = "predict: expected patients, found none; check the cohort"
+        raise ModelError(msg)
     links = [(k, np.arange(len(ids)), said) for k, said in _listen(fold.members, data, ids, device=device)]
     present = presence(data, fold.modalities, ids)
     has = reads(fold.experts, fold.modalities, present)
-    found = {}
+    found: dict[str, dict[str, Prediction]] = {}
     for outcome, ensembles in fold.ensembles.items():
-        link = ensembles[variant].combine([(k, rows, said[outcome]) for k, rows, said in links], has)
-        outputs = outputs_of(link, _KINDS[fold.members[0].heads[outcome].kind])
-        found[outcome] = _prediction(
-            outputs, ids=ids, present=present, modalities=fold.modalities, times=ensembles[variant].times
-        )
+        own = [(k, rows, said[outcome]) for k, rows, said in links]
+        kind = _KINDS[fold.members[0].heads[outcome].kind]
+        for variant in variants or ensembles:
+            ensemble = ensembles[variant]
+            outputs = outputs_of(ensemble.combine(own, has), kind)
+            found.setdefault(variant, {})[outcome] = _prediction(
+                outputs, ids=ids, present=present, modalities=fold.modalities, times=ensemble.times
+            )
     return found
 
 

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from medfuse.batch import Batch
-from medfuse.errors import CohortError, DataError
+from medfuse.errors import CohortError, ConfigError, DataError
 from medfuse.files import json_bytes, remove_temporaries, sha256_bytes
 from medfuse.losses import discrete_hazard_prior
-from medfuse.models import HeadSettings, ModelSettings, build_model, default_head
+from medfuse.models import HeadSettings, ModelSettings, MultimodalModel, build_model, default_head
 from medfuse.models.settings import Options
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
-from medfuse.training.checkpoint import batch_sha256
+from medfuse.training.checkpoint import batch_sha256, weights_sha256
 from medfuse.training.fit import Progress, fit_member
 from medfuse.training.fold import FoldModel, Links, chunks, combine, speak
 from medfuse.training.member import (
@@ -36,6 +36,7 @@ from medfuse.training.member import (
     shapes_of,
     transform_patients,
 )
+from medfuse.training.merging import balanced_weights, merge_members
 from medfuse.training.settings import TrainSettings, make_fabric
 from medfuse.types import PatientId
 
@@ -97,7 +98,12 @@ class FoldSettings:
         train: of every member.
         seeds: one member per seed and inner fold.
         unimodal: beside the joint network, fit one for each modality alone; inner folds decide what each is worth.
+        merge: the joint network is the unimodal ones merged (fusion ``lego``), patients need not be paired.
+        tune_epochs: with ``merge``, epochs of training together that follow; 0 = none.
         intervals: wanted number of time intervals of survival outcomes.
+
+    Raises:
+        ConfigError: ``merge`` without what it needs.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -105,7 +111,21 @@ class FoldSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     seeds: tuple[int, ...] = (0, 1, 2)
     unimodal: bool = True
+    merge: bool = False
+    tune_epochs: int = 0
     intervals: int = 20
+
+    def __post_init__(self) -> None:
+        fusion = str(self.model.fusion.get("name"))
+        if self.tune_epochs < 0 or (self.tune_epochs and not self.merge):
+            msg = f"train.tune_epochs: expected a number >= 0 and train.merge, found {self.tune_epochs}, {self.merge}"
+            raise ConfigError(msg)
+        if self.merge and (fusion != "lego" or not self.unimodal):
+            msg = f"train.merge: expected model.fusion.name lego and train.unimodal, found {fusion}, {self.unimodal}"
+            raise ConfigError(msg)
+        if self.merge and not self.tune_epochs and self.model.fusion.get("combine", "merge") != "merge":
+            msg = "model.fusion.combine: stack and weave are trained together after the merge; set train.tune_epochs"
+            raise ConfigError(msg)
 
 
 def head_settings(
@@ -175,11 +195,10 @@ def fit_fold(
         for name, target in targets.items()
         if isinstance(target, Survival)
     }
-    members: list[Member] = []
-    said: list[tuple[int, tuple[PatientId, ...], Links]] = []
+    fitted: dict[str, list[_Fitted]] = {}
     skipped: dict[str, str] = {}
-    device = make_fabric(settings.train).device
-    for expert in ("", *(data if settings.unimodal and len(data) > 1 else ())):
+    experts = ("", *(data if settings.unimodal and len(data) > 1 else ()))
+    for expert in (*experts[1:], "") if settings.merge else experts:  # what is merged is fitted first
         jobs = _jobs(data, outcomes, train_ids=train_ids, inner=inner, expert=expert)
         try:
             ready = [_prepare(job, outcomes, settings=settings, time_grid=time_grid) for job in jobs]
@@ -189,15 +208,63 @@ def fit_fold(
             # Too few of its patients had an event; the joint network reads the modality all the same.
             skipped[expert] = str(error)
             continue
-        for prepared in ready:
-            for seed in settings.seeds:
-                member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch)
-                if prepared.unseen:
-                    said.append((len(members), prepared.unseen_ids, speak(member, prepared.unseen, device=device)))
-                members.append(member)
+        parts = _parts(fitted, skipped) if settings.merge and not expert and len(data) > 1 else {}
+        fitted[expert] = [
+            _fit_one(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=parts)
+            for prepared in ready
+            for seed in settings.seeds
+        ]
+    every = [one for expert in experts for one in fitted.get(expert, ())]
+    members = [one.member for one in every]
+    said = [(k, one.unseen_ids, one.links) for k, one in enumerate(every) if one.links is not None]
     return combine(
         members, said, train_ids=tuple(train_ids), targets=targets, time_grid=time_grid, data=data, skipped=skipped
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    """A member, the training patients it never saw, and what it says of them."""
+
+    member: Member
+    unseen_ids: tuple[PatientId, ...]
+    links: Links | None
+
+
+def _fit_one(
+    prepared: "_Prepared",
+    *,
+    settings: FoldSettings,
+    seed: int,
+    folder: Path | None,
+    watch: Callable[[str, Progress], None],
+    parts: Mapping[tuple[int, int], Sequence[_Fitted]],
+) -> _Fitted:
+    """A member of one inner fold and seed, and what it says of the patients it never saw."""
+    merged = parts.get((seed, prepared.member.inner), ())
+    member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=merged)
+    device = make_fabric(settings.train).device
+    links = speak(member, prepared.unseen, device=device) if prepared.unseen else None
+    return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
+
+
+def _parts(
+    fitted: Mapping[str, Sequence[_Fitted]], skipped: Mapping[str, str]
+) -> dict[tuple[int, int], tuple[_Fitted, ...]]:
+    """The unimodal members to merge, by seed and inner fold.
+
+    Raises:
+        CohortError: a modality without a network of its own.
+    """
+    for modality, reason in skipped.items():
+        msg = f"train.merge: modality {modality} has no network of its own ({reason}); leave it out, or do not merge"
+        raise CohortError(msg)
+    found: dict[tuple[int, int], tuple[_Fitted, ...]] = {}
+    for ones in fitted.values():
+        for one in ones:
+            key = (one.member.seed, one.member.inner)
+            found[key] = (*found.get(key, ()), one)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,11 +406,17 @@ def _member(
     seed: int,
     folder: Path | None,
     watch: Callable[[str, Progress], None],
+    parts: Sequence[_Fitted] = (),
 ) -> Member:
-    """Fit a member, or read it when an earlier process finished it."""
+    """Fit a member, or read it when an earlier process finished it; with ``parts``, start from their merger."""
     blank = dataclasses.replace(prepared.member, seed=seed)
+    if parts:
+        apart = [one.member for one in parts]
+        blank = merge_members(apart, weights=balanced_weights(apart, [one.links for one in parts]))
     # The one modality of a unimodal network is there for everyone it is fitted on: hiding it would only waste patients.
     train = dataclasses.replace(settings.train, modality_dropout=settings.train.modality_dropout and not blank.expert)
+    if parts:
+        train = dataclasses.replace(train, epochs=max(1, settings.tune_epochs))
     fingerprint = ""
     if folder is not None:
         fingerprint = _fingerprint(prepared, blank, settings=train)
@@ -351,20 +424,31 @@ def _member(
         if (folder / "members" / blank.name).exists():
             return load_member(folder / "members" / blank.name, fingerprint=fingerprint)
     work = None if folder is None else folder / "work" / blank.name
-    fitted = fit_member(
-        prepared.train,
-        prepared.tuning,
-        build=lambda: build_model(blank.settings, shapes=blank.shapes, heads=blank.heads),
-        settings=train,
-        seed=1000 * seed + blank.inner,  # every member starts elsewhere
-        workdir=work,
-        watch=lambda progress: watch(blank.name, progress),
-    )
-    member = dataclasses.replace(blank, state=fitted.state, history=fitted.history, best_epoch=fitted.best_epoch)
+    member = blank
+    if not parts or settings.tune_epochs:
+        fitted = fit_member(
+            prepared.train,
+            prepared.tuning,
+            build=lambda: _start(blank),
+            settings=train,
+            seed=1000 * seed + blank.inner,  # every member starts elsewhere
+            workdir=work,
+            watch=lambda progress: watch(blank.name, progress),
+        )
+        member = dataclasses.replace(blank, state=fitted.state, history=fitted.history, best_epoch=fitted.best_epoch)
     if folder is not None and work is not None:
         save_member(member, folder / "members" / blank.name, fingerprint=fingerprint)
         shutil.rmtree(work, ignore_errors=True)
     return member
+
+
+def _start(blank: Member) -> MultimodalModel:
+    """A new model, or one that goes on from the weights there are."""
+    if not blank.state:
+        return build_model(blank.settings, shapes=blank.shapes, heads=blank.heads)
+    model = blank.build()
+    model.begun = True
+    return model
 
 
 def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings) -> str:
@@ -374,7 +458,7 @@ def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings
         "model": dataclasses.asdict(member.settings),
         "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
         "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
-        "member": [member.seed, member.inner, member.expert],
+        "member": [member.seed, member.inner, member.expert, *([weights_sha256(member.state)] if member.state else [])],
         "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],
     }
     return sha256_bytes(json_bytes(parts))

@@ -33,6 +33,11 @@ class TrainSettings:
         accumulate: micro-batches per optimiser step; exact for losses that are sums over patients, not for ``cox``.
         modality_dropout: hide whole modalities in training.
         keep_all: probability that a patient keeps every modality.
+        presence: ``balanced`` hides modalities of training patients further, until who has them no longer goes with
+            the outcome (:mod:`medfuse.training.presence`).
+        balance: ``agm`` modulates gradients so that no modality runs ahead (:mod:`medfuse.training.balance`), at the
+            cost of a forward pass per subset of the modalities.
+        balance_alpha: strength of ``agm``.
         ema: decay of an exponential moving average of the weights, which is then what is selected; 0 = off.
         precision: ``auto`` is bf16-mixed on CUDA and 32-true elsewhere.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -57,6 +62,9 @@ class TrainSettings:
     accumulate: int = 1
     modality_dropout: bool = True
     keep_all: float = 0.3
+    presence: Literal["as_is", "balanced"] = "as_is"
+    balance: Literal["none", "agm"] = "none"
+    balance_alpha: float = 1.0
     ema: float = 0.0
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -68,7 +76,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 0, "threads": 0, "checkpoint_every": 0}
         low = {name: bound for name, bound in at_least.items() if getattr(self, name) < bound}
-        names = ("lr", "weight_decay", "warmup", "clip", "checkpoint_seconds")
+        names = ("lr", "weight_decay", "warmup", "clip", "checkpoint_seconds", "balance_alpha")
         bad = {name for name in names if not 0 <= getattr(self, name) < math.inf}
         bad |= {name for name in ("warmup", "keep_all", "ema") if not 0 <= getattr(self, name) <= 1}
         if low or bad or self.lr == 0 or self.ema == 1:
@@ -81,6 +89,8 @@ class TrainSettings:
         choices = {
             "schedule": ("cosine", "constant"),
             "select_by": ("loss", "score", "last"),
+            "presence": ("as_is", "balanced"),
+            "balance": ("none", "agm"),
             "precision": ("auto", "32-true", "bf16-mixed"),
             "device": ("auto", "cpu", "cuda", "mps"),
         }
@@ -107,6 +117,22 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     if precision == "auto":
         precision = "bf16-mixed" if device == "cuda" else "32-true"
     return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads inside (0: as many as now), and give the caller's number back.
+
+    Other libraries move torch's number behind its back: numba's pool sets OpenMP's to all cores, whatever
+    ``OMP_NUM_THREADS`` says, and small models are then slower by an order of magnitude beside other jobs.
+    """
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

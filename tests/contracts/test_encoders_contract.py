@@ -21,6 +21,8 @@ CASES = [
     ("bag", {"tokens": 2, "layers": 0}, "bag"),
     ("bag", {}, "stains"),
     ("bag", {"pooling": "attention", "tokens": 2}, "stains"),
+    ("prototype_tokens", {"prototypes": 3}, "bag"),
+    ("prototype_tokens", {"prototypes": 2, "dropout": 0.0}, "stains"),
     ("pathway", {"pathways": PATHWAYS}, "wide"),
     ("pathway", {"pathways": PATHWAYS, "tokens": 2, "least_genes": 1}, "wide"),
 ]
@@ -38,7 +40,7 @@ def test_encoder_keeps_its_promises(name, options, modality):
         settings = settings_for("late", **{modality: {"name": name, **options}})
         return build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
 
-    assert_keeps_its_promises(build, batch, bags=(modality,) if name == "bag" else ())
+    assert_keeps_its_promises(build, batch, bags=(modality,) if name in ("bag", "prototype_tokens") else ())
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)

@@ -10,11 +10,33 @@ from medfuse.errors import ConfigError
 from medfuse.models import FUSIONS, ModelSettings, build_model
 
 CASES = [
+    ("cascade", {}),
+    ("cascade", {"latents": 1, "residual": True, "order": ["bag", "wide", "stains", "table"]}),
+    ("coattention", {"query": "wide"}),
+    ("coattention", {"query": ["bag", "stains"], "scheme": "mcat", "depth": 2, "residual": True}),
     ("concat", {}),
     ("late", {}),
+    ("latent", {}),
+    ("latent", {"tied": False, "depth": 2, "latents": 2, "residual": True}),
     ("late", {"weighting": "learned"}),
+    ("prime", {}),
+    ("prime", {"prime": "bag", "code": 4}),
+    ("sequential", {}),
+    ("sequential", {"hidden": 4, "dropout": 0.0, "order": ["stains", "bag", "wide", "table"]}),
+    ("stacked", {}),
+    ("lego", {}),
+    ("lego", {"domain": "fft_feature", "depth": 2, "latents": 3}),
+    ("lego", {"domain": "fft_token", "latents": 4}),
+    ("lego", {"combine": "stack", "depth": 2}),
+    ("lego", {"combine": "weave", "depth": 2, "heads": 1}),
+    ("prototype", {}),
+    ("prototype", {"levels": 3, "keep": 0.2, "positive": "argmax", "weights": {"disentangle": 0, "level": 0}}),
+    ("prototype_additive", {}),
+    ("prototype_additive", {"levels": 2, "each": 1, "keep": 1.0}),
     ("transformer", {}),
-    ("transformer", {"residual": True}),
+    ("transformer", {"residual": True, "packed": True}),
+    ("transformer", {"unimodal_aux": 0.3, "recovery": 1.0}),
+    ("transformer", {"recovery": 1.0, "packed": True}),
     ("transformer", {"depth": 1, "heads": 2, "ratio": 1, "dropout": 0.0, "token_dropout": 0.0}),
 ]
 
@@ -57,12 +79,15 @@ def test_fusion_of_nothing_is_one_prediction_for_everybody(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_each_modality_is_used(name, options):
+def test_each_modality_that_the_fusion_says_it_reads_is_used_and_no_other(name, options):
     model, batch = make(name, options), make_batch()
-    expected = outputs(model, batch)
+    expected, uses = outputs(model, batch), model.fusion.uses(batch.present)
+    assert not (uses & ~batch.present).any()
+    assert uses.any(0).all()
+    assert torch.equal(uses.any(1), batch.present.any(1))
     for i, modality in enumerate(SHAPES):
         changed = (outputs(model, without_modality(batch, modality)) != expected).any(1)
-        assert torch.equal(changed, batch.present[:, i])
+        assert torch.equal(changed, uses[:, i])
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

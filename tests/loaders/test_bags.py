@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from medfuse.card import ModalityCard
+from medfuse.card import CohortCard, ModalityCard
+from medfuse.cohort import read_cohort
 from medfuse.dataset import load_modalities
 from medfuse.errors import ConfigError, DataError, MedfuseError
 from medfuse.extraction import extract
@@ -16,7 +17,21 @@ from medfuse.inspection import inspect
 from medfuse.loaders import bags, slide
 from medfuse.sample import ModalitySample
 from medfuse.store import FeatureStore
-from tests.contracts.test_raw_loaders_contract import cohort_of
+
+
+def cohort_of(folder, card, *more):
+    """A cohort of three patients and more, whose only modality is the card's."""
+    (folder / "patients.csv").write_text("id,days,died\n001,100,1\n002,250,0\n003,30,1\n" + "".join(more))
+    codes = {"event_codes": ["1"], "censored_codes": ["0"]}
+    content = {
+        "name": "example",
+        "title": "Example",
+        "governance": dict.fromkeys(("licence", "source", "citation", "consent", "deidentification"), "none"),
+        "patients": {"file": "patients.csv", "id": "id"},
+        "outcomes": {"os": {"kind": "survival", "time": "days", "unit": "days", "event": "died", **codes}},
+        "modalities": {"m": card.model_dump(exclude_defaults=True)},
+    }
+    return read_cohort(CohortCard.model_validate(content), data_root=folder)
 
 
 def write(path, features, coords=None, **attributes):
@@ -57,17 +72,8 @@ def test_a_pattern_that_gives_a_file_to_two_patients_is_refused(tmp_path):
     (tmp_path / "features" / "0012_A.h5").write_bytes((tmp_path / "features" / "001_A.h5").read_bytes())
     cohort = cohort_of(tmp_path, card)
     load_modalities(cohort, store_root=tmp_path / "store")  # nobody is patient 0012
-    text = (tmp_path / "patients.csv").read_text()
-
-    def with_another(folder, card):
-        cohort = cohort_of(folder, card)
-        (folder / "patients.csv").write_text(text + "0012,9,1\n")
-        from medfuse.cohort import read_cohort
-
-        return read_cohort(cohort.card, data_root=folder)
-
-    with pytest.raises(ConfigError, match=r"0012_A\.h5 for patients .*such as \{patient_id\}_\*"):
-        load_modalities(with_another(tmp_path, card), store_root=tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"of patient 0012\) for patients 001 and 0012.*such as"):
+        load_modalities(cohort_of(tmp_path, card, "0012,9,1\n"), store_root=tmp_path / "store")
 
 
 @pytest.mark.parametrize("layout", ["clam", "trident"])

@@ -339,3 +339,38 @@ def test_inspect_says_what_is_there_and_no_name_of_a_sample(tmp_path):
     assert "DOE" not in str([one.to_dict() for one in found])
     assert "sample names in the header" in found[1].identifying[0]
     assert variants.identifying([tmp_path / "v.maf"])[0].kind == "id"
+
+
+def test_a_file_of_two_patients_is_refused(tmp_path):
+    from medfuse.card import CohortCard
+    from medfuse.cohort import read_cohort
+    from medfuse.extraction import patient_files
+
+    content = {
+        "name": "example",
+        "title": "Example",
+        "governance": dict.fromkeys(("licence", "source", "citation", "consent", "deidentification"), "none"),
+        "patients": {"file": "patients.csv", "id": "id"},
+        "outcomes": {
+            "os": {
+                "kind": "survival",
+                "time": "days",
+                "unit": "days",
+                "event": "died",
+                "event_codes": ["1"],
+                "censored_codes": ["0"],
+            }
+        },
+        "modalities": {"m": {"loader": "variants", "path": "{patient_id}*.vcf"}},
+    }
+    (tmp_path / "patients.csv").write_text("id,days,died\np1,100,1\np10,250,0\np2,30,1\n")
+    for name in ("p1.vcf", "p2.vcf"):
+        vcf(tmp_path, line(), name=name)
+    cohort = read_cohort(CohortCard.model_validate(content), data_root=tmp_path)
+    assert {p: [f.name for f in files] for p, files in patient_files(cohort, "m").items()} == {
+        "p1": ["p1.vcf"],
+        "p2": ["p2.vcf"],
+    }
+    vcf(tmp_path, line(), name="p10.vcf")
+    with pytest.raises(ConfigError, match=r"expected files of one patient each, found p10\.vcf"):
+        patient_files(cohort, "m")

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from invariants import pad
 from model_cases import HEADS_OF, SHAPES, make_batch, settings_for
 
+from medfuse.batch import without_modality
 from medfuse.errors import ConfigError, ModelError
 from medfuse.models import FUSIONS, ModalityShape, ModelSettings, Readout, build_model
 from medfuse.models.fusion import LateFusion
@@ -47,6 +49,33 @@ def test_late_prediction_is_the_mean_of_the_single_modalities(model):
     )
     rows = both.present[:, :2].all(1)
     assert torch.allclose(model(both)["os"][rows], ((one + other) / 2)[rows], atol=1e-6)
+
+
+def test_padding_of_everybody_in_a_part_of_a_batch_is_not_computed(monkeypatch):
+    seen = []
+    model = build_model(settings_for("late"), shapes=SHAPES, heads=HEADS_OF).eval()
+    bag = model.encoders[2]
+    monkeypatch.setattr(bag, "body", torch.nn.Sequential(bag.body, Watch(seen)))
+    batch = make_batch()
+    expected = model(batch)["os"]
+    longer = pad(batch, 300, ("bag",))
+    found = model(longer)["os"]
+    nobody = model(without_modality(longer, "bag"))["os"]
+    assert [shape[1] for shape in seen] == [6, 6, 1]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(nobody, model(without_modality(batch, "bag"))["os"], atol=1e-5)
+
+
+class Watch(torch.nn.Module):
+    """Remembers the shapes it saw."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(tuple(x.shape))
+        return x
 
 
 def test_any_modality_name_is_allowed():
@@ -118,7 +147,7 @@ def test_one_patient_cohort_and_one_column():
     assert model.eval().predict(one)["os"]["survival"].shape == (1, 3)
 
 
-@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
 def test_bfloat16_autocast_stays_close(fusion):
     torch.manual_seed(0)
     model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()
@@ -142,7 +171,7 @@ def test_models_import_torch_and_numpy_only():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fusion", ["concat", "late", "transformer"])
+@pytest.mark.parametrize("fusion", ["concat", "late", "lego", "prototype_additive", "transformer"])
 def test_cuda_gives_the_same_loss_and_gradients(fusion):
     torch.manual_seed(0)
     model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).eval()
@@ -206,3 +235,15 @@ def test_what_is_fitted_before_the_first_step_comes_from_train_alone(monkeypatch
     model.begin(make_batch(12, seed=1))
     assert not torch.equal(model.fusion.centre, first)
     assert torch.equal(model.state_dict()["fusion.centre"], model.fusion.centre)
+
+
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_bfloat16_autocast_trains(fusion):
+    torch.manual_seed(0)
+    model = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(make_batch())
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

@@ -5,6 +5,7 @@ from medfuse.models.encoders.bag import BagEncoder
 from medfuse.models.encoders.base import Encoder
 from medfuse.models.encoders.linear import LinearEncoder
 from medfuse.models.encoders.pathway import PathwayEncoder
+from medfuse.models.encoders.prototype_tokens import PrototypeTokensEncoder
 from medfuse.models.encoders.table import TableEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
@@ -12,6 +13,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "linear": LinearEncoder,
     "bag": BagEncoder,
     "pathway": PathwayEncoder,
+    "prototype_tokens": PrototypeTokensEncoder,
 }
 
 _MOST_COLUMN_TOKENS = 8
@@ -24,4 +26,13 @@ def default_encoder(shape: ModalityShape) -> str:
     return "table" if shape.columns <= _MOST_COLUMN_TOKENS else "linear"
 
 
-__all__ = ["ENCODERS", "BagEncoder", "Encoder", "LinearEncoder", "PathwayEncoder", "TableEncoder", "default_encoder"]
+__all__ = [
+    "ENCODERS",
+    "BagEncoder",
+    "Encoder",
+    "LinearEncoder",
+    "PathwayEncoder",
+    "PrototypeTokensEncoder",
+    "TableEncoder",
+    "default_encoder",
+]

@@ -63,6 +63,10 @@ class Fusion(nn.Module):
             present: (B, M) bool.
         """
 
+    def uses(self, present: Tensor) -> Tensor:
+        """(B, M) bool: the present modalities on which predictions in evaluation depend; by default all of them."""
+        return present
+
     def begin(
         self,
         tokens: Sequence[Tensor],

@@ -1,42 +1,18 @@
 """Tokens of all present modalities attend to each other; a patient token that is always there collects the state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from medfuse.models.attention import MultiHeadAttention, masked_mean
-from medfuse.models.fusion.base import Fused, Fusion
-from medfuse.models.settings import check_count, check_rate
-
-
-class Block(nn.Module):
-    """Pre-norm transformer layer.
-
-    Args:
-        width: D.
-        heads: attention heads.
-        ratio: width of the feed-forward layer in units of D.
-        dropout: on both residual branches.
-    """
-
-    def __init__(self, width: int, *, heads: int, ratio: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = MultiHeadAttention(width, heads=heads)
-        self.norm_feed = nn.LayerNorm(width)
-        self.feed = nn.Sequential(
-            nn.Linear(width, width * ratio), nn.GELU(), nn.Dropout(dropout), nn.Linear(width * ratio, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor, mask: Tensor, *, queries: int | None = None) -> Tensor:
-        """Tokens (B, T, D) to (B, T, D), or to the first ``queries`` of them only."""
-        normed = self.norm_attention(tokens)
-        kept = tokens[:, :queries]
-        kept = kept + self.dropout(self.attention(normed[:, :queries], normed, mask))
-        out: Tensor = kept + self.dropout(self.feed(self.norm_feed(kept)))
-        return out
+from medfuse.batch import TargetTensors
+from medfuse.models.attention import masked_mean
+from medfuse.models.fusion.base import Fused, Fusion, Readout
+from medfuse.models.fusion.blocks import Block, late_maps, late_mean, late_residual
+from medfuse.models.fusion.recovery import Recovery
+from medfuse.models.packing import pack
+from medfuse.models.settings import check_count, check_rate, check_weight
 
 
 class TransformerFusion(Fusion):
@@ -55,13 +31,18 @@ class TransformerFusion(Fusion):
         token_dropout: on the tokens as they enter.
         residual: add to the patient token the mean over the present modalities of a linear map of each one's mean
             token: a late fusion beside the attention, which small cohorts fit first.
+        unimodal_aux: weight of the mean loss of a readout of each modality alone (0.3 to 1; 0 = none), which keeps a
+            strong modality from silencing the others.
+        recovery: weight of the loss that trains :class:`Recovery`, whose token then stands for each absent modality
+            (1 in the paper; 0 = no such tokens).
+        packed: compute real tokens alone, none of absent modalities or padding; the result is the same.
 
     References:
         Vaswani et al. (2017), Attention is all you need; Xiong et al. (2020), On layer normalization in the
         transformer architecture, section 3 (pre-norm).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # options of a recipe
         self,
         *,
         modalities: Sequence[str],
@@ -72,6 +53,9 @@ class TransformerFusion(Fusion):
         dropout: float = 0.2,
         token_dropout: float = 0.1,
         residual: bool = False,
+        unimodal_aux: float = 0.0,
+        recovery: float = 0.0,
+        packed: bool = False,
     ) -> None:
         super().__init__()
         check_count("depth", depth)
@@ -83,27 +67,66 @@ class TransformerFusion(Fusion):
         self.token_dropout = nn.Dropout(check_rate("token_dropout", token_dropout))
         self.blocks = nn.ModuleList([Block(width, heads=heads, ratio=ratio, dropout=dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        self.own = nn.ModuleList([nn.Linear(width, width) for _ in (modalities if residual else ())])
+        self.unimodal_aux = check_weight("unimodal_aux", unimodal_aux)
+        self.alone = late_maps(modalities if unimodal_aux else (), width)
+        self.recovery_weight = check_weight("recovery", recovery)
+        self.recovery: Recovery | None = None
+        if recovery:
+            self.recovery = Recovery(modalities, width=width, heads=heads, dropout=dropout)
+        self.packed = packed
+        self.own = late_maps(modalities if residual else (), width)
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient."""
         n = len(present)
-        normed = [
-            self.token_dropout(norm(t)) + own for norm, t, own in zip(self.norms, tokens, self.modality, strict=True)
-        ]
-        x = torch.cat([self.patient.expand(n, 1, -1), *normed], dim=1)
-        mask = torch.cat([present.new_ones(n, 1), *masks], dim=1)
-        for block in self.blocks[:-1]:
-            x = block(x, mask)
-        state = self.norm(self.blocks[-1](x, mask, queries=1))
+        normed = [norm(token) for norm, token in zip(self.norms, tokens, strict=True)]
+        entered = [self.token_dropout(token) + own for token, own in zip(normed, self.modality, strict=True)]
+        seen, parts = list(masks), dict[str, Tensor]()
+        if self.recovery is not None:
+            summaries = torch.stack([masked_mean(t, mask) for t, mask in zip(normed, masks, strict=True)], dim=1)
+            entered.append(self.recovery.tokens(summaries, present) + self.modality)
+            seen.append(~present)
+            if self.training:
+                parts["error"], parts["hidden"] = self.recovery.errors(summaries, present)
+        x = torch.cat([self.patient.expand(n, 1, -1), *entered], dim=1)
+        mask = torch.cat([present.new_ones(n, 1), *seen], dim=1)
+        state = self.norm(self._attend(x, mask))
         if len(self.own):
-            state = state + self._late(tokens, masks, present)[:, None]
-        return Fused(states=state, weights=torch.ones_like(state[..., 0]))
-
-    def _late(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Tensor:
-        """Mean over the present modalities of a linear map of each one's mean token: (B, D), zeros without any."""
-        each = torch.stack(
-            [own(masked_mean(token, mask)) for own, token, mask in zip(self.own, tokens, masks, strict=True)], dim=1
+            state = state + late_mean(late_residual(self.own, tokens, masks), present)
+        return Fused(
+            states=state[:, None],
+            weights=torch.ones_like(state[:, :1]),
+            readouts=self._alone(normed, masks, present),
+            parts=parts,
         )
-        total = torch.where(present[..., None], each, 0.0).sum(1)
-        return total / present.sum(1, keepdim=True).clamp(min=1)
+
+    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The patient token, first of ``x`` (B, T, D), after all layers: (B, D)."""
+        *early, last = [cast(Block, block) for block in self.blocks]
+        if self.packed:
+            packing = pack(mask)
+            x = packing.take(x)
+            for block in early:
+                x = block.packed(x, packing)
+            return last.packed(x, packing, first=True)[packing.back]
+        for block in early:
+            x = block(x, mask)
+        out: Tensor = last(x, mask, queries=1)[:, 0]
+        return out
+
+    def _alone(self, normed: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> tuple[Readout, ...]:
+        """Every modality's linear map of its mean token, as a prediction of its own."""
+        if not self.training or not len(self.alone):
+            return ()
+        return tuple(
+            Readout(states=alone(masked_mean(token, mask)), included=there, weight=self.unimodal_aux / len(self.alone))
+            for alone, token, mask, there in zip(self.alone, normed, masks, present.unbind(1), strict=True)
+        )
+
+    def penalties(self, fused: Fused, targets: Mapping[str, TargetTensors]) -> dict[str, Tensor]:
+        """``recovery``: mean squared error of the hidden modalities, over (patient, hidden modality) pairs."""
+        del targets
+        if "error" not in fused.parts:
+            return {}
+        error, hidden = fused.parts["error"], fused.parts["hidden"]
+        return {"recovery": self.recovery_weight * error.sum() / hidden.sum().clamp(min=1)}

@@ -1,0 +1,183 @@
+"""Many models on one cohort under one budget: resumable, chosen by inner scores, and a verdict in words."""
+
+import json
+
+import made_up
+import numpy as np
+import pandas as pd
+import pytest
+
+from medfuse import benchmarking
+from medfuse.benchmark_table import BASELINE, FUSION, choose, table_text, verdict
+from medfuse.benchmarking import benchmark, recipe_of, trial
+from medfuse.cli import main
+from medfuse.config import read_recipe
+from medfuse.errors import ConfigError, StoreError
+from medfuse.models import FUSIONS
+
+WORDS = (*made_up.QUICK, *made_up.LEARN, "train.epochs=6", "baselines=[kaplan_meier, clinical_cox, late_average]")
+MODELS = ("concat", "transformer", "ensemble")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("benchmark")
+    made_up.write(place, n=90)
+    return place
+
+
+def run(place, *models, out="out", more=(), **options):
+    return benchmark(
+        place / "card.md",
+        models=models or MODELS,
+        recipe="smoke",
+        overrides=[*WORDS, "train.unimodal=true", *more],
+        data_root=place,
+        store_root=place / "s",
+        out=place / out,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(place):
+    return run(place)
+
+
+def test_the_table_holds_every_model_with_its_cost_and_difference(found):
+    one = found.content["outcomes"]["survival"]
+    rows = pd.DataFrame(one["rows"]).set_index("model")
+    assert set(rows.index) == {*MODELS, "kaplan_meier", "clinical_cox", "late_average", FUSION, BASELINE}
+    networks = rows.loc[list(MODELS)]
+    assert (networks.parameters > 100).all()
+    assert networks.members.to_dict() == {"concat": 2, "transformer": 2, "ensemble": 8}  # 4 experts x 2 inner folds
+    assert (rows.drop([FUSION, BASELINE]).seconds > 0).all()
+    assert (rows.drop([FUSION, BASELINE]).peak_memory_mb > 50).all()
+    assert rows.loc[[*MODELS, FUSION]].difference.notna().all()
+    assert (networks.difference_low < networks.difference).all()
+    assert (networks.difference - (networks.pooled - rows.pooled[BASELINE])).abs().max() < 1e-9
+    assert networks.calibration_slope.notna().any()
+    assert len(found.content["folds"]) == 2
+    assert found.content["budget"]["seeds"] == 1
+    text = (found.path / "table.md").read_text()
+    assert one["verdict"] in text
+    assert "clinical_cox" in text
+    assert json.loads((found.path / "benchmark.json").read_text()) == json.loads(json.dumps(found.content))
+
+
+def test_what_is_chosen_is_chosen_by_the_inner_scores_of_each_fold(found):
+    one = found.content["outcomes"]["survival"]
+    cells = {
+        p.parent.name: {f.stem: json.loads(f.read_text())["results"] for f in sorted(p.parent.glob("*.json"))}
+        for p in found.path.glob("cells/*/*.json")
+    }
+    for k, fold in enumerate(found.content["folds"]):
+        inner = {name: cells[name][fold][name]["survival"]["tuning"] for name in MODELS}
+        assert one["chosen"][FUSION][k] == max(inner, key=inner.get)
+        own = {name: r["survival"]["tuning"] for name, r in cells["baselines-survival"][fold].items()}
+        assert own["kaplan_meier"] is None  # it has none, and is never chosen
+        assert own["clinical_cox"] is not None
+    rows = {r["model"]: r for r in one["rows"]}
+    for name in (FUSION, BASELINE):
+        expected = [rows[m]["per_fold"][k] for k, m in enumerate(one["chosen"][name])]
+        assert rows[name]["per_fold"] == expected
+
+
+def test_an_interrupted_benchmark_goes_on_and_gives_the_same(found, place, monkeypatch):
+    real, calls = benchmarking.fit_fold, []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(benchmarking, "fit_fold", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, out="again")
+    assert len(list((place / "again" / "cells").rglob("*.json"))) == 3 + 2  # networks and baselines of both folds
+    again = run(place, out="again")
+    assert len(calls) == 4 + 3
+    drop = ["seconds", "peak_memory_mb"]
+    a, b = (pd.DataFrame(f.content["outcomes"]["survival"]["rows"]).drop(columns=drop) for f in (found, again))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert not (place / "again" / "work" / "concat").exists()
+    calls.clear()
+    wider = run(place, *MODELS, "late", out="again")  # a further model later: the finished cells stand
+    assert len(calls) == 2
+    assert "late" in {r["model"] for r in wider.content["outcomes"]["survival"]["rows"]}
+    with pytest.raises(StoreError, match="choose another --out"):
+        run(place, "late", out="again", more=["train.epochs=7"])
+
+
+def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(place):
+    base = read_recipe("smoke", list(WORDS))
+    one, other = (recipe_of(name, base, list(WORDS)) for name in ("concat", "late"))
+    assert trial(one, 0) is one
+    assert trial(one, 2).train.lr == trial(other, 2).train.lr != one.train.lr
+    found = run(place, "late", out="trials", trials=2)
+    cells = [json.loads(p.read_text()) for p in (place / "trials" / "cells" / "late").glob("*.json")]
+    assert all(c["trial"] == int(np.argmax(c["trial_scores"])) for c in cells)
+    assert found.content["budget"]["tuning_trials"] == 2
+
+
+def test_every_fusion_is_a_model_under_the_budget_of_the_base(place):
+    base = read_recipe("default", ["train.seeds=2", "seed=5", "train.epochs=7"])
+    for name in FUSIONS:
+        recipe = recipe_of(name, base, ["train.seeds=2", "seed=5"])
+        assert recipe.train.seeds == 2
+        assert recipe.train.epochs == base.train.epochs
+        assert recipe.seed == 5
+        assert not recipe.train.unimodal
+    assert recipe_of("ensemble", base, []).train.unimodal
+    with pytest.raises(ConfigError, match='did you mean "transformer"'):
+        recipe_of("transfomer", base, [])
+    with pytest.raises(ConfigError, match="at least 1"):
+        run(place, trials=0)
+
+
+def rows_of(low, high, *, best=0.0):
+    base = {"kind": "fusion", "difference": (low + high) / 2, "difference_low": low, "difference_high": high}
+    return [
+        {"model": FUSION, **base, "kind": "choice"},
+        {"model": "late", **base, "difference_low": best, "difference_high": best + 0.1},
+    ]
+
+
+def test_the_verdict_says_no_more_than_the_intervals():
+    chosen = {FUSION: ["late", "late"], BASELINE: ["clinical_cox", "clinical_cox"]}
+    said = verdict(rows_of(-0.03, 0.05), chosen, cohort="toy", resolvable=0.0612)
+    assert said.startswith("no fusion model is distinguishable from clinical Cox on toy")
+    assert said.endswith("the smallest difference this cohort can resolve is 0.06")
+    assert "is better than" in verdict(rows_of(0.01, 0.05), chosen, cohort="toy", resolvable=0.04)
+    assert "is worse than" in verdict(rows_of(-0.09, -0.05), chosen, cohort="toy", resolvable=0.04)
+    lucky = verdict(rows_of(-0.03, 0.05, best=0.02), chosen, cohort="toy", resolvable=0.04)
+    assert "late stood above it on held-out patients, but was not chosen" in lucky
+    poor = verdict(rows_of(-0.03, 0.05, best=-0.2), chosen, cohort="toy", resolvable=0.04)
+    assert poor.startswith("no fusion model is better than clinical Cox on toy")
+    assert "worse are late" in poor
+    mixed = {**chosen, BASELINE: ["clinical_cox", "late_average"]}
+    assert "clinical Cox (1 of 2 folds)" in verdict(rows_of(-0.03, 0.05), mixed, cohort="toy", resolvable=0.06)
+    assert verdict([], {FUSION: [], BASELINE: []}, cohort="toy", resolvable=None).startswith("no verdict")
+
+
+def test_choice_is_by_fold_and_needs_a_score_everywhere():
+    tuning = {"a": [0.6, 0.7], "b": [0.65, 0.6], "c": [0.9, float("nan")]}
+    assert choose(tuning, ["a", "b", "c"]) == ["b", "a"]
+    assert choose(tuning, ["c"]) == []
+
+
+def test_the_command_line_and_an_outcome_with_classes(tmp_path, monkeypatch, capsys):
+    made_up.write(tmp_path, n=80, outcomes=("response",))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDFUSE_STORE", str(tmp_path / "s"))
+    words = ["benchmark", "--cohort", str(tmp_path / "card.md"), "--data-root", str(tmp_path), "--recipe", "smoke"]
+    sets = [word for text in (*made_up.QUICK, "baselines=[prevalence, logistic]") for word in ("--set", text)]
+    assert main([*words, *sets, "--models", "late,concat"]) == 0
+    said = capsys.readouterr().out
+    assert "auroc" in said
+    assert "logistic" in said
+    assert "distinguishable" in said or "chose" in said
+    assert (tmp_path / "runs" / "benchmark-toy" / "table.csv").is_file()
+    assert main([*words, "--models", "lat"]) == 2
+    assert len(table_text([])) == 2

@@ -1,0 +1,144 @@
+"""A stored run under stress: the numbers of the run itself where nothing is changed, and honest ones where it is."""
+
+import json
+
+import made_up
+import numpy as np
+import pandas as pd
+import pytest
+
+from medfuse.cli import main
+from medfuse.errors import ConfigError, StoreError
+from medfuse.run import open_run
+from medfuse.stressing import stress_run
+from medfuse.workflow import read_evaluations, train
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("stress")
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    card = made_up.write(place, n=120, outcomes=("survival", "response"))
+    more = (*made_up.LEARN, "train.epochs=12", "train.unimodal=true", "outcomes=[survival, response]")
+    baselines = "baselines=[kaplan_meier, clinical_cox, late_average, rank_average, logistic]"
+    words = (*made_up.QUICK, *more, baselines, "evaluation.bootstrap=100")
+    return train(card, recipe="smoke", overrides=words, data_root=place, store_root=place / "s", out=place / "run")
+
+
+def stressed(run, place, mechanism, **more):
+    return stress_run(run, mechanism, data_root=place, store_root=place / "s", **more)
+
+
+def rows_of(result, outcome="survival"):
+    return pd.DataFrame(result.content["outcomes"][outcome]["rows"])
+
+
+def test_subsets_in_the_run_and_in_its_report(run, place):
+    result = stressed(run, place, "subsets")
+    run.verify()  # sealed again
+    assert "Stress tests" in (run.path / "report.html").read_text()
+    for path in result.paths:
+        assert path.parent == run.path / "stress"
+        assert path.stat().st_size > 500
+    rows = rows_of(result)
+    assert rows.pattern.nunique() == 7
+    assert set(rows.model) == {"medfuse", "medfuse:joint", "medfuse:unimodal", "clinical_cox", "late_average"}
+    whole = rows[rows.pattern == "stains + genes + clinical"].set_index("model")
+    evaluations = read_evaluations(run)
+    for model, row in whole.iterrows():  # nothing is changed: the numbers of the run, on the same resamples
+        pooled = evaluations["survival"].models[model]["pooled"]
+        assert row["score"] == pytest.approx(pooled["estimate"], abs=1e-6)
+        assert row["score_low"] == pytest.approx(pooled["low"], abs=1e-6)
+        assert row["shift"] == 0
+    ratio = evaluations["survival"].curves["calibration"]
+    middle = list(ratio.values())[len(ratio) // 2]
+    assert whole.loc["medfuse", "calibration_ratio"] == pytest.approx(middle["ratio"], abs=1e-6)
+    assert whole.loc["medfuse", "calibration_slope"] == pytest.approx(middle["slope"], rel=0.05)
+    assert (rows.patients == 120).all()  # nobody is dropped
+    alone = rows[rows.pattern == "stains"].set_index("model")
+    assert alone.loc["medfuse", "empty"] == pytest.approx(24 / 120)  # every fifth patient has no stain
+    assert alone.loc["clinical_cox", "score"] == 0.5  # the baseline that reads a hidden table says nothing
+    assert alone.loc["medfuse", "shift"] > 0.1
+    labels = rows_of(result, "response")
+    assert labels[labels.model == "logistic"].score.notna().all()
+    assert (labels.reference == "medfuse:unimodal").all()
+
+
+def test_random_removal_with_intervals_and_the_same_twice(run, place):
+    out = place / "out"
+    one = stressed(run, place, "mcar", rates=[0.5, 0.9], out=out)
+    rows = rows_of(one)
+    assert sorted(rows.rate.unique()) == [0, 0.5, 0.9]
+    ours = rows[rows.model == "medfuse"].set_index("rate")
+    assert (ours.hidden - ours.index).abs().max() < 0.1
+    for name in ("score", "calibration_slope", "calibration_ratio", "error", "difference"):
+        known = ours[ours[name].notna()]
+        assert len(known) >= 2, name
+        assert (known[f"{name}_low"] < known[f"{name}_high"]).all(), name
+    assert ours.score[0.9] < ours.score[0.0]
+    assert ours["empty"][0.9] > 0.4
+    again = stressed(run, place, "mcar", rates=[0.5, 0.9], out=place / "again")
+    assert (out / "mcar.json").read_bytes() == (place / "again" / "mcar.json").read_bytes()
+    assert again.paths[1].read_text() == one.paths[1].read_text()
+    assert not (run.path / "stress" / "mcar.json").exists()
+
+
+def test_every_other_mechanism_runs_on_one_modality(run, place):
+    found = {}
+    for mechanism in ("mar", "mnar", "mnar-flip", "noise", "dilution", "swap"):
+        result = stressed(run, place, mechanism, rates=[0.8], modalities=["genes"], draws=2, out=place / "m")
+        rows = rows_of(result)
+        found[mechanism] = rows[(rows.model == "medfuse") & (rows.rate == 0.8)].iloc[0]
+        assert (found[mechanism]["shift"] > 0) == (mechanism != "dilution")  # full tables cannot be diluted
+        assert found[mechanism]["worst_shift"] >= found[mechanism]["shift"]
+        assert (place / "m" / f"{mechanism}-genes.json").is_file()
+    assert found["swap"]["hidden"] == 0 < found["swap"]["touched"]
+
+
+def test_the_command_line(run, place, capsys, monkeypatch):
+    monkeypatch.setenv("MEDFUSE_STORE", str(place / "s"))
+    words = ["stress", str(run.path), "--mechanism", "swap", "--rate", "1", "--modality", "genes"]
+    assert main([*words, "--out", str(place / "cli"), "--data-root", str(place)]) == 0
+    assert "written" in (said := capsys.readouterr().out)
+    assert "minus late average" in said
+    content = json.loads((place / "cli" / "swap-genes.json").read_text())
+    assert content["rates"] == [0, 1]
+    assert main([*words[:3], "mncar", "--data-root", str(place)]) == 2
+    assert "no mechanism" in capsys.readouterr().err
+
+
+def test_other_files_or_an_unfinished_run_are_refused(run, place, tmp_path):
+    from medfuse.errors import CohortError
+
+    other = made_up.write(tmp_path / "other", n=120, seed=9, outcomes=("survival", "response")).parent
+    with pytest.raises(CohortError, match="found others for"):
+        stress_run(run, "mcar", data_root=other, store_root=place / "s", out=tmp_path)
+    with pytest.raises(ConfigError, match="no modality"):
+        stressed(run, place, "mcar", modalities=["gene"], out=tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"format_version": 1, "status": "running"}')
+    with pytest.raises(StoreError, match="finished run"):
+        stress_run(open_run(tmp_path / "run"), "mcar")
+    assert np.isfinite(rows_of(stressed(run, place, "noise", rates=[0.1], draws=1, out=tmp_path)).score).all()
+
+
+def test_the_report_shows_the_competition_of_modalities_and_what_was_hidden(tmp_path):
+    card = made_up.write(tmp_path)
+    words = (*made_up.QUICK, "baselines=[kaplan_meier]", "train.balance=agm", "train.presence=balanced")
+    words = (*words, "train.unimodal=true")
+    run = train(
+        card, recipe="smoke", overrides=words, data_root=tmp_path, store_root=tmp_path / "s", out=tmp_path / "run"
+    )
+    page = (run.path / "report.html").read_text()
+    assert "Competition of the modalities" in page
+    assert "Presence made independent" in page
+    assert "Competition strength: survival" in page
+    strengths = run.read("competition")["folds"]
+    assert len(strengths) == 2
+    assert all(set(by["survival"]) == {"stains", "genes", "clinical"} for by in strengths.values())
+    row = run.curves()[0]
+    expected = {f"{what}.{m}" for what in ("strength", "factor", "kept") for m in ("stains", "genes", "clinical")}
+    assert expected <= set(row)

@@ -1,0 +1,312 @@
+"""Merging of blocks trained apart: what must be exact, what must be symmetric, and what it is worth."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import simulated
+import torch
+
+from medfuse.cli import main
+from medfuse.errors import CohortError, ConfigError, ModelError, StoreError
+from medfuse.merging import merge_folders
+from medfuse.models import ModelSettings
+from medfuse.models.fusion.lego import merge_latents
+from medfuse.training import (
+    FoldSettings,
+    TrainSettings,
+    fit_fold,
+    load_fold,
+    load_member,
+    predict_fold,
+    save_fold,
+    save_member,
+)
+from medfuse.training.checkpoint import weights_sha256
+from medfuse.training.fold import chunks, speak
+from medfuse.training.member import transform_patients
+from medfuse.training.merging import balanced_weights, merge_members, spherical_mean, tuning_weights
+from medfuse.training.score import harrell_c
+
+QUICK = TrainSettings(epochs=4, lr=3e-3, batch_size=64, device="cpu", patience=0)
+LEGO = {"name": "lego", "latents": 4}
+
+
+def settings(**changes):
+    model = ModelSettings(width=16, fusion={**LEGO, **changes.pop("fusion", {})})
+    return FoldSettings(**{"model": model, "train": QUICK, "seeds": (0,), "merge": True, **changes})
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return simulated.simulate(150)
+
+
+@pytest.fixture(scope="module")
+def fold(cohort):
+    ids = cohort.ids[:110]
+    return fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings())
+
+
+def parts(fold, *, inner=0):
+    return [m for m in fold.members if m.expert and m.inner == inner]
+
+
+def links(member, cohort, ids):
+    return speak(member, chunks(member, transform_patients(cohort.data, member.preprocessing, ids), ids))
+
+
+# --- spherical mean ---------------------------------------------------------------------------------------------
+
+
+def test_two_tensors_give_the_spherical_interpolation_and_both_ends_exactly():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 5, generator=g), 2 * torch.randn(3, 5, generator=g)
+    u, v = (t.double().flatten() / t.double().norm() for t in (a, b))
+    angle = math.acos(float(u @ v))
+    for t in (0.25, 0.5, 0.9):
+        direction = (math.sin((1 - t) * angle) * u + math.sin(t * angle) * v) / math.sin(angle)
+        norm = (1 - t) * float(a.double().norm()) + t * float(b.double().norm())
+        found = spherical_mean([a, b], [1 - t, t])
+        assert torch.allclose(found.double().flatten(), direction * norm, atol=1e-5)
+    assert torch.equal(spherical_mean([a, b], [1.0, 0.0]), a)
+    assert torch.equal(spherical_mean([a, b], [0.0, 1.0]), b)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1.0, 1.0], [1.0, 1.0], [1.0, 1.0]),  # the scales of fresh norms
+        ([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),  # their shifts
+        ([0.0, 0.0], [2.0, 0.0], [1.0, 0.0]),
+        ([1.0, 0.0], [3.0, 1e-6], [2.0, 5e-7]),
+        ([1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]),
+    ],
+)
+def test_parallel_opposite_and_zero_tensors_are_averaged_on_the_line(one, other, expected):
+    found = spherical_mean([torch.tensor(one), torch.tensor(other)], [0.5, 0.5])
+    assert found.tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_any_number_of_tensors_in_any_order():
+    g = torch.Generator().manual_seed(1)
+    three = [torch.randn(8, generator=g) for _ in range(3)]
+    one = spherical_mean(three, [0.2, 0.3, 0.5])
+    assert torch.allclose(one, spherical_mean([three[2], three[0], three[1]], [0.5, 0.2, 0.3]), atol=1e-6)
+    axes = list(torch.eye(3))
+    assert torch.allclose(spherical_mean(axes, [1 / 3] * 3), torch.full((3,), 3**-0.5), atol=1e-6)
+
+
+# --- latents ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", ["none", "fft_feature", "fft_token"])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_the_merger_of_equal_latents_is_that_latent(domain, share):
+    latent = torch.randn(3, 1, 4, 8, generator=torch.Generator().manual_seed(0)).expand(-1, 2, -1, -1)
+    weight = torch.tensor([[share, 1 - share]]).expand(3, -1)
+    assert torch.allclose(merge_latents(latent, weight, domain=domain), latent[:, 0], atol=1e-6)
+
+
+def test_magnitudes_are_averaged_harmonically_and_phases_on_the_circle():
+    wave = torch.tensor([1.0, 0.0, -1.0, 0.0])  # one frequency, phase 0
+    both = torch.stack([wave, 3 * wave])[None, :, None]
+    half = torch.tensor([[0.5, 0.5]])
+    assert torch.allclose(merge_latents(both, half, domain="fft_feature")[0, 0], 1.5 * wave, atol=1e-6)
+    angle = torch.tensor(math.pi - 0.1)
+    time = torch.arange(8) * (2 * math.pi / 8)
+    near = torch.stack([torch.cos(time + angle), torch.cos(time - angle)])[None, :, None]
+    found = merge_latents(near, half, domain="fft_feature")[0, 0]
+    assert torch.allclose(found, torch.cos(time + math.pi) * math.cos(0.1), atol=1e-5)  # not a wave of phase 0
+
+
+# --- members ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", ["none", "fft_feature"])
+def test_two_copies_of_a_block_predict_as_the_block(fold, cohort, domain):
+    one = parts(fold)[1]
+    one = dataclasses.replace(
+        one, settings=dataclasses.replace(one.settings, fusion={**one.settings.fusion, "domain": domain})
+    )
+    name = one.expert
+    copy = dataclasses.replace(
+        one, shapes={"copy": one.shapes[name]}, preprocessing={"copy": one.preprocessing[name]}, expert="copy"
+    )
+    merged = merge_members([one, copy])
+    data = {name: cohort.data[name], "copy": cohort.data[name]}
+    ids = [i for i in cohort.ids if i in cohort.data[name].samples]
+    samples = transform_patients(data, merged.preprocessing, ids)
+    found = speak(merged, chunks(merged, samples, ids))
+    expected = links(one, cohort, ids)
+    for outcome in expected:
+        assert np.abs(found[outcome] - expected[outcome]).max() <= 1e-6 * np.abs(expected[outcome]).max()
+
+
+def test_the_merged_logit_is_the_weighted_mean_over_what_a_patient_has(fold, cohort):
+    members = parts(fold)
+    weights = [0.5, 0.2, 0.3]
+    merged = merge_members(members, weights=weights)
+    ids = cohort.ids[110:]
+    batch = chunks(merged, transform_patients(cohort.data, merged.preprocessing, ids), ids)[0]
+    with torch.inference_mode():
+        found = merged.build()(batch)["os"]
+        each = []
+        for member in members:
+            own = chunks(member, transform_patients(cohort.data, member.preprocessing, ids), ids)[0]
+            each.append(member.build()(own)["os"])
+    weight = torch.tensor(weights) * batch.present
+    weight = weight / weight.sum(1, keepdim=True)
+    level = merged.build().head("os").level
+    apart = [m.build().head("os").level for m in members]
+    expected = level + sum(w[:, None] * (e - a) for w, e, a in zip(weight.T, each, apart, strict=True))
+    rows = batch.present.any(1)
+    assert float((found - expected)[rows].abs().max().detach()) < 1e-4
+    assert not batch.present.all()
+
+
+def test_the_order_of_equally_weighted_members_does_not_matter(fold, cohort):
+    members, ids = parts(fold), cohort.ids[110:]
+    one = links(merge_members(members, weights=[1, 1, 1]), cohort, ids)
+    other = links(merge_members(members[::-1], weights=[2, 2, 2]), cohort, ids)
+    for outcome in one:
+        assert np.allclose(one[outcome], other[outcome], atol=1e-5)
+
+
+def test_weights_come_from_tuning_scores(fold):
+    members = parts(fold)
+    scores = [m.history[m.best_epoch - 1]["tuning_score"] - 0.5 for m in members]
+    expected = np.maximum(scores, 1e-3) / np.maximum(scores, 1e-3).sum()
+    assert tuning_weights(members) == pytest.approx(expected.tolist())
+    assert merge_members(members).state["fusion.share"].tolist() == pytest.approx(expected.tolist())
+    said = [{"os": np.array([[-s], [s]]), "size": np.array([[0.0], [8 * s]])} for s in (1.0, 2.0, 4.0)]
+    spread = np.array([2.0, 4.0, 8.0])  # sqrt(1 x 4), ...
+    assert balanced_weights(members, said) == pytest.approx((np.array(tuning_weights(members)) / spread).tolist())
+    assert balanced_weights(members, [None, *said[1:]]) == tuning_weights(members)
+    assert tuning_weights([dataclasses.replace(members[0], history=()), members[1]]) == [0.5, 0.5]
+
+
+def test_members_that_cannot_be_put_together_are_refused(fold):
+    one, two, _ = parts(fold)
+    wider = dataclasses.replace(two, settings=dataclasses.replace(two.settings, width=32))
+    late = dataclasses.replace(two, settings=dataclasses.replace(two.settings, fusion={"name": "late"}))
+    for members, weights, message in (
+        ([one], None, "two or more members"),
+        ([one, one], None, "different modalities"),
+        ([one, wider], None, "the same width"),
+        ([one, late], None, "fusion lego, found late"),
+        ([one, dataclasses.replace(two, heads={"os": two.heads["os"]})], None, "the same outcomes"),
+        ([one, two], [1.0], "2 weights"),
+        ([one, two], [0.0, 0.0], "not all 0"),
+        ([one, two], [1.0, float("nan")], "weights >= 0"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            merge_members(members, weights=weights)
+
+
+# --- in a fold, and on disk -------------------------------------------------------------------------------------
+
+
+def test_the_joint_network_of_a_fold_is_the_merger_of_its_unimodal_ones(fold, cohort):
+    joint = [m for m in fold.members if not m.expert]
+    assert [m.name for m in joint] == ["00-00", "00-01"]
+    assert fold.experts == ("", "clinical", "expression", "stains")
+    for member in joint:
+        own = parts(fold, inner=member.inner)
+        unseen = [[i for i in fold.train_ids[member.inner :: 2] if i in cohort.data[m.expert].samples] for m in own]
+        said = [links(m, cohort, ids) for m, ids in zip(own, unseen, strict=True)]
+        expected = merge_members(own, weights=balanced_weights(own, said))
+        assert weights_sha256(member.state) == weights_sha256(expected.state)
+        assert member.history == ()
+        assert list(member.shapes) == list(fold.modalities)
+
+
+def test_a_merged_fold_lies_on_disk_goes_on_and_predicts(cohort, tmp_path):
+    ids = cohort.ids[:110]
+    chosen = settings(tune_epochs=2, fusion={"combine": "weave"})
+
+    def fit():
+        return fit_fold(
+            cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen, folder=tmp_path / "f"
+        )
+
+    fold = fit()
+    joint = [m for m in fold.members if not m.expert]
+    assert [len(m.history) for m in joint] == [2, 2]
+    assert weights_sha256(joint[0].state) != weights_sha256(merge_members(parts(fold)).state)
+    again = fit()
+    assert [weights_sha256(m.state) for m in again.members] == [weights_sha256(m.state) for m in fold.members]
+    save_fold(fold, tmp_path / "f")
+    found = predict_fold(load_fold(tmp_path / "f"), cohort.data, cohort.ids[110:], variant="joint")
+    assert np.isfinite(found["os"].survival).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unimodal": False}, "train.merge: expected model.fusion.name lego and train.unimodal, found lego, False"),
+        ({"model": ModelSettings(width=16)}, "found transformer, True"),
+        ({"merge": False, "tune_epochs": 3}, "train.tune_epochs"),
+        ({"fusion": {"combine": "stack"}}, "set train.tune_epochs"),
+    ],
+)
+def test_merging_without_what_it_needs_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+def test_a_modality_without_a_network_of_its_own_cannot_be_merged(cohort):
+    ids = cohort.ids[:110]
+    event = dict(zip(cohort.ids, cohort.outcomes.targets["os"].event, strict=True))
+    stains = cohort.data["stains"]
+    few = dataclasses.replace(stains, samples={i: s for i, s in stains.samples.items() if not event[i]})
+    with pytest.raises(CohortError, match="modality stains has no network of its own"):
+        fit_fold(
+            {**cohort.data, "stains": few},
+            cohort.outcomes,
+            train_ids=ids,
+            inner=cohort.inner(ids),
+            settings=settings(train=dataclasses.replace(QUICK, epochs=1)),
+        )
+
+
+def test_the_command_merges_folders(fold, tmp_path, capsys):
+    folders = []
+    for member in parts(fold):
+        save_member(member, tmp_path / member.expert)
+        folders.append(str(tmp_path / member.expert))
+    weights = [part for w in ("1", "2", "1") for part in ("--weight", w)]
+    assert main(["merge", *folders, "--out", str(tmp_path / "all"), *weights]) == 0
+    assert "clinical 0.250, expression 0.500, stains 0.250" in capsys.readouterr().out
+    merged = load_member(tmp_path / "all")
+    expected = merge_members(parts(fold), weights=[1, 2, 1])
+    assert weights_sha256(merged.state) == weights_sha256(expected.state)
+    with pytest.raises(StoreError, match="expected a new folder"):
+        merge_folders([tmp_path / "clinical"], out=tmp_path / "all")
+
+
+def compare(seed):
+    """C on 600 unseen patients of single blocks, averaged standardised risks, and merged blocks; 400 in training."""
+    cohort = simulated.only(simulated.simulate(1000, seed=seed, genes=20), "os")
+    ids, unseen = cohort.ids[:400], cohort.ids[400:]
+    chosen = settings(train=dataclasses.replace(QUICK, epochs=25, lr=1e-3, patience=6))
+    fold = fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
+    target = cohort.outcomes.take(unseen)["os"]
+
+    def risk(name):
+        found = np.mean([links(m, cohort, unseen)["os"].mean(1) for m in fold.members if m.expert == name], axis=0)
+        has = np.array([not name or i in cohort.data[name].samples for i in unseen])
+        return np.where(has, (found - found[has].mean()) / found[has].std(), 0.0)
+
+    apart = {name: risk(name) for name in fold.modalities}
+    every = {**apart, "average": np.mean(list(apart.values()), axis=0), "merged": risk("")}
+    return {name: harrell_c(target.event, target.time, found) for name, found in every.items()}
+
+
+@pytest.mark.slow
+def test_merged_blocks_are_at_least_as_good_as_the_best_of_them_and_close_to_averaged_risks():
+    found = [compare(seed) for seed in range(3)]
+    for one in found:
+        assert one["merged"] >= max(one[name] for name in ("clinical", "expression", "stains")), one
+    assert np.mean([one["merged"] - one["average"] for one in found]) > -0.02, found
