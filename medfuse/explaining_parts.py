@@ -10,6 +10,7 @@ from medfuse.cohort import Cohort
 from medfuse.config import Recipe
 from medfuse.errors import CohortError, StoreError
 from medfuse.explain import Coalitions
+from medfuse.explain.absence import absence_flags
 from medfuse.explain.distribution import Distribution, distribution
 from medfuse.explain.donors import (
     Donors,
@@ -30,7 +31,7 @@ from medfuse.explain.faithfulness import (
     randomisation_check,
     to_json,
 )
-from medfuse.explain.gate import Gate, absence_flags, same_as_stored, subset_gate, unknown_gate, unseen_values
+from medfuse.explain.gate import Gate, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.neighbours import Neighbours, neighbours
 from medfuse.explain.parts import has_part, read_part, write_part
 from medfuse.explain.recalibration import cross_fitted, recalibrated, subset_recalibration

@@ -34,7 +34,15 @@ LAYERS = [
     {"explain"},
     {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "explaining", "explaining_parts", "stressing", "benchmark_table", "benchmarking", "demo"},
+    {
+        "workflow",
+        "explaining",
+        "explaining_parts",
+        "stressing",
+        "benchmark_table",
+        "benchmarking",
+        "demo",
+    },
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

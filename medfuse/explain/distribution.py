@@ -1,7 +1,8 @@
 """Is a patient like those the model was trained on? A score per modality, and "prediction withheld" as a state.
 
 The score reads the inputs as preprocessing leaves them: how far along the directions in which training patients vary,
-and how far off them, whichever is the more unusual.
+how far off them, and, where a patient has many tokens, how far these are off the directions in which tokens vary;
+whichever is the most unusual.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ FAMILIAR, UNUSUAL, WITHHELD = "familiar", "unusual", "withheld"
 _FOLDS = 5
 _EXPLAINED = 0.9
 _MOST = 50  # directions
+_TOKENS = 4000  # that directions of tokens are fitted on
 _TAIL = 0.1  # part of the training scores that the tail is fitted on
 _TINY = 1e-9
 
@@ -72,31 +74,57 @@ class Distribution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModalityScore:
-    """What was fitted on training patients for one modality.
+class Space:
+    """Directions in which rows (n, p) vary.
 
     Attributes:
-        preprocessing: of the modality.
-        mean, scale: (p,) of the features.
-        axes: (q, p) directions, with ``variance`` (q,).
+        mean, scale: (p,).
+        axes: (q, p) directions, with ``variance`` (q,) along them.
         residual: mean squared distance from the space of the axes.
-        centre, spread: (2,) of the logarithms of the two distances among training patients out of fold.
-        train: (n,) sorted cross-fitted scores of the training patients.
     """
 
-    preprocessing: Preprocessing
     mean: Array
     scale: Array
     axes: Array
     variance: Array
     residual: float
+
+    def distances(self, x: Array) -> tuple[Array, Array]:
+        """(n,) squared distances along the axes and off them, each over its mean among the rows it was fitted on."""
+        z = (x - self.mean) / self.scale
+        along = z @ self.axes.T
+        off = np.maximum((z**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
+        return (along**2 / self.variance).mean(axis=1), off / self.residual
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityScore:
+    """What was fitted on training patients for one modality.
+
+    Attributes:
+        preprocessing: of the modality.
+        patients: directions of the patients' features, one fit per fifth of the training patients left out.
+        tokens: of single tokens in the same way; none of layout ``columns``.
+        centre, spread: (2,) or (3,) of the logarithms of the distances among training patients out of fold.
+        train: (n,) sorted cross-fitted scores of the training patients.
+    """
+
+    preprocessing: Preprocessing
+    patients: tuple[Space, ...]
+    tokens: tuple[Space, ...]
     centre: Array
     spread: Array
     train: Array
 
-    def score(self, features: Array) -> Array:
-        """(n,) scores of features (n, p); larger is more unusual."""
-        return _joined(_logs(features, (self.mean, self.scale, self.axes, self.variance, self.residual)), self)
+    def score(self, data: ModalityData, ids: Sequence[PatientId]) -> Array:
+        """(n,) scores of patients who have the modality; larger is more unusual.
+
+        Distances are the mean over the fits, none of which saw the patients, as none saw the fifth it left out.
+        """
+        x = features(self.preprocessing, data, ids)
+        own = _token_part(self.preprocessing, data, ids, self.tokens)
+        each = [_logs(x, space, own[k] if self.tokens else None) for k, space in enumerate(self.patients)]
+        return np.asarray(((np.mean(each, axis=0) - self.centre) / self.spread).max(axis=1))
 
     def percentile(self, score: Array) -> Array:
         """(n,) percentiles among the training patients; the upper tenth is read from an exponential tail."""
@@ -107,9 +135,6 @@ class ModalityScore:
         inside = np.searchsorted(self.train, score, side="left") / n
         tail = 1 - len(beyond) / n * np.exp(-np.maximum(score - start, 0.0) / width)
         return np.asarray(100 * np.where(score > start, tail, np.minimum(inside, 1 - len(beyond) / n)))
-
-
-_Space = tuple[Array, Array, Array, Array, float]
 
 
 def features(p: Preprocessing, data: ModalityData, ids: Sequence[PatientId]) -> Array:
@@ -144,7 +169,7 @@ def fit_score(data: ModalityData, train_ids: Sequence[PatientId], *, seed: int =
     Args:
         data: the modality.
         train_ids: training patients; those without it say nothing.
-        seed: of the fifths.
+        seed: of the fifths and of the tokens that directions are fitted on.
 
     Raises:
         DataError: fewer than 20 training patients have the modality, or none of its columns varies.
@@ -152,7 +177,7 @@ def fit_score(data: ModalityData, train_ids: Sequence[PatientId], *, seed: int =
     References:
         Jackson and Mudholkar (1979), Control procedures for residuals associated with principal component analysis:
         T2 (eq. 1.4) and Q (eq. 1.5). NOTE[DIFF]: each on the logarithmic scale, standardised on cross-fitted training
-        patients, and the larger of the two is the score.
+        patients; Q also of single tokens, as its mean over a patient; the largest is the score.
     """
     ids = [i for i in train_ids if i in data.samples]
     if len(ids) < FEWEST:
@@ -160,63 +185,72 @@ def fit_score(data: ModalityData, train_ids: Sequence[PatientId], *, seed: int =
         raise DataError(msg)
     p = fit_preprocessing(data, ids)
     x = features(p, data, ids)
-    part = np.random.default_rng(seed).permutation(len(x)) % _FOLDS
-    logs = np.zeros((len(x), 2))
+    rng = np.random.default_rng(seed)
+    part = rng.permutation(len(x)) % _FOLDS
+    drawn = None if p.layout == "columns" else [_some_tokens(p, data, i, rng, len(ids)) for i in ids]
+
+    patients, tokens = list[Space](), list[Space]()
+    logs = np.zeros((len(x), 2 if drawn is None else 3))
     for k in range(_FOLDS):
-        logs[part == k] = _logs(x[part == k], _space(x[part != k]))
-    mean, scale, axes, variance, residual = _space(x)
+        rest, own = np.flatnonzero(part != k), np.flatnonzero(part == k)
+        patients.append(_space(x[rest]))
+        if drawn is not None:
+            tokens.append(_space(np.concatenate([drawn[i] for i in rest])))
+        off = _token_part(p, data, [ids[i] for i in own], tokens[-1:])
+        logs[own] = _logs(x[own], patients[-1], off[0] if tokens else None)
     centre = np.median(logs, axis=0)
-    spread = np.maximum((np.quantile(logs, 0.84, axis=0) - np.quantile(logs, 0.16, axis=0)) / 2, 1e-3)
+    spread = np.maximum((np.quantile(logs, 0.84, axis=0) - np.quantile(logs, 0.16, axis=0)) / 2, 1e-4)
     train = np.sort(((logs - centre) / spread).max(axis=1))
     return ModalityScore(
         preprocessing=p,
-        mean=mean,
-        scale=scale,
-        axes=axes,
-        variance=variance,
-        residual=residual,
+        patients=tuple(patients),
+        tokens=tuple(tokens),
         centre=centre,
         spread=spread,
         train=train,
     )
 
 
-def _space(x: Array) -> _Space:
-    """Mean, scale, axes, their variances and the mean squared residual of rows (n, p)."""
+def _some_tokens(
+    p: Preprocessing, data: ModalityData, patient: PatientId, rng: np.random.Generator, patients: int
+) -> Array:
+    """Some of a patient's tokens, as many of each patient."""
+    tokens = transform(p, data.samples[patient]).tokens
+    count = min(len(tokens), max(4, _TOKENS // patients))
+    return np.asarray(tokens[np.sort(rng.choice(len(tokens), count, replace=False))], dtype=np.float64)
+
+
+def _token_part(p: Preprocessing, data: ModalityData, ids: Sequence[PatientId], spaces: Sequence[Space]) -> Array:
+    """(k, n) mean over a patient's tokens of their distance off the directions in which tokens vary, by k fits."""
+    found = np.zeros((len(spaces), len(ids)))
+    for i, patient in enumerate(ids if spaces else ()):
+        tokens = transform(p, data.samples[patient]).tokens.astype(np.float64)
+        found[:, i] = [space.distances(tokens)[1].mean() for space in spaces]
+    return found
+
+
+def _space(x: Array) -> Space:
+    """Directions of rows (n, p): enough for 90 % of the variance, at most a fifth of the rows and 50."""
     n = len(x)
     mean = x.mean(axis=0)
     spread = x.std(axis=0)
     scale = np.maximum(spread, 0.05 * max(float(np.median(spread)), _TINY))  # what never varied must not own the score
     z = (x - mean) / scale
-    size, axes = np.linalg.svd(z, full_matrices=False)[1:] if z.shape[1] <= n else _wide_svd(z)
-    variance = size**2 / max(n - 1, 1)
-    total = np.cumsum(variance) / max(float(variance.sum()), _TINY)
-    q = min(int(np.searchsorted(total, _EXPLAINED)) + 1, _MOST, max(1, n // 5), len(axes))
-    rest = max(float(variance[q:].sum()), 0.01 * float(variance.sum()), _TINY)
-    return mean, scale, axes[:q], np.maximum(variance[:q], _TINY), rest
-
-
-def _wide_svd(z: Array) -> tuple[Array, Array]:
-    """Singular values and right vectors of a wide matrix by its Gram matrix, which has a row per patient."""
-    value, vector = np.linalg.eigh(z @ z.T)
+    wide = z.shape[1] > n
+    value, vector = np.linalg.eigh(z @ z.T if wide else z.T @ z)  # the smaller of the two
     keep = np.flatnonzero(value > 1e-10 * max(float(value[-1]), _TINY))[::-1]
-    size = np.sqrt(value[keep])
-    axes = vector[:, keep[:_MOST]].T @ z / size[:_MOST, None]
-    return np.asarray(size), np.asarray(axes)
+    variance, vector = value[keep] / max(n - 1, 1), vector[:, keep]
+    total = np.cumsum(variance) / max(float(variance.sum()), _TINY)
+    q = min(int(np.searchsorted(total, _EXPLAINED)) + 1, _MOST, max(1, n // 5), len(variance))
+    axes = (vector[:, :q] / np.sqrt(value[keep[:q]])).T @ z if wide else vector[:, :q].T
+    rest = max(float(variance[q:].sum()), 0.01 * float(variance.sum()), _TINY)
+    return Space(mean=mean, scale=scale, axes=axes, variance=np.maximum(variance[:q], _TINY), residual=rest)
 
 
-def _logs(x: Array, space: _Space) -> Array:
-    """(n, 2) logarithms of the squared distance along the axes and of that off them, each over its mean in train."""
-    mean, scale, axes, variance, residual = space
-    z = (x - mean) / scale
-    along = z @ axes.T
-    inside = (along**2 / variance).mean(axis=1)
-    off = np.maximum((z**2).sum(axis=1) - (along**2).sum(axis=1), 0.0) / residual
-    return np.log(np.stack([inside, off], axis=1) + 1e-6)
-
-
-def _joined(logs: Array, fitted: ModalityScore) -> Array:
-    return np.asarray(((logs - fitted.centre) / fitted.spread).max(axis=1))
+def _logs(x: Array, space: Space, tokens: Array | None) -> Array:
+    """(n, 2 or 3) logarithms of the distances."""
+    parts = [*space.distances(x), *([] if tokens is None else [tokens])]
+    return np.log(np.stack(parts, axis=1) + 1e-6)
 
 
 def distribution(
@@ -242,8 +276,7 @@ def distribution(
         try:
             if own:
                 fitted = fit_score(data[name], train_ids)
-                found = fitted.score(features(fitted.preprocessing, data[name], own))
-                percentile[present[:, i], i] = fitted.percentile(found)
+                percentile[present[:, i], i] = fitted.percentile(fitted.score(data[name], own))
             unscored.append("")
         except DataError as error:
             unscored.append(str(error))

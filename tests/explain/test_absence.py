@@ -5,9 +5,9 @@ import pytest
 import simulated
 
 from medfuse.explain import coalition_values
+from medfuse.explain.absence import absence_flags
 from medfuse.explain.donors import donor_draws, missing_questions
 from medfuse.explain.embedding import embed
-from medfuse.explain.gate import absence_flags
 from medfuse.models import ModelSettings
 from medfuse.targets import Survival
 from medfuse.training import FoldSettings, TrainSettings, fit_fold

@@ -5,7 +5,7 @@ import pytest
 import simulated
 
 from medfuse.errors import DataError
-from medfuse.explain.distribution import ALARM, Distribution, distribution, features, fit_score
+from medfuse.explain.distribution import ALARM, Distribution, distribution, fit_score
 from medfuse.explain.parts import read_part, write_part
 from medfuse.metrics.discrimination import auroc
 from medfuse.sample import ModalityData, ModalitySample
@@ -73,13 +73,14 @@ DAMAGE = {
     "noise on ecg": (ecg, lambda tokens, rng: tokens + 1.5 * rng.normal(size=tokens.shape)),
     "noise on tiles": (slide, lambda tokens, rng: tokens + 1.5 * rng.normal(size=tokens.shape)),
     "another scanner": (slide, lambda tokens, rng: tokens + np.linspace(-1.2, 1.2, tokens.shape[1])),
+    "a little noise on tiles": (slide, lambda tokens, rng: tokens + 0.5 * rng.normal(size=tokens.shape)),
     "blank slide": (slide, lambda tokens, rng: np.zeros_like(tokens) + 0.01 * rng.normal(size=tokens.shape)),
     "blank profile": (genes, lambda tokens, rng: np.stack([np.zeros(len(tokens)), np.ones(len(tokens))], axis=1)),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_seen_and_ordinary_patients_are_left_in_peace(name):
+def test_damage_is_seen(name):
     """V3."""
     make, damage = DAMAGE[name]
     rng = np.random.default_rng(list(DAMAGE).index(name))
@@ -92,25 +93,34 @@ def test_damage_is_seen_and_ordinary_patients_are_left_in_peace(name):
         )
         for i in held[:100]
     }
-    ordinary = fitted.score(features(fitted.preprocessing, data, held))
+    ordinary = fitted.score(data, held)
     broken = ModalityData(**{**vars(data), "samples": worse})
-    damaged = fitted.score(features(fitted.preprocessing, broken, held[:100]))
+    damaged = fitted.score(broken, held[:100])
     label = np.arange(len(ordinary) + len(damaged)) >= len(ordinary)
     area = auroc(label, np.concatenate([ordinary, damaged]))
-    false = (fitted.percentile(ordinary) > ALARM).mean()
     caught = (fitted.percentile(damaged) > ALARM).mean()
     assert area >= 0.95
-    assert false <= 0.01
     assert caught >= 0.8
+
+
+@pytest.mark.parametrize("make", [genes, ecg, slide])
+def test_ordinary_patients_are_left_in_peace(make):
+    """V3: at most 1 % false alarms, over four cohorts of 300 held-out patients each."""
+    alarms = []
+    for seed in range(4):
+        data, _ = make(np.random.default_rng(100 + seed))
+        fitted = fit_score(data, IDS[:TRAIN])
+        alarms.append((fitted.percentile(fitted.score(data, IDS[TRAIN:])) > ALARM).mean())
+    assert np.mean(alarms) <= 0.01
 
 
 def test_a_small_cohort_still_sees_a_blank_slide():
     rng = np.random.default_rng(9)
     data, _ = slide(rng)
     fitted = fit_score(data, IDS[:40])
-    ordinary = fitted.percentile(fitted.score(features(fitted.preprocessing, data, IDS[40:])))
+    ordinary = fitted.percentile(fitted.score(data, IDS[40:]))
     blank = {i: sample(np.zeros((50, 64))) for i in IDS[:3]}
-    found = fitted.score(features(fitted.preprocessing, ModalityData(**{**vars(data), "samples": blank}), IDS[:3]))
+    found = fitted.score(ModalityData(**{**vars(data), "samples": blank}), IDS[:3])
     assert (fitted.percentile(found) > ALARM).all()
     assert (ordinary > ALARM).mean() < 0.05
 
@@ -123,7 +133,7 @@ def test_percentiles_are_those_of_the_training_patients():
     assert (np.diff(found) >= 0).all()
     assert found[TRAIN // 2] == pytest.approx(50, abs=0.5)
     assert found[int(0.95 * TRAIN)] == pytest.approx(95, abs=2)
-    held = fitted.percentile(fitted.score(features(fitted.preprocessing, data, IDS[TRAIN:])))
+    held = fitted.percentile(fitted.score(data, IDS[TRAIN:]))
     assert 40 < np.median(held) < 60
 
 
@@ -163,3 +173,11 @@ def test_a_cohort(cohort, tmp_path):
     assert np.isnan(few.percentile).all()
     with pytest.raises(DataError, match="expected 20 training patients"):
         fit_score(cohort.data["clinical"], train[:5])
+
+
+def test_many_more_columns_than_patients_raise_no_false_alarms():
+    """Where distances hardly vary, a fit on its own patients would call every new one unusual."""
+    rng = np.random.default_rng(11)
+    data = simulated.columns("g", rng.normal(size=(N, 3000)), IDS, has=np.ones(N, bool))
+    fitted = fit_score(data, IDS[:200])
+    assert (fitted.percentile(fitted.score(data, IDS[200:])) > ALARM).mean() <= 0.01

@@ -8,6 +8,7 @@ import simulated
 
 from medfuse.errors import ConfigError
 from medfuse.explain import coalition_values
+from medfuse.explain.absence import absence_shift
 from medfuse.explain.donors import (
     Donors,
     added_value,
@@ -18,7 +19,6 @@ from medfuse.explain.donors import (
     missing_questions,
 )
 from medfuse.explain.embedding import distances, embed
-from medfuse.explain.gate import absence_shift
 from medfuse.models import ModelSettings
 from medfuse.sample import ModalityData
 from medfuse.targets import Survival

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from medfuse.errors import CohortError, ConfigError
+from medfuse.explain.absence import absence_used
 from medfuse.explain.coalitions import Coalitions
-from medfuse.explain.gate import absence_used, same_as_stored, subset_gate, unknown_gate, unseen_values
+from medfuse.explain.gate import same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.parts import read_part, write_part
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.targets import Labels, Survival, Values

@@ -122,7 +122,7 @@ def test_other_outcomes(kind):
         wanted = log[1:] - log[:1] if kind == "binary" else log - log.mean()
     assert np.abs(moved[0, 0] - wanted).max() < 0.01
     if kind != "continuous":
-        np.testing.assert_allclose(moved[:, 1], values[:, 2], atol=0.3)
+        assert np.abs(moved[:, 1] - values[:, 2]).mean() < 0.15
 
 
 def test_cross_fitting_judges_patients_by_others():
