@@ -145,7 +145,7 @@ def test_inspect_says_what_there_is_and_no_value(tmp_path):
     table = frame([*ROWS, (5, 3, "NOTE", None, None, "the patient feels well"), (5, 90, "MEDS_BIRTH")])
     events.write_meds(tmp_path / "meds", table, shards=2)
     one = only(inspect([tmp_path / "meds"]))
-    assert (one.kind, one.files) == ("MEDS dataset", 4)
+    assert (one.kind, one.files) == ("MEDS dataset", 5)
     assert (one.holds["subjects"], one.holds["events"], one.holds["static"]) == (5, 13, 2)
     assert one.holds["units"] == {"/min": 5, "bpm": 1, "mEq/L": 1, "mmol/L": 1}
     assert set(one.identifying) == {"MEDS_BIRTH: date of birth", "text_value: free text"}
