@@ -1,6 +1,7 @@
 """ECG files of every format: equal to other software, refused by name when damaged, nothing interpolated."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -21,7 +22,7 @@ from medfuse.loaders import ecg
 from medfuse.loaders._ecg_common import lead_name
 from medfuse.loaders.base import Head
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "ecg"
+DATA = Path(os.environ.get("MEDFUSE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ecg"
 LEADS = list(files_of.LEADS)
 
 
