@@ -126,7 +126,7 @@ def card_of(path: str, loader: str) -> dict:
     frame = tables.read_table(DATA / path)
     numbers = [c for c in frame if pd.to_numeric(frame[c], errors="coerce").notna().eq(frame[c].notna()).all()]
     fewest = min(frame.columns, key=lambda c: frame[c].nunique() or len(frame))
-    chosen = dict.fromkeys(numbers[:5], {"kind": "numeric"}) or {fewest: {"kind": "categorical"}}
+    chosen = {name: {"kind": "numeric"} for name in numbers[:5]} or {fewest: {"kind": "categorical"}}
     return {"columns": {str(name): how for name, how in chosen.items()}}
 
 
