@@ -82,7 +82,8 @@ def meds(folder: Path, ids: list[str], new) -> dict:
     rows = []
     for k, _ in enumerate(ids):
         rows.append((k + 1, start, "ADMISSION//EMERGENCY", None, None, None))
-        rows.append((k + 1, start + pd.Timedelta(hours=2), "HR", 60.0 + k, "/min", new("meds")))
+        said = f"taken by {new('meds')} at home"
+        rows.append((k + 1, start + pd.Timedelta(hours=2), "HR", 60.0 + k, "/min", said))
         rows.append((k + 1, start + pd.Timedelta(hours=3), f"NOTE//{new('meds')}", None, None, new("meds")))
     columns = ["subject_id", "time", "code", "numeric_value", "unit", "text_value"]
     write_meds(folder, pd.DataFrame(rows, columns=columns), name=new("meds"))

@@ -106,9 +106,10 @@ def test_four_hundred_canaries_leave_no_trace_in_store_messages_or_errors(place,
 
 
 @pytest.mark.slow
-def test_training_tracking_report_and_predictions_hold_no_canary(place, capsys, caplog):
+@pytest.mark.parametrize("which", sorted(CARDS))
+def test_training_tracking_report_and_predictions_hold_no_canary(place, capsys, caplog, which):
     data, work = place
-    card, _ = planted.cohort(data, patients=60, each=30)
+    card, _ = planted.cohort(data, patients=60, each=30, only=CARDS[which][0])
     words = ["--data-root", data]
     quick = ["train.epochs=2", "train.unimodal=false", "evaluation.bootstrap=20", "tracking.mlflow=true"]
     settings = [word for one in quick for word in ("--set", one)]
