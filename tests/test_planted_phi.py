@@ -14,11 +14,12 @@ from medfuse import cli
 
 MARK = planted.MARK.lower().encode()
 WIDE = planted.MARK.lower().encode("utf-16-le")
+FORM = b"qzxid{:04d}"  # how the card of the events forms ids: its author's words, no patient's
 
 
 def hits(name, content):
     """Where a canary stands in bytes, also as UTF-16."""
-    low = content.lower()
+    low = content.lower().replace(FORM, b"")
     return [name] if MARK in low or WIDE in low else []
 
 
