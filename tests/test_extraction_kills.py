@@ -42,11 +42,12 @@ def test_five_kills_leave_the_same_store(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_kills_leave_the_same_store_whatever_is_extracted(tmp_path):
-    found = killed(tmp_path, 50, *loaders.RAW)
+def test_kills_leave_the_same_store_whatever_is_extracted(tmp_path, many):
+    kills = many(15, 50)
+    found = killed(tmp_path, kills, *loaders.RAW)
     assert found["peaceful"] == 0
-    assert (found["kills"], found["identical"]) == (50, 50)
-    assert found["in_the_middle"] >= 20
+    assert (found["kills"], found["identical"]) == (kills, kills)
+    assert found["in_the_middle"] >= 0.4 * kills
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")

@@ -642,8 +642,8 @@ def test_mutants_are_read_or_refused_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_mutants(tmp_path):
-    assert run_mutants(tmp_path, 1000, 11) < 2
+def test_a_thousand_mutants(tmp_path, many):
+    assert run_mutants(tmp_path, many(1000, 10_000), 11) < 2
 
 
 # --- contract --------------------------------------------------------------------------------------------------------
