@@ -75,6 +75,22 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert card.exists()
 
 
+def test_a_script_without_a_main_guard_is_told_so_and_nothing_is_blamed_on_a_file(tmp_path):
+    card = with_text(tmp_path, dict.fromkeys(IDS, "Free margin."))
+    (tmp_path / "main.py").write_text(
+        "import sys\nfrom medfuse import cli\n"
+        f"sys.exit(cli.main(['extract', '--cohort', {str(card)!r}, '--data-root', {str(tmp_path)!r}]))\n"
+    )
+    environment = {**ENVIRONMENT, "MEDFUSE_STORE": str(tmp_path / "store")}
+    words = [sys.executable, str(tmp_path / "main.py")]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, timeout=120, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "__main__" in done.stderr.splitlines()[-1]
+    assert "damaged" not in done.stdout + done.stderr
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
