@@ -46,7 +46,8 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
             f"{where}: expected coordinates of {len(array)} tokens, found {where_to.shape}; extract the features again"
         )
         raise DataError(msg)
-    return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite, and read says so
+        return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
 
 
 def _check_npz(path: Path) -> None:

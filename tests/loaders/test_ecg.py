@@ -592,7 +592,7 @@ def examples(folder):
 
 
 def mutate(content, rng):
-    content = bytearray(content)
+    content = bytearray(content) or bytearray(1)  # a cut at the beginning leaves nothing
     at = int(rng.integers(len(content)))
     match int(rng.integers(4)):
         case 0:

@@ -100,3 +100,9 @@ def test_mutants_are_read_or_refused(tmp_path, loader):
 def test_a_thousand_mutants_are_read_or_refused(tmp_path, loader, many):
     count = many(1000, 10_000)
     assert attack(tmp_path, count, seed=4, only=loader) > count / 20
+
+
+def test_a_value_that_float32_cannot_hold_is_refused_and_not_stored_as_infinity(tmp_path):
+    (tmp_path / "t.csv").write_text("id,age,sex\n001,61,f\n002,1e39,m\n")
+    with pytest.raises(MedfuseError, match="values up to 3.4e38, found 1 larger ones, the first in column 1 of 2"):
+        read(tmp_path, "tabular", "t.csv", {"columns": COLUMNS})
