@@ -5,6 +5,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+BENCHES := losses metrics tracking startup slides volumes ehr store bags packed
+BENCHES_ONE_THREAD := ecg expression
 EXTRAS := test,slides,dicom-gpl,browser
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
@@ -37,10 +39,15 @@ realdata: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "realdata and not gpu"
 
 bench: $(VENV)/.installed
-	for script in losses metrics tracking startup volumes packed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in $(BENCHES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in $(BENCHES_ONE_THREAD); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
 
+# All tests with their full counts (10,000 mutants per loader, 50 kills, 20 fresh databases), 100 million events, and
+# what the extractors recover of the synthetic cohort's latents: hours on two cores.
 long: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not gpu"
+	MEDFUSE_LONG=1 $(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python benchmarks/ehr.py --large
+	$(BIN)/python benchmarks/synthetic.py
 
 freeze: $(VENV)/.lint
 	@{ echo "# The versions that CI runs. pip install -c constraints.txt; regenerate from a green environment with 'make freeze'."; \

@@ -194,13 +194,16 @@ def render(report: CheckReport) -> "Group":
             drawn.add_row(f"... {len(rows) - limit} more (--json prints all)", *[""] * (len(rows[0]) - 1))
         return drawn
 
+    elements = Counter((row["part"], row["element"]) for row in report.identifying)
+    first = {(row["part"], row["element"]): row["file"] for row in reversed(report.identifying)}
+    found = [{"part": p, "element": e, "files": n, "first": first[p, e]} for (p, e), n in elements.items()]
     parts = {
         f"{report.card}: patients": report.attrition,
         "left out": report.excluded,
         "modalities": report.modalities,
         "availability": report.patterns,
         "folds": report.folds,
-        "identifying elements": report.identifying,
+        "identifying elements": found,
         "problems": report.problems,
     }
     verdict = "ok: the card and its files agree" if report.ok else "NOT ok: see the problems of severity error"

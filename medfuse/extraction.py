@@ -510,10 +510,11 @@ def _run(items: Sequence[Item], work: _Work, store_root: Path, *, workers: int) 
         yield from (work(item, store_root) for item in items if item_key(item) in store)
         waiting = [item for item in waiting if item_key(item) not in store]
     context = multiprocessing.get_context("spawn")
+    begun = context.Event()
     while waiting:
         running: dict[Any, Item] = {}
         try:
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begun,)) as pool:
                 while waiting or running:
                     while waiting and len(running) < 2 * workers:
                         running[pool.submit(work, waiting[-1], store_root)] = waiting[-1]
@@ -523,8 +524,20 @@ def _run(items: Sequence[Item], work: _Work, store_root: Path, *, workers: int) 
                         del running[future]
                         yield result
         except BrokenProcessPool:  # a decoder killed its process: find whose file it was, one process each
+            if not begun.is_set():
+                msg = (
+                    "expected child processes that start, found none that did; does a script call medfuse outside of "
+                    "if __name__ == '__main__'? put its calls there (each child imports the script), or use workers=0"
+                )
+                raise ConfigError(msg) from None
             for item in running.values():
                 yield _alone(item, work, store_root, context)
+
+
+def _begin(begun: Any) -> None:  # noqa: ANN401  # an event of a context
+    """In a child process, before its first item."""
+    end_with_parent()
+    begun.set()
 
 
 def _alone(item: Item, work: _Work, store_root: Path, context: Any) -> Extracted:  # noqa: ANN401  # a context

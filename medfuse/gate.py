@@ -16,6 +16,7 @@ from medfuse import loaders
 from medfuse.card import CohortCard, ModalityCard
 from medfuse.cohort import Cohort, resolve_source
 from medfuse.errors import DataError, MedfuseError
+from medfuse.limits import files_below
 from medfuse.loaders.base import Identifying
 from medfuse.types import PatientId
 
@@ -83,8 +84,8 @@ def of_sources(cohort: Cohort, name: str, card: ModalityCard) -> list[Finding]:
     """
     found = []
     for source in card.sources():
-        path = resolve_source(cohort.card, source, cohort.data_root)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        path = resolve_source(cohort.card, source, cohort.data_root, folder=card.loader == "events")
+        files = sorted(files_below(path)) if path.is_dir() else [path]
         ids = (card.id, cohort.card.patients.id)
         found += _of_table(name, source, files, loader=card.loader, ids=ids, accepted=cohort.card.governance.accepted)
     return found

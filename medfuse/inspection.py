@@ -110,16 +110,50 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.exists() else []
 
 
+_TABLES = (
+    "a table of one row per patient is named in a data card (loader tabular), of events with columns of patient and "
+    "time too (loader events, format wide)"
+)
+_IMAGE = (
+    "an image alone says no size in mm or µm: write it as TIFF (loader slide, option slide_mpp), DICOM or NIfTI, or "
+    "extract its features (loader vectors)"
+)
+_NO_DATA = "it holds no measurements: leave it out of the folder"
+_TODO: dict[str, str] = {
+    **dict.fromkeys((".csv", ".tsv", ".data"), _TABLES),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"), _IMAGE),
+    **dict.fromkeys((".md", ".rst", ".pdf", ".html", ".icc", ".log", ".py", ".sh", ".dump"), _NO_DATA),
+    ".json": "write what it holds as a table (CSV, Parquet) with an id column, or leave it out",
+    **dict.fromkeys((".bval", ".bvec"), "directions of a diffusion series; leave it out"),
+    **dict.fromkeys((".xls", ".xlsx", ".sav", ".dta", ".rds", ".fst"), "export it as CSV or Parquet with an id column"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), "it can run code when it is opened: write plain arrays (NPZ)"),
+    **dict.fromkeys((".dat", ".mat"), "signals need the WFDB header (.hea) that names them beside them"),
+}
+_NAMED: dict[str, str] = {
+    **dict.fromkeys((".svs", ".ndpi", ".tif", ".tiff", ".scn", ".bif", ".mrxs", ".vms", ".czi"), "a slide"),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
+    **dict.fromkeys((".nii", ".mgh", ".mgz", ".nrrd", ".nhdr"), "a volume"),
+    **dict.fromkeys((".hea", ".edf"), "an ECG"),
+    **dict.fromkeys((".vcf", ".maf"), "variants"),
+    **dict.fromkeys((".npz", ".h5", ".hdf5", ".h5ad", ".parquet", ".arff"), "arrays or a table"),
+}
+
+
 def _unknown(file: Path) -> str:
+    """Why no loader takes a file, and what to do about it."""
     if file.stat().st_size == 0:
         return f"{file.name}: empty; copy it again, or leave it out"
-    todo = ""
-    if file.suffix.lower() in {".csv", ".tsv", ".arff", ".data"}:
-        todo = "; a table of one row per patient is named in a data card (loader tabular), of events with columns"
-        todo += " of patient and time too (loader events, format wide)"
-    elif read_head(file, size=8) == b"\x89HDF\r\n\x1a\n":
-        todo = "; this is HDF5, whose layout is its writer's own: export its arrays as CSV or Parquet with an id column"
-    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}{todo}"
+    ends = [end.lower() for end in file.suffixes[-2:] if end.lower() != ".gz"]
+    end = ends[-1] if ends else ""
+    if end in _NAMED:
+        return f"{file.name}: expected {_NAMED[end]}, as its name says, found other content; copy it again"
+    if read_head(file, size=8) == b"\x89HDF\r\n\x1a\n":
+        todo = "this is HDF5, whose layout is its writer's own: export its arrays as CSV or Parquet with an id column"
+    elif file.name.lower() in {"license", "licence", "readme", "makefile", "notice", "copying"}:
+        todo = _NO_DATA
+    else:
+        todo = _TODO.get(end, "export it as one of them, or leave it out")
+    return f"{file.name}: no loader knows this format; they are {', '.join(loaders.LOADERS)}; {todo}"
 
 
 def _items(name: str, files: Sequence[Path]) -> Iterator[Inspection]:

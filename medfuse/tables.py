@@ -271,6 +271,10 @@ def not_a_number(cell: str, where: str, *, count: int) -> DataError:
     return DataError(f"{where}: expected a number, found {found} ({count} such cells); {todo}")
 
 
+def _with_zero_bytes(series: "pd.Series[str]") -> NDArray[np.bool_]:
+    return np.array([isinstance(cell, str) and "\0" in cell for cell in series], dtype=bool)
+
+
 def to_numeric(
     series: "pd.Series[str]", *, file: str, where: Callable[[int], str] | None = None
 ) -> NDArray[np.float64]:
@@ -286,7 +290,7 @@ def to_numeric(
     """
     given = series.notna().to_numpy()
     parsed = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
-    finite = np.isfinite(parsed)
+    finite = np.isfinite(parsed) & ~_with_zero_bytes(series)  # pandas stops at a byte of zero
     bad = np.flatnonzero(given & ~finite)
     if bad.size:
         row = int(bad[0])

@@ -1,9 +1,11 @@
 """Files of many formats with a made-up name in every place that can hold one, for the test of planted PHI."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import planted_more
 from gate_cases import card_file
 
 from medfuse import loaders
@@ -112,17 +114,21 @@ def bags(folder: Path, ids: list[str], new: Canaries) -> dict:
     return {"loader": "vectors", "files": {"HE": "bags/he.npz", "CD8": "bags/cd8.npz"}}
 
 
-PLANTS = {"notes": notes, "wfdb": wfdb, "edf": edf, "dicom": dicom, "aecg": aecg, "table": table, "bags": bags}
+RAW = {"notes": notes, "wfdb": wfdb, "edf": edf, "dicom": dicom, "aecg": aecg}
+TABLES = {"table": table, "bags": bags}
+EVERY = RAW | TABLES | planted_more.RAW | planted_more.TABLES
 
 
-def cohort(folder: Path, *, patients: int, each: int, **options: object) -> tuple[Path, dict[str, int]]:
-    """A card of all formats, whose patients' own ids are canaries; ``each`` of them have raw files of a kind."""
+def cohort(
+    folder: Path, *, patients: int, each: int, only: Sequence[str] = (*RAW, *TABLES), **options: object
+) -> tuple[Path, dict[str, int]]:
+    """A card of formats, whose patients' own ids are canaries; ``each`` of them have raw files of a kind."""
     new = Canaries()
     ids = [new("id") for _ in range(patients)]
     modalities = {}
-    for name, plant in PLANTS.items():
+    for name in only:
         (folder / name).mkdir()
-        whole = name in {"table", "bags"}
-        modalities[name] = plant(folder / name, ids if whole else ids[:each], new)
+        raw = name in {**RAW, **planted_more.RAW}
+        modalities[name] = EVERY[name](folder / name, ids[:each] if raw else ids, new)
         assert modalities[name]["loader"] in loaders.LOADERS
     return card_file(folder, modalities, ids=tuple(ids), pseudonyms=True, **options), new.counts

@@ -42,11 +42,12 @@ def test_five_kills_leave_the_same_store(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_kills_leave_the_same_store_whatever_is_extracted(tmp_path):
-    found = killed(tmp_path, 50, *loaders.RAW)
+def test_kills_leave_the_same_store_whatever_is_extracted(tmp_path, many):
+    kills = many(15, 50)
+    found = killed(tmp_path, kills, *loaders.RAW)
     assert found["peaceful"] == 0
-    assert (found["kills"], found["identical"]) == (50, 50)
-    assert found["in_the_middle"] >= 20
+    assert (found["kills"], found["identical"]) == (kills, kills)
+    assert found["in_the_middle"] >= 0.4 * kills
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")
@@ -72,6 +73,22 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         time.sleep(0.05)
     assert not any(alive(pid) for pid in workers)
     assert card.exists()
+
+
+def test_a_script_without_a_main_guard_is_told_so_and_nothing_is_blamed_on_a_file(tmp_path):
+    card = with_text(tmp_path, dict.fromkeys(IDS, "Free margin."))
+    (tmp_path / "main.py").write_text(
+        "import sys\nfrom medfuse import cli\n"
+        f"sys.exit(cli.main(['extract', '--cohort', {str(card)!r}, '--data-root', {str(tmp_path)!r}]))\n"
+    )
+    environment = {**ENVIRONMENT, "MEDFUSE_STORE": str(tmp_path / "store")}
+    words = [sys.executable, str(tmp_path / "main.py")]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, timeout=120, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "__main__" in done.stderr.splitlines()[-1]
+    assert "damaged" not in done.stdout + done.stderr
 
 
 def alive(pid):

@@ -189,3 +189,9 @@ def test_ids_are_text_and_never_empty():
 )
 def test_codes_that_are_numbers_compare_as_numbers(cell, code, same):
     assert same_code(cell, code) is same
+
+
+def test_a_number_followed_by_bytes_of_zero_is_refused_without_its_value():
+    with pytest.raises(DataError, match="data row 2, column 'x': expected a number") as refused:
+        to_numeric(pd.Series(["1.5", "67.25\0\0"], name="x", dtype=object), file="t.csv")
+    assert "67.25" not in str(refused.value)

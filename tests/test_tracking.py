@@ -496,8 +496,8 @@ def test_eight_processes_start_at_once_on_a_fresh_database(place):
 
 
 @pytest.mark.slow
-def test_eight_processes_start_at_once_on_twenty_fresh_databases(place):
-    for turn in range(20):
+def test_eight_processes_start_at_once_on_fresh_databases(place, many):
+    for turn in range(many(5, 20)):
         starters(place / str(turn), 8)
 
 

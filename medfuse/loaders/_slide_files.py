@@ -4,6 +4,7 @@ OpenSlide reads its formats; JPEG tiles of TIFF and DICOM are read directly wher
 TIFF without tiles is held whole. Label, macro and thumbnail images are named, never decoded.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -86,7 +87,8 @@ def _library() -> Any:  # noqa: ANN401  # a module
 
 
 def _failed(path: Path, error: Exception) -> DataError:
-    said = str(error).replace(str(path), "the file").replace(path.name, "the file")[:120]
+    said = re.sub(r"Reading \S+: ", "", str(error))  # a link to the file in a folder of a moment
+    said = said.replace(str(path), "the file").replace(path.name, "the file")[:120]
     msg = (
         f"{path.name}: expected a slide that OpenSlide reads, found: {said}; is it whole, and are its parts beside it?"
     )

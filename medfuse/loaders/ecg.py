@@ -27,6 +27,7 @@ ITEM = "window"
 OPTIONS = ("leads", "sampling_frequency", "seconds", "stride", "bandpass", "notch", "gaps", "group")
 SECONDS = 10.0  # of a window, where the card says nothing; a shorter recording is one window
 EINTHOVEN_MV = 0.05  # RMS above which leads do not belong together
+_HEADERS = 1000  # that are looked into for the name of a signal file
 _SIGNAL_FILES = {".dat", ".mat", ".xyz", *(f".d{k}" for k in range(10))}
 
 
@@ -57,13 +58,12 @@ def recognise(head: Head) -> bool:
         return head.path.with_suffix(".hea").is_file()
     if end not in _SIGNAL_FILES:
         return False
-    beside = [head.path.with_suffix(".hea")]
-    if not beside[0].is_file():
-        beside = sorted(head.path.parent.glob(f"{glob_safe(head.path.stem[:3])}*.hea"))[:1000]
-    for path in beside:
-        header = header_or_none(path) if path.is_file() else None
-        if header and head.path.name in {signal.file for signal in header.signals}:
-            return True
+    first, own = glob_safe(head.path.stem[:3]), head.path.with_suffix(".hea")
+    for paths in ((own,), head.path.parent.glob(f"{first}*.hea"), head.path.parent.glob("*.hea")):
+        for path in sorted(paths)[:_HEADERS]:
+            header = header_or_none(path) if path.is_file() else None
+            if header and head.path.name in {signal.file for signal in header.signals}:
+                return True
     return False
 
 

@@ -85,10 +85,22 @@ def _coded(cells: "pd.Series[str]", card: ColumnCard, *, file: str) -> tuple[NDA
 
 
 def to_samples(values: NDArray[np.float64], ids: list[PatientId]) -> dict[PatientId, ModalitySample]:
-    """(n, C) values, NaN where missing, as samples; a patient without any value has no sample."""
+    """(n, C) values, NaN where missing, as samples; a patient without any value has no sample.
+
+    Raises:
+        DataError: a value that float32 cannot hold.
+    """
     observed = ~np.isnan(values)
     tokens = np.zeros((*values.shape, 2), dtype=np.float32)
-    np.copyto(tokens[..., 0], values, where=observed, casting="same_kind")
+    with np.errstate(over="ignore"):
+        np.copyto(tokens[..., 0], values, where=observed, casting="same_kind")
+    large = np.argwhere(~np.isfinite(tokens[..., 0]))
+    if large.size:
+        msg = (
+            f"expected values up to 3.4e38, found {len(large)} larger ones, the first in column {large[0, 1] + 1} of "
+            f"{values.shape[1]} that are read; is the file damaged? correct the cell, or leave the column out"
+        )
+        raise DataError(msg)
     tokens[..., 1] = observed
     position = np.arange(values.shape[1], dtype=np.float32)[:, None]
     return {

@@ -46,7 +46,8 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
             f"{where}: expected coordinates of {len(array)} tokens, found {where_to.shape}; extract the features again"
         )
         raise DataError(msg)
-    return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite, and read says so
+        return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
 
 
 def _check_npz(path: Path) -> None:
@@ -287,9 +288,10 @@ def _describe_hdf5(path: Path) -> Description:
     try:
         with h5py.File(path, "r") as file:
             names = [str(name) for name in file]
-            shapes = {}
+            shapes: dict[str, Any] = {}
             for name in names[:5]:
                 node = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+                _refuse_table(node, where=path.name)
                 shapes[name] = list(node.shape) if isinstance(node, h5py.Dataset) else "group or link"
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnicodeDecodeError) as error:
         msg = f"{path.name}: expected an HDF5 file, found damage ({type(error).__name__}); fetch the file again"
@@ -297,6 +299,25 @@ def _describe_hdf5(path: Path) -> Description:
     known = {name: shape for name, shape in shapes.items() if name in {"features", "coords"}}
     layout = known or {"first": next(iter(shapes.values()), [])}  # other names can be ids of patients
     return Description(kind="feature vectors (HDF5)", holds={"entries": len(names), "shapes": layout})
+
+
+def _refuse_table(node: object, *, where: str) -> None:
+    """A group of arrays of equal length, one of them a plain column, is a table of patients, not one patient's bag.
+
+    Raises:
+        DataError: it is such a table.
+    """
+    import h5py
+
+    parts = list(node.values()) if isinstance(node, h5py.Group) and len(node) <= 50 else []
+    shapes = [part.shape for part in parts if isinstance(part, h5py.Dataset)]
+    columns = [shape for shape in shapes if len(shape) == 1]
+    if columns and len(shapes) == len(parts) > 1 and len({shape[:1] for shape in shapes}) == 1 and columns[0][0] > 1:
+        msg = (
+            f"{where}: expected one patient's features in each entry, found tables with a row per patient; export its "
+            "arrays as one CSV or Parquet table with an id column"
+        )
+        raise DataError(msg)
 
 
 def write_example(folder: Path) -> ModalityCard:

@@ -1,5 +1,6 @@
 """The waveform extractor: beats against annotations, intervals against what the signal was made with, no NaN ever."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from medfuse.extractors.waveform import LEADS, Waveform
 from medfuse.loaders import ecg
 from medfuse.sample import RawSample
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "ecg"
+DATA = Path(os.environ.get("MEDFUSE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ecg"
 BEATS = set("NLRBAaJSVrFejnE/fQ?")
 
 

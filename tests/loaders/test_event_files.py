@@ -1,5 +1,6 @@
 """Every file of ../shared/data/ehr: loads as documented, checked against pandas, or is refused with a reason."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -11,25 +12,23 @@ from event_cases import cells, load_path
 from medfuse.errors import MedfuseError
 from medfuse.inspection import inspect
 
-EHR = Path(__file__).parents[3] / "shared" / "data" / "ehr"
-if not EHR.exists():
-    EHR = Path("/work/shared/data/ehr")
+EHR = Path(os.environ.get("MEDFUSE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ehr"
 pytestmark = pytest.mark.realdata
 NONE = {"hash": [], "buckets": 0}
 
 # first file -> (loader, kind, what is said of it or the reason)
 VERDICTS = {
-    "deepsurv/gbsg_cancer_train_test.h5": ("", "", "export its arrays"),
-    "deepsurv/metabric_IHC4_clinical_train_test.h5": ("", "", "export its arrays"),
+    "deepsurv/gbsg_cancer_train_test.h5": ("vectors", "", "export its"),
+    "deepsurv/metabric_IHC4_clinical_train_test.h5": ("vectors", "", "export its"),
     "meds_sample/held_out/0.parquet": ("events", "MEDS dataset", {"files": 4, "subjects": 100, "events": 77542}),
     "mimic3_demo/ADMISSIONS.csv.gz": ("events", "MIMIC tables", {"files": 25, "subjects": 100}),
     "mimic3_demo/LICENSE_ODbL.md": ("", "", "no loader knows"),
     "omop_synthea27nj/Synthea27Nj_5.4.zip": ("events", "OMOP CDM tables", {"subjects": 28}),
     "physionet2012/Outcomes-a.txt": ("events", "", "name it in a card"),
     "physionet2012/set-a.zip": ("events", "PhysioNet records (Time,Parameter,Value)", {"subjects": 4000, "codes": 41}),
-    "survival_tables/GBSG2.arff": ("", "", "loader tabular"),
-    "survival_tables/pbc2.csv": ("", "", "format wide"),
-    "survival_tables/veteran.arff": ("", "", "loader tabular"),
+    "survival_tables/GBSG2.arff": ("tabular", "table (ARFF)", {"rows": 686, "columns": 10}),
+    "survival_tables/pbc2.csv": ("tabular", "table", {"rows": 1945, "columns": 21}),
+    "survival_tables/veteran.arff": ("tabular", "table (ARFF)", {"rows": 137, "columns": 8}),
     "uci_heart/processed.cleveland.data": ("", "", "loader tabular"),
 }
 

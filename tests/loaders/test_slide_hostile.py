@@ -173,8 +173,8 @@ def test_mutants_are_read_or_refused(sound, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_mutants_are_read_or_refused(sound, tmp_path):
-    mutate(sound, tmp_path, 1000)
+def test_a_thousand_mutants_are_read_or_refused(sound, tmp_path, many):
+    mutate(sound, tmp_path, many(1000, 10_000))
 
 
 @pytest.mark.slow
