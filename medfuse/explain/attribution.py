@@ -33,6 +33,7 @@ class Attribution:
         modality: its name.
         units: ``column``, ``gene_set``, ``instance``, ``identity`` or ``region``.
         method: ``path`` (integrated gradients) or ``removal``.
+        cells: of the grid of regions, along its longest side.
         start: what the path leads from, in words; the step from the absent modality to it is ``presence``.
         horizon: days, or None.
         class_index: of a multi-class outcome, or None.
@@ -53,6 +54,7 @@ class Attribution:
     modality: str
     units: str
     method: str
+    cells: int
     start: str
     horizon: float | None
     class_index: int | None
@@ -79,7 +81,7 @@ class Attribution:
 
     @property
     def label(self) -> tuple[str, ...]:
-        """n labels to print beside the values: they sum to the contribution, or only their order is to be read."""
+        """What to print beside each patient's values: they sum to the contribution, or only their order counts."""
         return tuple(SUMS if ok else RANKING for ok in self.complete)
 
     def rows(self, patient_id: str) -> NDArray[np.intp]:
@@ -117,7 +119,7 @@ def unit_kind(data: ModalityData, units: str | None) -> str:
 
 
 def cells(position: NDArray[np.float32], *, per_side: int) -> NDArray[np.int64]:
-    """(T,) cell of a regular grid over the box of the positions (T, P): up to three coordinates, cubes of equal side."""
+    """(T,) cell of a regular grid over the box of positions (T, P), of which three count: cubes of equal side."""
     if not len(position):
         return np.zeros(0, dtype=np.int64)
     low = position.min(axis=0)
@@ -164,7 +166,7 @@ def positions_of(
 def without_units(
     data: ModalityData, patient_id: PatientId, units: NDArray[np.int64], group: NDArray[np.int64]
 ) -> Mapping[str, NDArray[np.float32]] | None:
-    """Tokens and positions of a sample without some units: cells go missing, instances leave; None when none is left."""
+    """A sample without some units: cells go missing, instances leave; None when none is left."""
     sample, gone = data.samples[patient_id], np.isin(group, units)
     if data.layout == "columns":
         tokens = np.array(sample.tokens, dtype=np.float32)
@@ -175,7 +177,7 @@ def without_units(
     return {"tokens": np.asarray(sample.tokens[~gone], dtype=np.float32), "position": sample.position[~gone]}
 
 
-def unit_sums(  # noqa: PLR0913  # all but the first are bound once
+def unit_sums(
     found: Array,
     *,
     path: Path,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfuse.explain.reader import Rows, Reader
+from medfuse.explain.reader import Reader, Rows
 from medfuse.explain.readout import Readout
 from medfuse.models.encoders.base import Path
 
@@ -82,8 +82,7 @@ def _gradient(line: Line, t: float, towards: Tensor) -> Array:
     change = path.full - path.empty
     there = (path.empty + far * change).detach().requires_grad_()
     link = line.reader.links(*path.encode(there))
-    (slope,) = torch.autograd.grad((link * towards).sum(), there, allow_unused=True)
-    if slope is None:
-        return np.zeros(there.shape[: 3 if path.unit == "edge" else 2])
+    found = (link * towards).sum() + 0.0 * there.sum()  # a fusion may not read the modality at all
+    (slope,) = torch.autograd.grad(found, there)
     found = slope.double() * (speed * change)
     return (found if path.unit == "edge" or found.ndim == 2 else found.sum(-1)).numpy()

@@ -120,7 +120,7 @@ def readers_of(
         if batch is None or (member.expert, member.inner) != shared:
             batch = make_batch(transform_patients(data, member.preprocessing, ids), ids, shapes=member.shapes)
             shared = (member.expert, member.inner)
-        model = member.build().requires_grad_(False)
+        model = member.build().requires_grad_(requires_grad=False)
         column = list(member.shapes).index(modality)
         tokens, masks = model.encode(batch)
         keep = rows.keep[:, [fold.modalities.index(name) for name in member.shapes]]

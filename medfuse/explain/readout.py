@@ -1,7 +1,7 @@
 """The value of a coalition as a differentiable function of what each member of a fold says.
 
-The ensemble is linear on the link scale: its link is a constant plus a sum of c_k(S) link_k(S), so that contributions of
-members add up with the weights c_k. Only the reading at a horizon between grid points is not linear.
+The ensemble is linear on the link scale: its link is a constant plus a sum of c_k(S) link_k(S), so that contributions
+of members add up with the weights c_k. Only the reading at a horizon between grid points is not linear.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ patient has. What "nothing" is belongs to the encoder: missing cells (table, lin
 (pathway), the empty bag (prototype_tokens), instances as the average of train (bag).
 
 ``removal``: exact. With at most 8 units, every subset of them is shown, and the units share each difference as players
-of a game that begins with the absent modality: Owen's value. With more, each unit alone is left out, which does not sum.
+of a game that begins with the absent modality: Owen's value. With more, each unit alone is left out: no sum.
 
 References:
     Sundararajan, Taly, Yan (2017), Axiomatic attribution for deep networks, eq. 1; Owen (1977), Values of games with a
@@ -220,7 +220,7 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
 
 def _summed(rows: Rows, values: Array, n: int) -> Array:
     """(n,) Shapley-weighted sum of values (r,) of each patient's rows."""
-    return np.bincount(rows.patient, weights=rows.share * values, minlength=n)
+    return np.bincount(rows.patient, weights=rows.share * values, minlength=n).astype(np.float64)
 
 
 def _all_links(
@@ -286,6 +286,7 @@ def _joined(ask: _Ask, ids: tuple[PatientId, ...], parts: Sequence[_Part], metho
         modality=ask.modality,
         units=ask.units,
         method=method,
+        cells=ask.options.cells,
         start="; ".join(dict.fromkeys(part.start for part in parts)),
         horizon=ask.horizon,
         class_index=ask.options.class_index,
