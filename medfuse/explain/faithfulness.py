@@ -220,7 +220,8 @@ def _taken_apart(
         up, down = up[value[up] > 0], down[value[down] < 0]
         asked |= {"all": falling, "raising": np.setdiff1d(falling, up), "lowering": np.setdiff1d(falling, down)}
         for name, kept in asked.items():
-            copies[PatientId(f"{patient}\x00{name}")] = (patient, np.asarray(token[kept].any(axis=0) | ~token.any(axis=0)))
+            shown = token[kept].any(axis=0) | ~token.any(axis=0)
+            copies[PatientId(f"{patient}\x00{name}")] = (patient, np.asarray(shown))
         plan.append((patient, steps, count, len(up), len(down)))
     said = dict(
         zip(copies, predicted(fold, altered(data, found.modality, copies), list(copies), like=found), strict=True)
