@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medfuse.cohort import read_cohort
+from medfuse.cohort import Cohort, read_cohort
 from medfuse.config import read_card
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Coalitions, Importance, coalition_values, contributions, importance_of
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
+from medfuse.sample import ModalityData
 from medfuse.training import load_fold
 from medfuse.types import PatientId
 from medfuse.workflow import with_outcome
@@ -63,17 +64,7 @@ def explain_run(
         return read_coalitions(opened, outcome)
     opened.verify()
     with only_writer(opened.path):
-        facts = opened.read("run")["facts"]
-        cohort = read_cohort(read_card(opened.path / "card.md"), data_root=data_root)
-        cohort = with_outcome(cohort, facts["outcomes"])
-        data = load_modalities(cohort, names=list(facts["data"]), store_root=store_root)
-        changed = [name for name, modality in data.items() if facts["data"][name] != modality.key]
-        if changed:
-            msg = (
-                f"{opened.path}: expected the data of the run, found modality {changed[0]!r} changed since; explain "
-                "with the files the run was trained on"
-            )
-            raise CohortError(msg)
+        cohort, data = run_data(opened, data_root=data_root, store_root=store_root)
         known = set(cohort.patient_ids)
         for split in opened.read("splits")["splits"]:
             folder = _folder(opened, outcome, split["name"])
@@ -89,6 +80,27 @@ def explain_run(
             write_coalitions(coalition_values(fold, data, ids, outcome=outcome, name=split["name"]), folder)
         opened.seal()
     return read_coalitions(opened, outcome)
+
+
+def run_data(
+    run: Run, *, data_root: Path | None = None, store_root: Path | None = None
+) -> tuple[Cohort, dict[str, ModalityData]]:
+    """The cohort and the modalities that a run was trained on.
+
+    Raises:
+        CohortError: the data have changed since the run.
+    """
+    facts = run.read("run")["facts"]
+    cohort = with_outcome(read_cohort(read_card(run.path / "card.md"), data_root=data_root), facts["outcomes"])
+    data = load_modalities(cohort, names=list(facts["data"]), store_root=store_root)
+    changed = [name for name, modality in data.items() if facts["data"][name] != modality.key]
+    if changed:
+        msg = (
+            f"{run.path}: expected the data of the run, found modality {changed[0]!r} changed since; explain "
+            "with the files the run was trained on"
+        )
+        raise CohortError(msg)
+    return cohort, data
 
 
 def _outcome(run: Run, outcome: str | None) -> str:

@@ -32,7 +32,7 @@ LAYERS = [
     {"explain"},
     {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
-    {"workflow", "explaining", "demo"},
+    {"workflow", "explaining", "within", "demo"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
