@@ -214,7 +214,9 @@ def read_one(folder: Path) -> Within:
         checked = index["checked"]
         if checked is not None:
             nan = float("nan")
-            rows = [{k: nan if v is None else v for k, v in row.items()} for row in checked["checks"]]
+            rows: list[dict[str, Any]] = [
+                {k: nan if v is None else v for k, v in row.items()} for row in checked["checks"]
+            ]
             checked = Faithfulness(
                 modality=checked["modality"],
                 units=checked["units"],

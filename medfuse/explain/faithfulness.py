@@ -138,7 +138,9 @@ def _again(
     fold: FoldModel, data: Mapping[str, ModalityData], found: Attribution, ids: Sequence[PatientId]
 ) -> Attribution:
     """The same question to another model."""
-    options = Options(outcome=found.outcome, class_index=found.class_index, method=found.method, cells=found.cells)
+    options = Options(
+        outcome=found.outcome, class_index=found.class_index, method=found.method, cells=found.cells, nodes=(12,)
+    )
     return attribute(
         fold, data, ids, modality=found.modality, horizon=found.horizon, units=found.units, options=options
     )
@@ -172,7 +174,8 @@ def _weights(
         theirs: dict[str, list[tuple[float, float]]] = {}
         for i, u, v in _keyed(other):
             theirs.setdefault(i, []).append((ours.get((i, u), 0.0), v))
-        each.append(np.nanmean([agreement(np.array(pairs).T) for pairs in theirs.values()]))
+        known = [r for pairs in theirs.values() if np.isfinite(r := agreement(np.array(pairs).T))]
+        each.append(float(np.mean(known)) if known else float("nan"))
     mean = float(np.mean(each))
     return Check(
         name="weights",

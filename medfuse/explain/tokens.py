@@ -37,7 +37,6 @@ from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
 METHODS = ("auto", "path", "removal")
-_NODES = (12, 36, 108)
 _NEAR, _TINY = 0.01, 5e-5  # a gap, as a part of the contribution or as such, that asks for no more nodes
 _ROWS, _NUMBERS = 512, 8_000_000  # coalitions, and numbers of the modality's tokens, that are looked at together
 
@@ -51,12 +50,14 @@ class Options:
         class_index: of a multi-class outcome.
         method: ``path``, ``removal``, or ``auto``: removal for at most 8 identities (stains), else path.
         cells: of a region grid, along the longest side.
+        nodes: of quadrature along a path, tried in turn until the gap is below 1 % of the contribution.
     """
 
     outcome: str | None = None
     class_index: int | None = None
     method: str = "auto"
     cells: int = 8
+    nodes: tuple[int, ...] = (12, 36, 108)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.cells < 1:
@@ -258,7 +259,7 @@ def _walked(
         lines.append(Line(reader=reader, path=path, to_units=to_units))
     empty = _summed(rows, start_values(lines, readout, fixed) - absent, len(goal))
     each = np.zeros(0)
-    for nodes in _NODES:
+    for nodes in ask.options.nodes:
         each = integrate(lines, readout, fixed, rows=rows, nodes=nodes)
         gap = np.abs(goal - empty - each.mean(axis=0).sum(axis=1))
         if (gap <= np.maximum(_NEAR * np.abs(goal), _TINY)).all():
@@ -272,9 +273,9 @@ def _joined(ask: _Ask, ids: tuple[PatientId, ...], parts: Sequence[_Part], metho
     contribution = np.concatenate([part.contribution for part in parts])
     begun = np.concatenate([part.presence for part in parts])
     kept = [np.arange(len(v)) for v in values]
-    if ask.own.layout == "columns":  # columns that no member reads have nothing to say of anybody
-        read = np.any([v != 0 for v in values], axis=0)
-        kept = [np.flatnonzero(read) for _ in values]
+    if ask.units == "column":  # columns that no member reads have nothing to say of anybody
+        sources = [m.preprocessing[ask.modality].source for m in ask.fold.members if ask.modality in m.preprocessing]
+        kept = [np.unique(np.concatenate(sources)) for _ in values]
     low, high = (
         np.concatenate([np.quantile(one[:, k], q, axis=0) for one, k in zip(each, kept, strict=True)])
         for q in (0.05, 0.95)

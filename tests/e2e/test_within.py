@@ -53,7 +53,7 @@ def test_values_sum_to_the_contribution_of_the_run(made, run, modality, units):
     assert set(ours.patient_id) == set(table.patient_id)
     sums = ours.groupby(["fold", "patient_id"]).contribution.sum()
     for (fold, patient), value in sums.items():
-        own = table.query("fold == @fold and patient_id == @patient").contribution.iloc[0]
+        own = table[(table.fold == fold) & (table.patient_id == patient)].contribution.iloc[0]
         assert value == pytest.approx(own, abs=max(1e-3, 0.05 * abs(own)))
     assert set(ours.label) == {"sums to the contribution"}
     assert np.abs(ours.contribution).max() > 0.01
