@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medfuse.errors import CohortError, StoreError, nearest
+from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Attribution, Check, Faithfulness, Options, attribute, check
 from medfuse.explaining import FOLDER, default_horizon, explain_run, run_data
 from medfuse.files import new_folder, read_json, write_bytes, write_json
@@ -117,7 +117,7 @@ def explain_within(
         column = one.modalities.index(modality) if modality in one.modalities else None
         if column is None:
             msg = f"{opened.path}: no modality {modality!r}; {nearest(modality, one.modalities)}"
-            raise CohortError(msg)
+            raise ConfigError(msg)
         having = [i for i, has in zip(one.patient_ids, one.present[:, column], strict=True) if has]
         asked = [i for i in having if not ask.patients or i in ask.patients]
         if asked:

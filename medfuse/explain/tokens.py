@@ -15,6 +15,7 @@ References:
     priori unions.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +61,7 @@ class Options:
     nodes: tuple[int, ...] = (12, 36, 108)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS or self.cells < 1:
+        if self.method not in METHODS or self.cells < 1 or not self.nodes:
             msg = f"explain: expected cells >= 1 and a method, found {self.cells}, {self.method!r}; "
             raise ConfigError(msg + nearest(self.method, METHODS))
 
@@ -112,7 +113,7 @@ def attribute(
     ask = _Ask(
         fold=fold, data=dict(data), modality=modality, units=units, names=names, horizon=horizon, options=options
     )
-    parts = [_explained(ask, chunk, method) for chunk in _chunks(ask, having)]
+    parts = [_closer(ask, chunk, method) for chunk in _chunks(ask, having)]
     return _joined(ask, having, parts, method)
 
 
@@ -180,6 +181,21 @@ class _Part:
     start: str
 
 
+def _closer(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
+    """A few patients; those in whom a gap is left again, with more nodes."""
+    part, nodes = _explained(ask, ids, method), ask.options.nodes[1:]
+    gap = np.abs(part.contribution - part.presence - np.array([v.sum() for v in part.values]))
+    rough = np.flatnonzero(gap > np.maximum(_NEAR * np.abs(part.contribution), _TINY))
+    if method == "removal" or not nodes or not len(rough):
+        return part
+    finer = dataclasses.replace(ask, options=dataclasses.replace(ask.options, nodes=nodes))
+    again = _closer(finer, tuple(ids[row] for row in rough), method)
+    each, values = list(part.each), list(part.values)
+    for place, row in enumerate(rough):
+        each[row], values[row] = again.each[place], again.values[place]
+    return dataclasses.replace(part, each=tuple(each), values=tuple(values))
+
+
 def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     fold, column = ask.fold, ask.fold.modalities.index(ask.modality)
     rows = coalitions_with(presence(ask.data, fold.modalities, ids), column)
@@ -203,9 +219,7 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
         empty = _summed(rows, begun - absent, len(ids))
         start = "the absent modality" if ask.own.layout == "vectors" else "all cells missing"
     else:
-        each, empty, start = _walked(
-            ask, readers, readouts[0], fixed, rows=rows, ends=(absent, contribution), groups=tokens
-        )
+        each, empty, start = _walked(ask, readers, readouts[0], fixed, rows=rows, absent=absent, groups=tokens)
         mean = each.mean(axis=0)
     found = [np.arange(mean.shape[1]) if ask.units == "gene_set" else np.unique(group) for group in tokens]
     return _Part(
@@ -239,11 +253,10 @@ def _walked(
     fixed: dict[int, torch.Tensor],
     *,
     rows: Rows,
-    ends: tuple[Array, Array],
+    absent: Array,
     groups: Sequence[NDArray[np.int64]],
 ) -> tuple[Array, Array, str]:
-    """(R, n, units) by replicate, (n,) presence and what the paths start from; more nodes while a gap is left."""
-    absent, goal = ends
+    """(R, n, units) by replicate, (n,) presence and what the paths start from."""
     lines = []
     for reader in readers:
         path = reader.path()
@@ -257,13 +270,8 @@ def _walked(
             groups=groups,
         )
         lines.append(Line(reader=reader, path=path, to_units=to_units))
-    empty = _summed(rows, start_values(lines, readout, fixed) - absent, len(goal))
-    each = np.zeros(0)
-    for nodes in ask.options.nodes:
-        each = integrate(lines, readout, fixed, rows=rows, nodes=nodes)
-        gap = np.abs(goal - empty - each.mean(axis=0).sum(axis=1))
-        if (gap <= np.maximum(_NEAR * np.abs(goal), _TINY)).all():
-            break
+    empty = _summed(rows, start_values(lines, readout, fixed) - absent, len(groups))
+    each = integrate(lines, readout, fixed, rows=rows, nodes=ask.options.nodes[0])
     return each, empty, "; ".join(dict.fromkeys(line.path.start for line in lines))
 
 
