@@ -58,7 +58,7 @@ class Options:
     class_index: int | None = None
     method: str = "auto"
     cells: int = 8
-    nodes: tuple[int, ...] = (12, 36, 108)
+    nodes: tuple[int, ...] = (12, 36, 108, 432)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.cells < 1 or not self.nodes:
