@@ -312,7 +312,11 @@ def explain(
     outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
     horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
     patient: Annotated[str | None, typer.Option(help="One held-out patient instead of all.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check the explanations; stored with the run.")] = False,
+    within: Annotated[str | None, typer.Option(help="What the units of this modality added instead.")] = None,
+    units: Annotated[str | None, typer.Option(help="column, gene_set, instance, identity or region.")] = None,
+    patients: Annotated[list[str] | None, typer.Option(help="With --within: only these; repeat it.")] = None,
+    label: Annotated[int | None, typer.Option(help="With --within: class of a multi-class outcome, from 1.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check the explanation; stored with the run.")] = False,
     data_root: DataRoot = None,
 ) -> None:
     """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
@@ -321,6 +325,18 @@ def explain(
     from medfuse.run import open_run
 
     opened = open_run(run)
+    if within is not None:
+        from medfuse.within import Ask, explain_within, within_lines
+
+        only = [patient] if patient and not patients else patients
+        number = None if label is None else label - 1
+        ask = Ask(
+            outcome=outcome, horizon=horizon, units=units, class_index=number, patients=tuple(only or ()), check=check
+        )
+        parts = explain_within(opened, within, ask=ask, data_root=data_root, say=_say)
+        for line in within_lines(parts, patient=patient):
+            _say(line)
+        return
     found = explain_run(opened, outcome=outcome, data_root=data_root, say=_say)
     at = default_horizon(opened, found) if horizon is None else horizon
     for line in lines(found, horizon=at, patient=patient):

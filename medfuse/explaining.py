@@ -21,7 +21,6 @@ from medfuse.explaining_parts import (
     fold_folder,
     has_parts,
     read_checks,
-    settled,
     unseen_of,
     write_checks,
     write_parts,
@@ -49,7 +48,6 @@ def explain_run(
 ) -> list[Coalitions]:
     """Values of all coalitions for every held-out patient, each by the model that never saw the patient.
 
-    Each coalition is recalibrated on training patients that no member saw (see :mod:`medfuse.explain.recalibration`).
     Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed with it; when they are there already, they
     are read. The data must be those that the run was trained on.
 
@@ -94,7 +92,7 @@ def explain_run(
             unseen = unseen_of(source, fold, outcome)
             if not (folder / "index.json").is_file():
                 values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
-                write_coalitions(settled(values, unseen), folder)
+                write_coalitions(values, folder)
             write_parts(source, fold, _read(opened, folder), folder, unseen=unseen, say=say)
         opened.seal()
     return read_coalitions(opened, outcome)

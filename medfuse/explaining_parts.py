@@ -34,7 +34,6 @@ from medfuse.explain.faithfulness import (
 from medfuse.explain.gate import Gate, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.neighbours import Neighbours, neighbours
 from medfuse.explain.parts import has_part, read_part, write_part
-from medfuse.explain.recalibration import cross_fitted, recalibrated, subset_recalibration
 from medfuse.run import Run
 from medfuse.sample import ModalityData
 from medfuse.splits import inner_folds
@@ -79,12 +78,10 @@ class Unseen:
     Attributes:
         values: one inner fold after the other.
         target: of the same patients.
-        parts: patients of each inner fold.
     """
 
     values: Coalitions
     target: Target
-    parts: tuple[int, ...]
 
 
 def fold_folder(run: Run, outcome: str, fold: str) -> Path:
@@ -242,22 +239,14 @@ def unseen_of(source: Source, fold: FoldModel, outcome: str) -> Unseen | None:
     if not same_as_stored(found, fold):
         return None
     target = source.cohort.target(outcome, found.patient_ids)
-    return Unseen(values=found, target=target, parts=tuple(len(part) for part in inner))
-
-
-def settled(values: Coalitions, unseen: Unseen | None) -> Coalitions:
-    """Values whose coalitions mean what they say; as they are when nothing can be learned of them."""
-    if unseen is None:
-        return values
-    return recalibrated(values, subset_recalibration(unseen.values, unseen.target))
+    return Unseen(values=found, target=target)
 
 
 def _gate(source: Source, values: Coalitions, unseen: Unseen | None, horizons: Sequence[float]) -> Gate:
     if unseen is None:
         return unknown_gate(values, "not known: the inner folds of the run could not be made again from its cohort")
     every = source.recipe.train.modality_dropout
-    judged = cross_fitted(unseen.values, unseen.target, unseen.parts)
-    return subset_gate(judged, unseen.target, horizons=horizons, every_subset=every)
+    return subset_gate(unseen.values, unseen.target, horizons=horizons, every_subset=every)
 
 
 def read_checks(run: Run, outcome: str) -> list[Check]:

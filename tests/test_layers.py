@@ -38,6 +38,7 @@ LAYERS = [
         "workflow",
         "explaining",
         "explaining_parts",
+        "within",
         "stressing",
         "benchmark_table",
         "benchmarking",

@@ -56,6 +56,34 @@ def test_encoder_gives_tokens_of_the_width_and_a_mask(name, options, modality):
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)
+def test_encoder_names_a_line_from_nothing_to_its_tokens(name, options, modality):
+    """The end is what the model sees; the way is continuous, and its inputs have gradients."""
+    settings = settings_for("late", **{modality: {"name": name, **options}})
+    shapes = {modality: SHAPES[modality]}
+    encoder = build_model(settings, shapes=shapes, heads={"os": HEADS_OF["os"]}).eval().encoders[0]
+    batch = make_batch(names=(modality,))
+    batch = batch.select(batch.present[:, 0].nonzero()[:, 0])
+    inputs = (batch.tokens[modality], batch.token_mask[modality], batch.position[modality])
+    inputs = (torch.where(inputs[1][..., None], inputs[0], 0.0), *inputs[1:])
+    path = encoder.path(*inputs)
+    there, speed = path.at(1.0)
+    assert torch.allclose(there, torch.ones_like(there))
+    assert (speed > 0).all()
+    assert (path.at(0.0)[0] == 0).all()
+    tokens, mask = encoder(*inputs)
+    own, same = path.encode(path.full)
+    assert torch.allclose(own, tokens, atol=1e-6)
+    assert torch.equal(same, mask)
+    near, far = (path.encode(path.empty + t * (path.full - path.empty)) for t in (0.5, 0.5001))
+    assert (near[0] - far[0]).abs().max() < 0.05
+    assert torch.equal(near[1], mask)
+    half = ((path.empty + path.full) / 2).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(path.encode(half)[0].square().sum(), half)
+    assert slope.shape == path.full.shape
+    assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), CASES)
 def test_encoder_refuses_another_layout_and_unknown_options(name, options, modality):
     other = "bag" if SHAPES[modality].layout == "columns" else "wide"
     heads = {"os": HEADS_OF["os"]}

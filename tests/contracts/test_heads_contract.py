@@ -10,6 +10,7 @@ from model_cases import HEADS_OF, SHAPES, make_batch, settings_for, targets_of
 from medfuse.batch import TargetTensors
 from medfuse.errors import ConfigError
 from medfuse.models import HEADS, HeadSettings, build_model, default_head
+from medfuse.training.ensemble import link_of
 
 CASES = [(outcome, {}) for outcome in HEADS_OF]
 CASES += [("os", {"proportional": False}), ("dfs", {"ties": "breslow"})]
@@ -164,3 +165,15 @@ def test_head_refuses_another_kind_of_outcome(outcome, options):
     settings = HeadSettings(kind=other, name=HEADS_OF[outcome].name, options=options, time_grid=(1.0,), n_classes=2)
     with pytest.raises(ConfigError, match=f"found {other}"):
         build_model(settings_for("late"), shapes={"table": SHAPES["table"]}, heads={outcome: settings})
+
+
+@pytest.mark.parametrize(("outcome", "options"), CASES)
+def test_the_link_with_gradients_is_that_of_the_predictions(outcome, options):
+    head = head_of(outcome, options)
+    logits = head(3 * torch.randn(9, 16, generator=torch.Generator().manual_seed(1))).detach().requires_grad_()
+    link = head.link(logits)
+    said = {key: value.numpy() for key, value in head.predict(logits).items()}
+    assert torch.allclose(link.double().detach(), torch.from_numpy(link_of(said)), atol=1e-5)
+    (slope,) = torch.autograd.grad(link.sum() + (link**2).sum(), logits)
+    assert torch.isfinite(slope).all()
+    assert slope.abs().sum() > 0

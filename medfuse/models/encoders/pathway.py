@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medfuse.batch import ModalityShape
 from medfuse.errors import ConfigError
 from medfuse.models.attention import GatedPooling
-from medfuse.models.encoders.base import Encoder, activation, require_layout
+from medfuse.models.encoders.base import Encoder, Path, activation, require_layout
 from medfuse.models.settings import check_count, check_rate
 from medfuse.types import Layout
 
@@ -83,12 +83,31 @@ class PathwayEncoder(Encoder):
 
     def forward(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, p, 2) to (B, number of pathways or K, D)."""
+        return self._encode(*self._gather(tokens, token_mask))
+
+    def path(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> Path:
+        """Every gene of every pathway from its mean in train, 0; pathways of which no gene was measured stay out."""
+        genes, mask = self._gather(tokens, token_mask)
+        return Path(
+            empty=torch.zeros_like(genes),
+            full=genes,
+            encode=lambda found: self._encode(found, mask),
+            unit="edge",
+            start="measured genes at their train mean",
+            index=self.index,
+            names=self.pathway_names,
+        )
+
+    def _gather(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, L) genes of the pathways, and (B, N) which pathways have any."""
         value, flag = tokens[..., 0], tokens[..., 1]
-        genes = self.input_dropout(value * flag)[:, self.index] * self.real  # (B, N, L)
+        genes = self.input_dropout(value * flag)[:, self.index] * self.real
+        return genes, ((flag[:, self.index] > 0) & self.real).any(-1) & token_mask.any(1, keepdim=True)
+
+    def _encode(self, genes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         inner = torch.einsum("bnl,nlh->bnh", genes, self.inner) + self.inner_bias
         hidden = self.dropout(self.activation(inner))
         encoded = torch.einsum("bnh,nhd->bnd", hidden, self.outer) + self.outer_bias
-        mask = ((flag[:, self.index] > 0) & self.real).any(-1) & token_mask.any(1, keepdim=True)
         if self.pool is None:
             return encoded, mask
         pooled, _ = self.pool(encoded, mask)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medfuse.batch import ModalityShape
-from medfuse.models.encoders.base import Encoder, require_layout
+from medfuse.models.encoders.base import Encoder, Path, require_layout
 from medfuse.models.prototypes import digest, kmeans
 from medfuse.models.settings import check_count, check_rate
 from medfuse.types import Layout
@@ -76,7 +76,10 @@ class PrototypeTokensEncoder(Encoder):
         self.fitted.copy_(digest(tokens, token_mask))
 
     def summary(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (B, C), means (B, C, F) and variances (B, C, F) of bags (B, T, F); train's where nothing is real."""
+        """Weights (B, C), means (B, C, F) and variances (B, C, F) of bags (B, T, F); train's where nothing is real.
+
+        ``mask`` may hold how much of each instance is there, between 0 and 1.
+        """
         towards = self.means / self.variance
         # What |x|^2 / 2v would add is the same for all prototypes.
         level = self.share.log() - 0.5 * (self.means * towards).sum(1)
@@ -103,7 +106,8 @@ class PrototypeTokensEncoder(Encoder):
         """Tokens (B, T, F) to (B, C, D)."""
         del position
         # Without parameters before it, the summary needs a graph only where somebody asks for gradients of the input.
-        with torch.set_grad_enabled(tokens.requires_grad and torch.is_grad_enabled()):
+        wanted = tokens.requires_grad or token_mask.requires_grad
+        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             with torch.autocast(tokens.device.type, enabled=False):
                 weight, mean, variance = self.summary(tokens.float(), token_mask)
             parts = [
@@ -114,3 +118,16 @@ class PrototypeTokensEncoder(Encoder):
             described = torch.cat(parts, dim=2)
         encoded: Tensor = self.out(self.dropout(described)) + self.kind
         return encoded, token_mask.any(1, keepdim=True).expand(-1, len(self.means))
+
+    def path(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> Path:
+        """How much of every instance there is, from 0: the empty bag, which is the population, to 1."""
+        there = token_mask.any(1, keepdim=True).expand(-1, len(self.means))
+        full = token_mask.to(tokens.dtype)
+        return Path(
+            empty=torch.zeros_like(full),
+            full=full,
+            encode=lambda amount: (self(tokens, amount, position)[0], there),
+            unit="token",
+            start="an empty bag",
+            count=full.sum(1).clamp(min=1.0),
+        )

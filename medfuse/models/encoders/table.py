@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfuse.batch import ModalityShape
-from medfuse.models.encoders.base import Encoder, require_layout
+from medfuse.models.encoders.base import Encoder, Path, require_layout
 from medfuse.models.settings import check_rate
 from medfuse.types import Layout
 
@@ -53,3 +53,11 @@ class TableEncoder(Encoder):
         encoded = self.bias + torch.where(observed[..., None], sums, self.missing)
         there = token_mask.any(1, keepdim=True).expand(-1, len(self.member))
         return self.dropout(encoded), there
+
+    def path(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> Path:
+        """Every column's token from that of a missing cell to its own: a line between two states that train has."""
+        full, there = self(tokens, token_mask, position)
+        empty, _ = self(torch.zeros_like(tokens), token_mask, position)
+        return Path(
+            empty=empty, full=full, encode=lambda found: (found, there), unit="column", start="all cells missing"
+        )

@@ -50,7 +50,8 @@ class StackedFusion(Fusion):
         count = present.sum(1)
         gain = functional.softplus(self.gain)[(count - 1).clamp(min=0)]  # (B,)
         nobody = self.nobody.expand(len(present), -1)
-        states = torch.stack([*(gain[:, None] * state.detach() for state in own), nobody], dim=1)
+        kept = [state.detach() if self.training else state for state in own]  # explanations need the gradients
+        states = torch.stack([*(gain[:, None] * state for state in kept), nobody], dim=1)
         weights = masked_softmax(self.preference.expand_as(present), present)
         readouts = [
             Readout(states=state, included=there, weight=1.0 / len(own))

@@ -36,6 +36,10 @@ class Head(nn.Module):
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``risk_score`` (B,), higher = worse, and ``survival``, ``probability`` or ``value``; float64 on the CPU."""
 
+    @abstractmethod
+    def link(self, logits: Tensor) -> Tensor:
+        """(B, L) what ``predict`` says on the link scale of ``medfuse.training.ensemble.link_of``, with gradients."""
+
 
 def small_linear(width: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     """A linear map whose first outputs are small, so that training starts from the population."""

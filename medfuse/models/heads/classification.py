@@ -50,3 +50,8 @@ class ClassificationHead(Head):
         """``probability`` (B, C); ``risk_score`` = probability of not being in class 0, of the event when binary."""
         probability = detached(logits).softmax(1)
         return {"risk_score": probability[:, 1:].sum(1), "probability": probability}
+
+    def link(self, logits: Tensor) -> Tensor:
+        """(B, C) log probability less its mean."""
+        log = logits.double().log_softmax(1).clamp(min=-27.631021115928547)
+        return log - log.mean(1, keepdim=True)

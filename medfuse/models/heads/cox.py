@@ -45,3 +45,7 @@ class CoxHead(Head):
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``risk_score`` (B,) = log hazard."""
         return {"risk_score": detached(logits)[:, 0]}
+
+    def link(self, logits: Tensor) -> Tensor:
+        """(B, 1) log hazard."""
+        return logits

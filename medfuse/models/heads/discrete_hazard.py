@@ -59,3 +59,7 @@ class DiscreteHazardHead(Head):
         """``survival`` (B, K) at the edges; ``risk_score`` = mean over the edges of the cumulative hazard -log S."""
         cumulative = -functional.logsigmoid(-detached(logits)).cumsum(1)
         return {"risk_score": cumulative.mean(1), "survival": torch.exp(-cumulative)}
+
+    def link(self, logits: Tensor) -> Tensor:
+        """(B, K) log cumulative hazard at the edges."""
+        return (-functional.logsigmoid(-logits.double())).cumsum(1).clamp(1.0000005e-6, 27.631021115928547).log()

@@ -41,3 +41,7 @@ class RegressionHead(Head):
         """``value`` (B,) in the unit of the outcome, which is also the ``risk_score``."""
         value = detached(logits)[:, 0] * self.scale + self.mean
         return {"risk_score": value, "value": value}
+
+    def link(self, logits: Tensor) -> Tensor:
+        """(B, 1) value."""
+        return logits.double() * self.scale + self.mean
