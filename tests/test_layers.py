@@ -33,13 +33,15 @@ LAYERS = [
     {"screening", "checking", "run", "frames", "applying"},
     {"tracking", "report", "figures"},
     {"workflow", "explaining", "demo"},
+    {"review"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and they do not know each other
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
-    "streamlit": set(),
+    "streamlit": set(),  # in apps/ alone
+    "plotly": {"review"},
     "pydicom": {"loaders"},
     "nibabel": {"loaders"},
     "nrrd": {"loaders"},

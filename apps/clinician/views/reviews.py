@@ -1,0 +1,2 @@
+import shared
+shared.require("worklist")
