@@ -1,5 +1,7 @@
 """What all pages share: who is there, the run, the side bar, and how charts and tables are drawn."""
 
+import base64
+import secrets
 import time
 from pathlib import Path
 
@@ -299,3 +301,20 @@ def plain(value: object) -> str:
         return ""
     text = str(value)
     return "".join("\\" + c if c in "\\`*_{}[]()<>#+-!|$:~^&" else c for c in text)
+
+
+def offer(content: bytes, *, mime: str, name: str) -> None:
+    """A link that saves a file in the browser.
+
+    The bytes travel in the session's own connection, as base64 that nothing can break out of: no address of the server
+    ever gives them, as the server's own download route would to whoever knows the link.
+    """
+    body = base64.b64encode(content).decode()
+    number = secrets.token_hex(4)
+    st.html(
+        f'<a id="save-{number}" href="#" download="{name}" class="save">Save {name}</a><script>(function(){{'
+        f'const raw=atob("{body}");const bytes=Uint8Array.from(raw,c=>c.charCodeAt(0));'
+        f'const link=document.getElementById("save-{number}");'
+        f'link.href=URL.createObjectURL(new Blob([bytes],{{type:"{mime}"}}));}})();</script>',
+        unsafe_allow_javascript=True,
+    )

@@ -334,7 +334,7 @@ def behaviour(run: ReviewRun, at: float | None, *, seed: int = 0) -> Chart | Non
     return Chart(
         title="What the model listens to",
         figure=fig,
-        alt="Mean absolute contributions: " + "; ".join(f"{r.modality} {r._2:.3f}" for r in table.itertuples(index=False)),
+        alt="Mean absolute contributions: " + "; ".join(f"{name} {value:.3f}" for name, value in zip(run.modalities, mean, strict=True)),
         table=table,
         how="Absolute values are taken per patient before the mean, among patients who have the modality.",
         cannot="A modality that says the same as another shares its credit: a short bar is not proof that it is useless.",
@@ -347,3 +347,32 @@ def _phi(run: ReviewRun, one: FoldValues, at: float | None) -> np.ndarray[Any, A
     phi = shapley(link.T).T
     order = [one.modalities.index(name) for name in run.modalities]
     return np.where(np.asarray(one.present), phi, np.nan)[:, order]
+
+
+def fold_table(run: ReviewRun) -> pd.DataFrame:
+    """Every metric of the carrying model, a column per fold."""
+    rows = run.metrics["models"][run.model]["folds"]
+    names = [k for k in (rows[0] if rows else {}) if k not in {"fold", "reason"}]
+    return pd.DataFrame({"metric": names, **{f"fold {r['fold']}": [_number(r.get(k)) for k in names] for r in rows}})
+
+
+def _number(value: Any) -> str:  # noqa: ANN401  # any JSON value
+    return "undefined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def checks_table(run: ReviewRun) -> pd.DataFrame:
+    """Stored checks of faithfulness, with their rules."""
+    words = {True: "passed", False: "FAILED", None: "not run"}
+    return pd.DataFrame(
+        [
+            {
+                "check": c["name"],
+                "result": words[c["passed"]],
+                "statistic": _number(c["statistic"]) if c["statistic"] is not None else "",
+                "rule": c["rule"],
+                "patients": str(c["patients"] or ""),
+                "note": c["note"],
+            }
+            for c in run.checks
+        ]
+    )
