@@ -280,6 +280,7 @@ def review(
         list[str] | None, typer.Option(help="GROUP=ROLE of a login server that Streamlit knows; repeatable.")
     ] = None,
     oidc_claim: Annotated[str, typer.Option(help="Claim that holds the groups.")] = "groups",
+    host: Annotated[list[str] | None, typer.Option(help="Name that browsers may use; repeatable.")] = None,
 ) -> None:
     """Start the clinical review in a browser: worklist, patients, evidence, missing data, performance, reviews."""
     from medfuse.review.access import Users
@@ -297,6 +298,7 @@ def review(
         store=str(store) if store else None,
         oidc_roles=roles_of(oidc_role or ()),
         oidc_claim=oidc_claim,
+        hosts=tuple(host or ()),
     )
     if add_user is not None:
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)

@@ -44,7 +44,6 @@ def server_command(settings: ReviewSettings, *, port: int = PORT) -> list[str]:
         "server.enableCORS": "true",
         "server.enableStaticServing": "false",
         "server.enableAgentApi": "false",
-        "server.allowedHosts": "localhost,127.0.0.1" if local else settings.address,
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": "false",
@@ -59,6 +58,8 @@ def server_command(settings: ReviewSettings, *, port: int = PORT) -> list[str]:
         "theme.font": "sans-serif",
     }
     flags = [f"--{key}={value}" for key, value in options.items()]
+    hosts = ("localhost", "127.0.0.1") if local else settings.hosts or (settings.address,)
+    flags += [f"--server.allowedHosts={host}" for host in hosts]  # one flag each: a comma would be part of a name
     return [sys.executable, "-m", "streamlit", "run", str(app_file()), *flags]
 
 

@@ -215,7 +215,7 @@ def similar(run: ReviewRun, patient: str) -> Similar | None:
         return None
     close = int(part["close"][row])
     rows = np.asarray(part["row"][row])
-    there = np.flatnonzero(rows >= 0)
+    there, limit = np.flatnonzero(rows >= 0), float(part["limit"][row])
     if close < FEWEST_NEIGHBOURS:
         return Similar(close=close, table=pd.DataFrame(), curve=None)
     table = pd.DataFrame(
@@ -223,6 +223,7 @@ def similar(run: ReviewRun, patient: str) -> Similar | None:
             "key": [str(part["train_ids"][int(rows[j])]) for j in there],
             "distance": np.asarray(part["distance"][row])[there],
             "percentile": np.asarray(part["percentile"][row])[there],
+            "near enough": ["yes" if d <= limit else "no" for d in np.asarray(part["distance"][row])[there]],
         }
     )
     outcomes = run.outcome_table

@@ -27,6 +27,7 @@ class ReviewSettings:
         threshold: risk above which one would act, for what a missing modality could change.
         oidc_roles: group of the login server -> role; empty without a login server.
         oidc_claim: claim that holds the groups.
+        hosts: names under which browsers may ask for the server, where it listens for other machines.
 
     Raises:
         ConfigError: a folder inside the run, or a threshold outside (0, 1).
@@ -42,6 +43,7 @@ class ReviewSettings:
     threshold: float = 0.5
     oidc_roles: Mapping[str, str] = field(default_factory=dict)
     oidc_claim: str = "groups"
+    hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         run, folder = Path(self.run).resolve(), Path(self.folder).resolve()

@@ -16,7 +16,7 @@ def percent(value: float) -> str:
 
 def risk_text(value: float, low: float, high: float) -> str:
     """A risk with its interval; there is no function that writes a risk without one."""
-    return f"{percent(value)} [{percent(low)} to {percent(high)}]"
+    return f"{percent(value)} [{percent(low).removesuffix(' %')} to {percent(high).removesuffix(' %')}]"
 
 
 def days_text(days: float) -> str:
