@@ -279,7 +279,8 @@ def group_chart(run: ReviewRun, name: str) -> Chart:
     return Chart(
         title=f"By {name}",
         figure=fig,
-        alt="; ".join(f"{r['level']}: {_n(r['estimate'])}" for r in known) or "no group is large enough",
+        alt=f"{run.metrics['score']} by {name}: "
+        + ("; ".join(f"{r['level']} {_n(r['estimate'])}" for r in known) or "no group is large enough"),
         table=table,
         how="Hollow grey marks have fewer than 10 events; cells below the smallest reported size are left out.",
         cannot="Differences between groups may come from chance: look at the intervals and the number of events.",

@@ -109,7 +109,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> ReviewSetti
     if not text:
         msg = "review: expected to be started by medfuse app RUN, found no settings; start it so"
         raise ConfigError(msg)
-    return ReviewSettings(**json.loads(text))
+    content = json.loads(text)
+    return ReviewSettings(**{**content, "hosts": tuple(content["hosts"])})
 
 
 def roles_of(texts: Sequence[str]) -> dict[str, str]:

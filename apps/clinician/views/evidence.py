@@ -102,7 +102,7 @@ def tab(name: str) -> None:
 
 
 # Only the chosen modality is read: hidden tabs would cost the page its second.
-name = st.segmented_control("Modality", run.modalities, default=(view.has or run.modalities)[0], key="modality")
-if name:
-    st.header(name)
-    tab(name)
+first = (view.has or run.modalities)[0]
+name = st.segmented_control("Modality", run.modalities, default=first, key="modality") or first
+st.header(name)
+tab(name)
