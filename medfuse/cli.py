@@ -268,13 +268,17 @@ def review(
     run: Annotated[Path, typer.Argument(help="Run directory, explained with medfuse explain.")],
     folder: Annotated[Path | None, typer.Option(help="Reviews, log and users; default: RUN-review.")] = None,
     outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
-    address: Annotated[str, typer.Option(help="Address to listen on; others than this machine need users.")] = "127.0.0.1",
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need users.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8501,
     reader_first: Annotated[bool, typer.Option(help="Predictions after the reader's own estimate.")] = True,
     threshold: Annotated[float, typer.Option(help="Risk above which one would act.")] = 0.5,
     data_root: DataRoot = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the feature store.")] = None,
-    add_user: Annotated[str | None, typer.Option(help="Add or replace this user, ask for a password, and stop.")] = None,
+    add_user: Annotated[
+        str | None, typer.Option(help="Add or replace this user, ask for a password, and stop.")
+    ] = None,
     role: Annotated[list[str] | None, typer.Option(help="Role of the user: reader, investigator, steward.")] = None,
     oidc_role: Annotated[
         list[str] | None, typer.Option(help="GROUP=ROLE of a login server that Streamlit knows; repeatable.")

@@ -38,7 +38,7 @@ else:
     try:
         shared.sidebar(who)
         page.run()
-    except Exception as error:  # noqa: BLE001  # whatever it is, nobody's browser sees it
+    except Exception as error:  # whatever it is, nobody's browser sees it
         code = secrets.token_hex(4)
         logging.getLogger("medfuse.review").error("error %s: %s", code, type(error).__name__, exc_info=error)
         shared.audit("error", {"code": code, "kind": type(error).__name__})

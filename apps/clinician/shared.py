@@ -40,7 +40,7 @@ def settings() -> ReviewSettings:
 
 
 @st.cache_resource(show_spinner=False)
-def _run(path: str, outcome: str, sha256: str) -> ReviewRun:  # noqa: ARG001  # the hash is a key, so a new run is read anew
+def _run(path: str, outcome: str, sha256: str) -> ReviewRun:  # the hash is a key, so a new run is read anew
     return open_review(path, outcome or None)
 
 
@@ -155,7 +155,9 @@ def sidebar(who: Identity) -> None:
         if opened.kind == "survival" and opened.horizons:
             labels = {h: f"{h:.0f} days" for h in opened.horizons}
             start = opened.horizons.index(opened.default_horizon or opened.horizons[0])
-            chosen = st.selectbox("Horizon", opened.horizons, index=start, format_func=lambda h: labels[h], key="pick_at")
+            chosen = st.selectbox(
+                "Horizon", opened.horizons, index=start, format_func=lambda h: labels[h], key="pick_at"
+            )
             st.session_state["at"] = chosen
         search = st.text_input("Find a patient (part of the key)", key="find", max_chars=200)
         if search:

@@ -61,7 +61,14 @@ def band(fig: go.Figure, x: Any, low: Any, high: Any, *, name: str, colour: str,
     if shape == "hv":
         xs, ys = _stairs(list(x), list(low), list(high))
     fig.add_scatter(
-        x=xs, y=ys, fill="toself", mode="lines", line={"width": 0}, fillcolor=_faint(colour), name=name, hoverinfo="skip"
+        x=xs,
+        y=ys,
+        fill="toself",
+        mode="lines",
+        line={"width": 0},
+        fillcolor=_faint(colour),
+        name=name,
+        hoverinfo="skip",
     )
 
 

@@ -52,8 +52,15 @@ class Evidence:
 def _nothing(modality: str, reason: str, key: str = "") -> Evidence:
     empty = np.zeros((0, 0))
     return Evidence(
-        modality=modality, key=key, reason=reason, table=pd.DataFrame(), sets=pd.DataFrame(), facts={}, sources={},
-        positions=empty, tokens=empty,
+        modality=modality,
+        key=key,
+        reason=reason,
+        table=pd.DataFrame(),
+        sets=pd.DataFrame(),
+        facts={},
+        sources={},
+        positions=empty,
+        tokens=empty,
     )
 
 
@@ -115,9 +122,7 @@ def _everybody(tokens: np.ndarray[Any, Any], index: Mapping[str, Any]) -> np.nda
     return np.where(cells[:, :, 1] > 0, cells[:, :, 0], np.nan)
 
 
-def _columns(
-    columns: list[list[Any]], own: np.ndarray[Any, Any], among: np.ndarray[Any, Any] | None
-) -> pd.DataFrame:
+def _columns(columns: list[list[Any]], own: np.ndarray[Any, Any], among: np.ndarray[Any, Any] | None) -> pd.DataFrame:
     rows = []
     for k, (name, kind, unit, levels) in enumerate(columns):
         observed = bool(own[k, 1] > 0)
@@ -193,8 +198,17 @@ def _vectors(
     else:
         table["mean over tokens"], table["SD over tokens"] = tokens.mean(axis=0), tokens.std(axis=0)
     return Evidence(
-        modality=modality, key=key, layout="vectors", table=table, sets=pd.DataFrame(), facts=facts, sources=sources,
-        positions=positions, tokens=tokens, names=labels, unit=unit,
+        modality=modality,
+        key=key,
+        layout="vectors",
+        table=table,
+        sets=pd.DataFrame(),
+        facts=facts,
+        sources=sources,
+        positions=positions,
+        tokens=tokens,
+        names=labels,
+        unit=unit,
     )
 
 
@@ -204,8 +218,14 @@ def sets_chart(found: Evidence) -> Chart:
     fig = figure(x="percentile among training patients", height=130 + 26 * max(len(table), 1), showlegend=False)
     high = table["percentile"] >= 50
     fig.add_bar(
-        y=table["gene set"], x=table["percentile"] - 50, base=50, orientation="h",
-        marker={"color": [RAISES if h else LOWERS for h in high], "pattern": {"shape": ["" if h else "/" for h in high]}},
+        y=table["gene set"],
+        x=table["percentile"] - 50,
+        base=50,
+        orientation="h",
+        marker={
+            "color": [RAISES if h else LOWERS for h in high],
+            "pattern": {"shape": ["" if h else "/" for h in high]},
+        },
     )
     fig.add_vline(x=50, line={"color": INK, "width": 1})
     fig.update_xaxes(range=[0, 100])
@@ -225,9 +245,18 @@ def tiles_chart(found: Evidence, feature: str) -> Chart:
     value = found.tokens[:, found.names.index(feature)]
     fig = figure(x=f"x, {found.unit}", y=f"y, {found.unit}", height=460, showlegend=False)
     fig.add_scatter(
-        x=found.positions[:, 0], y=found.positions[:, 1], mode="markers",
-        marker={"symbol": "square", "size": 22, "color": value, "colorscale": "Cividis", "showscale": True,
-                "colorbar": {"title": {"text": feature}}, "line": {"color": INK, "width": 0.5}},
+        x=found.positions[:, 0],
+        y=found.positions[:, 1],
+        mode="markers",
+        marker={
+            "symbol": "square",
+            "size": 22,
+            "color": value,
+            "colorscale": "Cividis",
+            "showscale": True,
+            "colorbar": {"title": {"text": feature}},
+            "line": {"color": INK, "width": 0.5},
+        },
     )
     fig.update_yaxes(autorange="reversed", scaleanchor="x", scaleratio=1)
     table = pd.DataFrame({"x": found.positions[:, 0], "y": found.positions[:, 1], feature: value})
@@ -247,14 +276,19 @@ def values_chart(found: Evidence, *, most: int = 20) -> Chart:
     table = table.reindex((table["percentile"] - 50).abs().sort_values(ascending=False).index).head(most).iloc[::-1]
     fig = figure(x="percentile among training patients", height=130 + 24 * max(len(table), 1), showlegend=False)
     fig.add_scatter(
-        x=table["percentile"], y=table["column"], mode="markers", marker={"size": 11, "color": BLUE, "symbol": "diamond"}
+        x=table["percentile"],
+        y=table["column"],
+        mode="markers",
+        marker={"size": 11, "color": BLUE, "symbol": "diamond"},
     )
     fig.add_vline(x=50, line={"color": INK, "width": 1})
     fig.update_xaxes(range=[0, 100])
     return Chart(
         title="Values furthest from the middle",
         figure=fig,
-        alt="; ".join(f"{r['column']} {r['value']} {r['unit']}, percentile {r['percentile']:.0f}" for _, r in table.iterrows()),
+        alt="; ".join(
+            f"{r['column']} {r['value']} {r['unit']}, percentile {r['percentile']:.0f}" for _, r in table.iterrows()
+        ),
         table=table[["column", "value", "unit", "percentile"]].iloc[::-1],
         how="A mark far from the middle line is a value that few training patients have.",
         cannot="Unusual is not the same as influential.",

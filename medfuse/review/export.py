@@ -50,7 +50,12 @@ def patient_record(run: ReviewRun, patient: str, at: float | None = None, *, aud
         "lacks": list(view.lacks),
         "familiar": word,
         "reasons": reasons,
-        "risk": {"value": view.risk, "low": view.low, "high": view.high, "interval": "5th to 95th percentile of replicates"},
+        "risk": {
+            "value": view.risk,
+            "low": view.low,
+            "high": view.high,
+            "interval": "5th to 95th percentile of replicates",
+        },
         "nobody_risk": view.nobody_risk,
         "replicates": view.replicates,
         "risks": _rows(risk_table(run, patient)),
@@ -100,7 +105,10 @@ def as_csv(record: Mapping[str, Any]) -> bytes:
         ("outcome", record["outcome"]),
         *(("risk", r["day"], r["risk"], r["low"], r["high"]) for r in record["risks"]),
         ("modality", "contribution", "low", "high", "ratio", "points"),
-        *((c["modality"], c["contribution"], c["low"], c["high"], c["ratio"], c["points"]) for c in record["contributions"]),
+        *(
+            (c["modality"], c["contribution"], c["low"], c["high"], c["ratio"], c["points"])
+            for c in record["contributions"]
+        ),
         ("run_manifest_sha256", record["stamp"]["run_manifest_sha256"]),
         ("exported", record["stamp"]["exported"]),
     ]
@@ -159,8 +167,8 @@ def as_html(record: Mapping[str, Any]) -> bytes:
     )
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
-        "table{border-collapse:collapse;width:100%}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:left;"
-        "overflow-wrap:anywhere}.warn{border-left:6px solid #D55E00;background:#fdf3ec;padding:.5rem .9rem}"
+        "table{border-collapse:collapse;width:100%}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;"
+        "text-align:left;overflow-wrap:anywhere}.warn{border-left:6px solid #D55E00;background:#fdf3ec;padding:.5rem}"
     )
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>medfuse patient report</title>"

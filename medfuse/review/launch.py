@@ -1,4 +1,4 @@
-"""Start the review: prepare the worklist, then hand over to the server with settings that keep everything on the host."""
+"""Start the review: prepare the worklist, then hand over to a server whose settings keep everything on the host."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a patient lacks and what that could change, who is similar, and whether the patient is like anybody: as stored."""
+"""What a patient lacks and what that could change, who is similar, and whether the patient is like anybody."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +158,10 @@ def added_chart(found: list[Added], *, threshold: float, view: PatientView) -> C
             x=[a.low, a.high], y=[a.modality] * 2, mode="lines", line={"color": ORANGE, "width": 10}, showlegend=False
         )
         fig.add_scatter(
-            x=[a.mean], y=[a.modality], mode="markers", marker={"size": 13, "color": INK, "symbol": "line-ns-open"},
+            x=[a.mean],
+            y=[a.modality],
+            mode="markers",
+            marker={"size": 13, "color": INK, "symbol": "line-ns-open"},
             showlegend=False,
         )
     fig.add_vrect(x0=view.low, x1=view.high, fillcolor=BLUE, opacity=0.15, line_width=0)
@@ -185,8 +188,8 @@ def added_chart(found: list[Added], *, threshold: float, view: PatientView) -> C
         + "; ".join(f"{a.modality} {percent(a.low)} to {percent(a.high)}" for a in shown),
         table=table,
         how=(
-            "The blue line and band are the risk now with its interval; an orange bar spans what the model says with the "
-            "modality of similar training patients, the tick is their mean, the dashed line the threshold."
+            "The blue line and band are the risk now with its interval; an orange bar spans what the model says with "
+            "the modality of similar training patients, the tick is their mean, the dashed line the threshold."
         ),
         cannot="It is about this model's estimate, and no advice to do a test.",
     )
@@ -255,7 +258,10 @@ def similar_chart(found: Similar, view: PatientView) -> Chart | None:
     fig.add_scatter(x=x, y=y, mode="lines", line={"color": GREY, "width": 2, "shape": "hv"}, name="similar patients")
     band(fig, view.curve["day"], view.curve["low"], view.curve["high"], name="band of the prediction", colour=BLUE)
     fig.add_scatter(
-        x=view.curve["day"], y=view.curve["survival"], mode="lines", line={"color": BLUE, "width": 3, "dash": "dash"},
+        x=view.curve["day"],
+        y=view.curve["survival"],
+        mode="lines",
+        line={"color": BLUE, "width": 3, "dash": "dash"},
         name="predicted for this patient",
     )
     fig.update_yaxes(range=[0, 1.02])
@@ -267,4 +273,3 @@ def similar_chart(found: Similar, view: PatientView) -> Chart | None:
         how="Grey is what was observed in the nearest training patients, dashed blue what is predicted here.",
         cannot="Neighbours are near in what the networks read; that is retrieval, not proof.",
     )
-

@@ -213,7 +213,9 @@ def time_summary(run: ReviewRun, patient: str) -> list[tuple[str, str]]:
     below = np.flatnonzero(curve["survival"].to_numpy() <= 0.5)
     median = "not reached within follow-up"
     if len(below):
-        at = float(np.interp(0.5, curve["survival"].to_numpy()[: below[0] + 1][::-1], curve["day"][: below[0] + 1][::-1]))
+        at = float(
+            np.interp(0.5, curve["survival"].to_numpy()[: below[0] + 1][::-1], curve["day"][: below[0] + 1][::-1])
+        )
         median = days_text(at)
     mean = f"{area['survival']:.0f} days [{area['low']:.0f} to {area['high']:.0f}] of the first {horizon:.0f}"
     return [("Mean time without the event", mean), ("Median time", median)]
@@ -251,7 +253,7 @@ def summary(view: PatientView) -> list[str]:
     return out
 
 
-def _phrase(row: pd.Series, view: PatientView) -> str:  # type: ignore[type-arg]  # a row of mixed values
+def _phrase(row: pd.Series, view: PatientView) -> str:  # a row of mixed values
     if view.kind == "continuous":
         return f"{row['modality']} ({row['contribution']:+.2f})"
     what = "hazard" if view.kind == "survival" else "odds"

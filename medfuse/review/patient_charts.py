@@ -53,7 +53,11 @@ def curve_chart(run: ReviewRun, view: PatientView, *, own_estimate: tuple[float,
         y = np.concatenate([[1.0], cohort.survival[inside], cohort.survival[inside][-1:]])
         y = y if len(y) == len(x) else np.append(y, 1.0)
         fig.add_scatter(
-            x=x, y=y, mode="lines", line={"color": GREY, "width": 2, "dash": "dot", "shape": "hv"}, name="training cohort"
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": GREY, "width": 2, "dash": "dot", "shape": "hv"},
+            name="training cohort",
         )
     band(fig, table["day"], table["low"], table["high"], name="band: 5th to 95th percentile of replicates", colour=BLUE)
     fig.add_scatter(
@@ -83,8 +87,8 @@ def curve_chart(run: ReviewRun, view: PatientView, *, own_estimate: tuple[float,
             f"{view.replicates} replicates of the model."
         ),
         cannot=(
-            "It ends where fewer than 10 % of the training cohort were still followed, and the band leaves out what all "
-            "replicates share: the choice of model and the way the data were measured."
+            "It ends where fewer than 10 % of the training cohort were still followed, and the band leaves out what "
+            "all replicates share: the choice of model and the way the data were measured."
         ),
     )
 
@@ -143,7 +147,9 @@ def contributions_chart(view: PatientView, *, unsupported: bool = False) -> Char
         unsupported: hatch the bars, because a needed coalition is not supported by the gate.
     """
     table = view.contributions.iloc[::-1]
-    fig = figure(x=f"contribution to {_unit(view)}{_when(view)}", height=120 + 44 * max(len(table), 1), showlegend=False)
+    fig = figure(
+        x=f"contribution to {_unit(view)}{_when(view)}", height=120 + 44 * max(len(table), 1), showlegend=False
+    )
     up = table["contribution"] >= 0
     fig.add_bar(
         y=table["modality"],
@@ -168,7 +174,9 @@ def contributions_chart(view: PatientView, *, unsupported: bool = False) -> Char
         text = f"{arrow} {row['contribution']:+.3f}"
         if view.kind != "continuous":
             text += f"   × {row['ratio']:.2f}   {100 * row['points']:+.1f} points"
-        fig.add_annotation(y=row["modality"], x=1.0, xref="paper", text=text, showarrow=False, xanchor="left", align="left")
+        fig.add_annotation(
+            y=row["modality"], x=1.0, xref="paper", text=text, showarrow=False, xanchor="left", align="left"
+        )
     fig.update_layout(margin={"r": 240})
     fig.add_vline(x=0, line={"color": INK, "width": 1})
     parts = "; ".join(
@@ -258,8 +266,8 @@ def dividends_chart(view: PatientView) -> Chart:
         + f". {rest} others lie within the noise between replicates.",
         table=view.dividends.sort_values("dividend", key=np.abs, ascending=False),
         how=(
-            "What a group of modalities adds beyond all of its parts (crossed bars); a negative dividend of a pair means "
-            f"that both say the same. {rest} dividends within the noise between replicates are in the table only."
+            "What a group of modalities adds beyond all of its parts (crossed bars); a negative dividend of a pair "
+            f"means that both say the same. {rest} dividends within the noise between replicates are in the table only."
         ),
         cannot="A dividend near zero does not show that two modalities are independent in patients.",
     )

@@ -28,26 +28,37 @@ def index_at(run: ReviewRun, at: float | None) -> float | None:
 
 def patient_bound(run: ReviewRun, patient: str) -> str:
     """Conformal 90 % lower bound on the patient's time, as text; it abstains below 100 patients with the pattern."""
-    from medfuse.explain.conformal import conformal_bound, lower_bound
+    from medfuse.explain.conformal import lower_bound
 
     if run.kind != "survival":
         return "not for this kind of outcome"
     one, _ = run.locate(patient)
     frame = run.predictions
-    inner = frame[(frame["partition"] == "inner") & (frame["fold"] == one.fold)]
     own = frame[(frame["partition"] == "held_out") & (frame["patient_id"] == patient) & (frame["fold"] == one.fold)]
-    table = run.outcome_table
-    inner = inner[inner["patient_id"].isin(table.index[table["observed"].astype(bool)])]
-    if not len(inner) or not len(own):
+    if f"bound {one.fold}" not in run.memory:
+        run.memory[f"bound {one.fold}"] = _calibrated(run, one.fold)
+    if run.memory[f"bound {one.fold}"] is None or not len(own):
         return "not computed: the run keeps no inner predictions"
-    told = table.loc[inner["patient_id"]]
-    target = Survival(event=told["event"].to_numpy(dtype=bool), time=told["time"].to_numpy(dtype=np.float64))
-    alike = int((inner["present"] == own["present"].iloc[0]).sum())
-    bound = conformal_bound(_prediction(run, inner), target)
+    bound, patterns = run.memory[f"bound {one.fold}"]
     days = float(lower_bound(bound, _prediction(run, own))[0])
     if np.isnan(days):
+        alike = int(patterns.get(own["present"].iloc[0], 0))
         return f"abstains: {alike} calibration patients have exactly these modalities, 100 are needed"
     return f"{days:.0f} days (holds for 90 % of patients with these modalities)"
+
+
+def _calibrated(run: ReviewRun, fold: str) -> tuple[Any, dict[str, int]] | None:
+    """The bound of a fold, from inner out-of-fold predictions, and how many patients have each pattern."""
+    from medfuse.explain.conformal import conformal_bound
+
+    frame, table = run.predictions, run.outcome_table
+    inner = frame[(frame["partition"] == "inner") & (frame["fold"] == fold)]
+    inner = inner[inner["patient_id"].isin(table.index[table["observed"].astype(bool)])]
+    if not len(inner):
+        return None
+    told = table.loc[inner["patient_id"]]
+    target = Survival(event=told["event"].to_numpy(dtype=bool), time=told["time"].to_numpy(dtype=np.float64))
+    return conformal_bound(_prediction(run, inner), target), inner["present"].value_counts().to_dict()
 
 
 def _prediction(run: ReviewRun, frame: pd.DataFrame) -> Any:  # noqa: ANN401  # Prediction, imported where it is used
@@ -153,12 +164,19 @@ def groups_chart(found: RiskGroups, *, who: str) -> Chart:
         colour = SERIES[int(k)]
         band(fig, x, np.nan_to_num(lo, nan=0.0), hi, name=f"{GROUPS[k]}: 95 % limits", colour=colour, shape="hv")
         fig.add_scatter(
-            x=x, y=y, mode="lines", name=f"{GROUPS[k]} ({len(time)})",
+            x=x,
+            y=y,
+            mode="lines",
+            name=f"{GROUPS[k]} ({len(time)})",
             line={"color": colour, "width": 3, "shape": "hv", "dash": DASHES[int(k)]},
         )
         gone = np.unique(time[~event & (time <= end)])
         fig.add_scatter(
-            x=gone, y=curve(gone), mode="markers", showlegend=False, name=f"{GROUPS[k]}: censored",
+            x=gone,
+            y=curve(gone),
+            mode="markers",
+            showlegend=False,
+            name=f"{GROUPS[k]}: censored",
             marker={"symbol": "line-ns-open", "size": 8, "color": colour},
         )
     fig.update_yaxes(range=[0, 1.02])
@@ -170,8 +188,8 @@ def groups_chart(found: RiskGroups, *, who: str) -> Chart:
         alt=f"Kaplan-Meier curves of {who} in thirds of predicted risk, with the numbers at risk in the table.",
         table=found.table,
         how=(
-            "Cuts are thirds of the inner out-of-fold scores of each fold's training side; bands are 95 % log-log limits, "
-            f"ticks are censored patients. Log-rank {test.statistic:.2f}, {test.degrees} df, p = {test.p_value:.3g}."
+            "Cuts are thirds of each fold's inner out-of-fold scores; bands are 95 % "
+            f"log-log limits, ticks are censored patients. Log-rank {test.statistic:.2f}, {test.degrees} df, p = {test.p_value:.3g}."
         ),
         cannot="Groups that differ do not show that a single patient's risk is right.",
     )
@@ -183,24 +201,34 @@ def calibration_chart(content: Mapping[str, Mapping[str, Any]]) -> Chart:
     fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot"}, name="ideal")
     rows = []
     for k, (horizon, c) in enumerate(content.items()):
-        points = [r for r in zip(c["predicted"], c["observed"], c["low"], c["high"], c["size"], strict=True) if None not in r]
+        points = [
+            r for r in zip(c["predicted"], c["observed"], c["low"], c["high"], c["size"], strict=True) if None not in r
+        ]
         for r in points:
-            rows.append(dict(zip(("horizon", "predicted", "observed", "low", "high", "patients"), (horizon, *r), strict=True)))
+            rows.append(
+                dict(zip(("horizon", "predicted", "observed", "low", "high", "patients"), (horizon, *r), strict=True))
+            )
         if not points:
             continue
         x, y, low, high, _ = np.array(points, dtype=np.float64).T
         fig.add_scatter(
-            x=x, y=y, mode="lines+markers", name=f"{horizon} days" if horizon.replace(".", "").isdigit() else horizon,
+            x=x,
+            y=y,
+            mode="lines+markers",
+            name=f"{horizon} days" if horizon.replace(".", "").isdigit() else horizon,
             line={"color": SERIES[k % 6], "dash": DASHES[k % 6]},
             marker={"symbol": SYMBOLS[k % 6], "size": 9},
-            error_y={"type": "data", "symmetric": False, "array": np.clip(high - y, 0, None),
-                     "arrayminus": np.clip(y - low, 0, None), "thickness": 1},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": np.clip(high - y, 0, None),
+                "arrayminus": np.clip(y - low, 0, None),
+                "thickness": 1,
+            },
         )
     fig.update_xaxes(range=[0, 1])
     fig.update_yaxes(range=[0, 1])
-    ratios = "; ".join(
-        f"{h}: ratio {_n(c.get('ratio'))}, slope {_n(c.get('slope'))}" for h, c in content.items()
-    )
+    ratios = "; ".join(f"{h}: ratio {_n(c.get('ratio'))}, slope {_n(c.get('slope'))}" for h, c in content.items())
     return Chart(
         title="Calibration",
         figure=fig,
@@ -234,17 +262,29 @@ def models_chart(run: ReviewRun) -> Chart:
         )
     table = pd.DataFrame(rows).astype({c: "float64" for c in rows[0] if c != "model"}) if rows else pd.DataFrame()
     known = table[table[run.metrics["score"]].notna()].iloc[::-1] if len(table) else table
-    fig = figure(x=f"{run.metrics['score']} (pairs within a fold), 95 % interval", height=120 + 30 * max(len(known), 1),
-                 showlegend=False)
+    fig = figure(
+        x=f"{run.metrics['score']} (pairs within a fold), 95 % interval",
+        height=120 + 30 * max(len(known), 1),
+        showlegend=False,
+    )
     if len(known):
         value = known[run.metrics["score"]]
         ours = known["model"] == run.model
         fig.add_scatter(
-            x=value, y=known["model"], mode="markers",
-            marker={"size": 11, "color": [BLUE if o else GREY for o in ours],
-                    "symbol": ["diamond" if o else "circle" for o in ours]},
-            error_x={"type": "data", "symmetric": False, "array": (known["high"] - value).clip(lower=0),
-                     "arrayminus": (value - known["low"]).clip(lower=0)},
+            x=value,
+            y=known["model"],
+            mode="markers",
+            marker={
+                "size": 11,
+                "color": [BLUE if o else GREY for o in ours],
+                "symbol": ["diamond" if o else "circle" for o in ours],
+            },
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": (known["high"] - value).clip(lower=0),
+                "arrayminus": (value - known["low"]).clip(lower=0),
+            },
         )
         if run.kind != "continuous":
             fig.add_vline(x=0.5, line={"color": GREY, "dash": "dash"})
@@ -254,23 +294,32 @@ def models_chart(run: ReviewRun) -> Chart:
         alt="Scores with intervals: " + "; ".join(f"{r['model']} {_n(r[run.metrics['score']])}" for r in rows),
         table=table,
         how=f"The diamond is {run.model}, chosen on inner folds before held-out rows were read.",
-        cannot="An interval that overlaps another does not show that two models are alike; see the differences in the table.",
+        cannot="An interval that overlaps another does not show that two models are alike: see the differences below.",
     )
 
 
 def group_chart(run: ReviewRun, name: str) -> Chart:
     """Score by subgroup, site or availability pattern, small cells greyed."""
     rows = [dict(r) for r in run.metrics["groups"][name]]
-    table = pd.DataFrame([{k: r.get(k) for k in ("level", "patients", "events", "estimate", "low", "high", "reason")} for r in rows])
+    table = pd.DataFrame(
+        [{k: r.get(k) for k in ("level", "patients", "events", "estimate", "low", "high", "reason")} for r in rows]
+    )
     known = [r for r in rows if r.get("estimate") is not None][::-1]
     fig = figure(x=f"{run.metrics['score']}, 95 % interval", height=130 + 36 * max(len(known), 1), showlegend=False)
     for r in known:
         few = (r.get("events") or 0) < _FEW
         fig.add_scatter(
-            x=[r["estimate"]], y=[_short(str(r["level"]))], mode="markers",
+            x=[r["estimate"]],
+            y=[_short(str(r["level"]))],
+            mode="markers",
             marker={"size": 11, "color": GREY if few else BLUE, "symbol": "circle-open" if few else "circle"},
-            error_x={"type": "data", "symmetric": False, "array": [max((r["high"] or r["estimate"]) - r["estimate"], 0)],
-                     "arrayminus": [max(r["estimate"] - (r["low"] or r["estimate"]), 0)], "color": GREY if few else BLUE},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [max((r["high"] or r["estimate"]) - r["estimate"], 0)],
+                "arrayminus": [max(r["estimate"] - (r["low"] or r["estimate"]), 0)],
+                "color": GREY if few else BLUE,
+            },
         )
     fig.update_xaxes(range=[0, 1] if run.kind != "continuous" else None)
     for column in ("patients", "events", "estimate", "low", "high"):
@@ -295,9 +344,16 @@ def decision_chart(content: Mapping[str, Any], *, horizon: str) -> Chart:
     """Net benefit."""
     table = pd.DataFrame({k: content[k] for k in ("thresholds", "model", "everyone")}).astype("float64")
     fig = figure(x="threshold probability", y="net benefit", height=380)
-    fig.add_scatter(x=table["thresholds"], y=table["model"], mode="lines", line={"color": BLUE, "width": 3}, name="model")
-    fig.add_scatter(x=table["thresholds"], y=table["everyone"], mode="lines",
-                    line={"color": SERIES[1], "dash": "dash"}, name="treat everyone")
+    fig.add_scatter(
+        x=table["thresholds"], y=table["model"], mode="lines", line={"color": BLUE, "width": 3}, name="model"
+    )
+    fig.add_scatter(
+        x=table["thresholds"],
+        y=table["everyone"],
+        mode="lines",
+        line={"color": SERIES[1], "dash": "dash"},
+        name="treat everyone",
+    )
     fig.add_hline(y=0, line={"color": INK, "width": 1})
     top = float(np.nanmax(table[["model", "everyone"]].to_numpy())) if len(table) else 0.1
     fig.update_yaxes(range=[-0.05, max(0.05, 1.1 * top)])
@@ -323,22 +379,39 @@ def behaviour(run: ReviewRun, at: float | None, *, seed: int = 0) -> Chart | Non
         mean, draws = size.sum(axis=0) / has.sum(axis=0), (weight @ size) / (weight @ has)
         share = size.sum(axis=0) / size.sum()
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
-    table = pd.DataFrame({"modality": run.modalities, "mean absolute": mean, "low": low, "high": high, "share": share,
-                          "patients": has.sum(axis=0)})
+    table = pd.DataFrame(
+        {
+            "modality": run.modalities,
+            "mean absolute": mean,
+            "low": low,
+            "high": high,
+            "share": share,
+            "patients": has.sum(axis=0),
+        }
+    )
     shown = table.sort_values("mean absolute")
     fig = figure(x="mean absolute contribution, 95 % interval", height=130 + 36 * len(shown), showlegend=False)
     fig.add_bar(
-        y=shown["modality"], x=shown["mean absolute"], orientation="h", marker={"color": BLUE},
-        error_x={"type": "data", "symmetric": False, "array": shown["high"] - shown["mean absolute"],
-                 "arrayminus": shown["mean absolute"] - shown["low"], "color": INK},
+        y=shown["modality"],
+        x=shown["mean absolute"],
+        orientation="h",
+        marker={"color": BLUE},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": shown["high"] - shown["mean absolute"],
+            "arrayminus": shown["mean absolute"] - shown["low"],
+            "color": INK,
+        },
     )
     return Chart(
         title="What the model listens to",
         figure=fig,
-        alt="Mean absolute contributions: " + "; ".join(f"{name} {value:.3f}" for name, value in zip(run.modalities, mean, strict=True)),
+        alt="Mean absolute contributions: "
+        + "; ".join(f"{name} {value:.3f}" for name, value in zip(run.modalities, mean, strict=True)),
         table=table,
         how="Absolute values are taken per patient before the mean, among patients who have the modality.",
-        cannot="A modality that says the same as another shares its credit: a short bar is not proof that it is useless.",
+        cannot="A modality that says the same as another shares its credit: a short bar does not prove it useless.",
     )
 
 

@@ -130,16 +130,27 @@ def ecg_chart(signal: np.ndarray[Any, Any], frequency: float, leads: Sequence[st
         fig.add_scatter(
             x=[-0.4, -0.3, -0.3, -0.3 + PULSE_S, -0.3 + PULSE_S, 0.0],
             y=[base, base, base + PULSE_MV, base + PULSE_MV, base, base],
-            mode="lines", line={"color": INK, "width": 1.4}, name="calibration pulse", showlegend=False,
+            mode="lines",
+            line={"color": INK, "width": 1.4},
+            name="calibration pulse",
+            showlegend=False,
         )
         for lead, start, end in row:
             a, b = round(start * frequency), round(end * frequency)
             fig.add_scatter(
-                x=np.arange(a, b) / frequency, y=np.round(signal[lead, a:b] + base, 4), mode="lines",
-                line={"color": INK, "width": 1.1}, name=leads[lead], showlegend=False,
+                x=np.arange(a, b) / frequency,
+                y=np.round(signal[lead, a:b] + base, 4),
+                mode="lines",
+                line={"color": INK, "width": 1.1},
+                name=leads[lead],
+                showlegend=False,
             )
             fig.add_annotation(
-                x=start + 0.04, y=base + 1.35, text=f"<b>{leads[lead]}</b>", showarrow=False, xanchor="left",
+                x=start + 0.04,
+                y=base + 1.35,
+                text=f"<b>{leads[lead]}</b>",
+                showarrow=False,
+                xanchor="left",
                 font={"size": 13, "color": INK},
             )
     low, high = -_ROW_MV * (len(rows) - 1) - 1.7, 1.8
@@ -147,24 +158,51 @@ def ecg_chart(signal: np.ndarray[Any, Any], frequency: float, leads: Sequence[st
     width = (seconds + 0.5) * MM_PER_S * _PIXELS_PER_MM
     height = (high - low) * MM_PER_MV * _PIXELS_PER_MM
     fig.update_layout(
-        width=round(width + 20), height=round(height + 20), margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        plot_bgcolor="white", paper_bgcolor="white", template="none",
+        width=round(width + 20),
+        height=round(height + 20),
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        plot_bgcolor="white",
+        paper_bgcolor="white",
+        template="none",
     )
-    both = {"showticklabels": False, "zeroline": False, "showgrid": True, "gridcolor": pink, "gridwidth": 1, "ticks": ""}
-    fig.update_xaxes(range=[-0.45, seconds + 0.05], tick0=0, dtick=0.2,
-                     minor={"dtick": 0.04, "showgrid": True, "gridcolor": fine, "ticks": ""}, **both)
-    fig.update_yaxes(range=[low, high], tick0=0, dtick=0.5, scaleanchor="x", scaleratio=MM_PER_MV / MM_PER_S,
-                     minor={"dtick": 0.1, "showgrid": True, "gridcolor": fine, "ticks": ""}, **both)
+    both = {
+        "showticklabels": False,
+        "zeroline": False,
+        "showgrid": True,
+        "gridcolor": pink,
+        "gridwidth": 1,
+        "ticks": "",
+    }
+    fig.update_xaxes(
+        range=[-0.45, seconds + 0.05],
+        tick0=0,
+        dtick=0.2,
+        minor={"dtick": 0.04, "showgrid": True, "gridcolor": fine, "ticks": ""},
+        **both,
+    )
+    fig.update_yaxes(
+        range=[low, high],
+        tick0=0,
+        dtick=0.5,
+        scaleanchor="x",
+        scaleratio=MM_PER_MV / MM_PER_S,
+        minor={"dtick": 0.1, "showgrid": True, "gridcolor": fine, "ticks": ""},
+        **both,
+    )
     table = pd.DataFrame(
-        {"lead": list(leads), "lowest, mV": signal.min(axis=1), "highest, mV": signal.max(axis=1),
-         "RMS, mV": np.sqrt((signal.astype(np.float64) ** 2).mean(axis=1))}
+        {
+            "lead": list(leads),
+            "lowest, mV": signal.min(axis=1),
+            "highest, mV": signal.max(axis=1),
+            "RMS, mV": np.sqrt((signal.astype(np.float64) ** 2).mean(axis=1)),
+        }
     )
     return Chart(
         title="ECG",
         figure=fig,
         alt=f"ECG of {len(leads)} leads ({', '.join(leads)}), {seconds:g} s, on paper at 25 mm/s and 10 mm/mV.",
         table=table,
-        how="One small square is 40 ms and 0.1 mV, a large one 200 ms and 0.5 mV; the pulse at the left is 1 mV for 200 ms.",
+        how="One small square is 40 ms and 0.1 mV, a large one 200 ms and 0.5 mV; the pulse is 1 mV for 200 ms.",
         cannot="It is the record as the run read it; nothing here marks what the model used.",
     )
 
@@ -195,23 +233,42 @@ def slice_chart(
     tall, wide = picture.shape
     fig = go.Figure(
         go.Image(
-            source=_png((255 * picture).astype(np.uint8)), dx=across, dy=along,
+            source=_png((255 * picture).astype(np.uint8)),
+            dx=across,
+            dy=along,
             hoverinfo="skip",
         )
     )
     width, height = wide * across, tall * along
-    for x, y, letter in ((0.02, 0.5, letters[0]), (0.98, 0.5, letters[1]), (0.5, 0.97, letters[2]), (0.5, 0.03, letters[3])):
-        fig.add_annotation(x=x, y=y, xref="paper", yref="paper", text=f"<b>{letter}</b>", showarrow=False,
-                           font={"color": "#ffd24d", "size": 16}, bgcolor="rgba(0,0,0,.6)")
+    for x, y, letter in (
+        (0.02, 0.5, letters[0]),
+        (0.98, 0.5, letters[1]),
+        (0.5, 0.97, letters[2]),
+        (0.5, 0.03, letters[3]),
+    ):
+        fig.add_annotation(
+            x=x,
+            y=y,
+            xref="paper",
+            yref="paper",
+            text=f"<b>{letter}</b>",
+            showarrow=False,
+            font={"color": "#ffd24d", "size": 16},
+            bgcolor="rgba(0,0,0,.6)",
+        )
     scale = 480 / max(width, height)
-    fig.update_layout(width=round(width * scale) + 20, height=round(height * scale) + 20, template="none",
-                      margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    fig.update_layout(
+        width=round(width * scale) + 20,
+        height=round(height * scale) + 20,
+        template="none",
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+    )
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
     return Chart(
         title=f"{view.capitalize()} slice {number + 1} of {volume.shape[axis]}",
         figure=fig,
-        alt=f"{view} slice {number + 1} of {volume.shape[axis]}, window {window}, letters {', '.join(letters)} at its edges.",
+        alt=f"{view} slice {number + 1} of {volume.shape[axis]}, window {window}, with letters {', '.join(letters)}.",
         table=pd.DataFrame({"what": ["lowest", "mean", "highest"], "value": [plane.min(), plane.mean(), plane.max()]}),
         how="R, L, A, P, S, I: the patient's right, left, front, back, upper and lower side.",
         cannot="For orientation only: not a diagnostic display.",
@@ -238,8 +295,12 @@ def slide_chart(files: RawFiles, facts: Mapping[str, Any]) -> Chart:
     tall, wide = pixels.shape[:2]
     fig = go.Figure(go.Image(source=_png(pixels), hoverinfo="skip"))
     scale = 720 / max(tall, wide)
-    fig.update_layout(width=round(wide * scale) + 20, height=round(tall * scale) + 20, template="none",
-                      margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    fig.update_layout(
+        width=round(wide * scale) + 20,
+        height=round(tall * scale) + 20,
+        template="none",
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+    )
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
     mpp, size = facts.get("slide_mpp"), facts.get("slide_size")
@@ -247,10 +308,23 @@ def slide_chart(files: RawFiles, facts: Mapping[str, Any]) -> Chart:
         microns = float(size[0]) * float(mpp)
         bar = next((b for b in (10000, 5000, 2000, 1000, 500, 200, 100, 50) if b <= microns / 4), 10)
         pixels_of_bar = bar / microns * wide
-        fig.add_shape(type="rect", x0=0.04 * wide, x1=0.04 * wide + pixels_of_bar, y0=0.955 * tall, y1=0.965 * tall,
-                      fillcolor=INK, line={"width": 0})
-        fig.add_annotation(x=0.04 * wide + pixels_of_bar / 2, y=0.93 * tall, text=f"<b>{bar} µm</b>", showarrow=False,
-                           font={"color": INK, "size": 14}, bgcolor="rgba(255,255,255,.8)")
+        fig.add_shape(
+            type="rect",
+            x0=0.04 * wide,
+            x1=0.04 * wide + pixels_of_bar,
+            y0=0.955 * tall,
+            y1=0.965 * tall,
+            fillcolor=INK,
+            line={"width": 0},
+        )
+        fig.add_annotation(
+            x=0.04 * wide + pixels_of_bar / 2,
+            y=0.93 * tall,
+            text=f"<b>{bar} µm</b>",
+            showarrow=False,
+            font={"color": INK, "size": 14},
+            bgcolor="rgba(255,255,255,.8)",
+        )
     return Chart(
         title="Overview of the slide",
         figure=fig,

@@ -101,7 +101,8 @@ def _known(run: ReviewRun, patient: str, day: float | None) -> str:
     table = run.outcome_table
     if day is None or patient not in table.index or not bool(table.loc[patient, "observed"]):
         return "unknown"
-    time, event = float(table.loc[patient, "time"]), bool(table.loc[patient, "event"])
+    row = table.loc[[patient]].iloc[0]
+    time, event = float(row["time"]), bool(row["event"])
     return "yes" if event and time <= day else "no" if time >= day else "unknown"
 
 

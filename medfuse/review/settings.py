@@ -48,7 +48,7 @@ class ReviewSettings:
     def __post_init__(self) -> None:
         run, folder = Path(self.run).resolve(), Path(self.folder).resolve()
         if run == folder or run in folder.parents:
-            msg = f"{folder}: expected a folder outside the run, which is sealed, found one inside; choose another --folder"
+            msg = f"{folder}: expected a folder outside the run, which is sealed, found one inside; choose another"
             raise ConfigError(msg)
         if not 0 < self.threshold < 1:
             msg = f"review: expected a threshold within 0 and 1, found {self.threshold:g}"

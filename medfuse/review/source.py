@@ -63,6 +63,9 @@ class ReviewRun:
         self.modalities: tuple[str, ...] = tuple(self.facts["facts"]["data"])
         manifest = run.path / MANIFEST
         self.sha256 = sha256_file(manifest) if manifest.is_file() else ""
+        self.memory: dict[
+            str, Any
+        ] = {}  # per fold, the same for every reader: curves of the training side, calibration
 
     @property
     def path(self) -> Path:
@@ -151,7 +154,9 @@ class ReviewRun:
             CohortError: not a held-out patient of an explained run; the message does not repeat what was typed.
         """
         if patient not in self.where:
-            msg = "review: expected a held-out patient of an explained run, found no such key; choose one of the worklist"
+            msg = (
+                "review: expected a held-out patient of an explained run, found no such key; choose one of the worklist"
+            )
             raise CohortError(msg)
         fold, row = self.where[patient]
         return self.explained[fold], row
@@ -175,8 +180,11 @@ class ReviewRun:
         """Kaplan-Meier of the fold's training patients; None without survival outcomes."""
         if self.kind != "survival":
             return None
-        known = self.survival_of([str(i) for i in self.splits[fold]["train"]])
-        return kaplan_meier(known.time, known.event) if len(known) else None
+        if f"curve {fold}" not in self.memory:
+            known = self.survival_of([str(i) for i in self.splits[fold]["train"]])
+            self.memory[f"curve {fold}"] = kaplan_meier(known.time, known.event) if len(known) else None
+        found: SurvivalCurve | None = self.memory[f"curve {fold}"]
+        return found
 
     def supported_until(self, fold: str) -> float:
         """Last day at which at least 10 % of the training patients, and 10, are still at risk."""
@@ -192,7 +200,8 @@ class ReviewRun:
         import pyarrow.parquet as parquet
 
         chosen = [("model", "==", self.model), ("outcome", "==", self.outcome)]
-        return parquet.read_table(self.path / "predictions.parquet", filters=chosen).to_pandas()
+        frame: pd.DataFrame = parquet.read_table(self.path / "predictions.parquet", filters=chosen).to_pandas()
+        return frame
 
 
 def open_review(path: str | Path, outcome: str | None = None) -> ReviewRun:
@@ -238,7 +247,9 @@ def at_time(link: Array, times: Array, horizon: float) -> Array:
     return np.asarray(np.log(-np.log1p(-np.minimum(risk, 1 - 1e-16))))
 
 
-def one_number(link: Array, run: ReviewRun, times: Array | None, at: float | None) -> tuple[Array, Array]:
+def one_number(
+    link: NDArray[np.floating[Any]], run: ReviewRun, times: Array | None, at: float | None
+) -> tuple[Array, Array]:
     """Links (..., L) as one link and one risk each: at a horizon, of the event class, of class ``at``, or the value."""
     full = np.asarray(link, dtype=np.float64)
     if times is not None:

@@ -114,8 +114,8 @@ def states(run: ReviewRun, fold: str) -> tuple[str, ...]:
     if part is None:
         return ()
     far = (np.nan_to_num(np.asarray(part["percentile"])) > 99.5).sum(axis=1)
-    reasons = far + (np.asarray(part["pattern_count"]) < 20)
-    nothing = ~np.asarray(part["present"]).any(axis=1)
+    reasons = np.asarray(far + (np.asarray(part["pattern_count"]) < 20))
+    nothing = np.asarray(~np.asarray(part["present"]).any(axis=1))
     return tuple(
         "withheld" if r >= 2 or none else "unusual" if r == 1 else "familiar"
         for r, none in zip(reasons, nothing, strict=True)

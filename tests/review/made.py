@@ -18,10 +18,25 @@ HORIZONS = (300.0, 500.0, 800.0)
 CARD = {
     "name": "made",
     "title": "A made cohort",
-    "governance": {"licence": "CC0-1.0", "source": "tests", "citation": "none", "consent": "none", "deidentification": "none"},
+    "governance": {
+        "licence": "CC0-1.0",
+        "source": "tests",
+        "citation": "none",
+        "consent": "none",
+        "deidentification": "none",
+    },
     "patients": {"file": "patients.csv", "id": "patient_id"},
-    "outcomes": {"death": {"kind": "survival", "time": "days", "unit": "days", "event": "death", "event_codes": ["1"],
-                           "censored_codes": ["0"], "description": "Death"}},
+    "outcomes": {
+        "death": {
+            "kind": "survival",
+            "time": "days",
+            "unit": "days",
+            "event": "death",
+            "event_codes": ["1"],
+            "censored_codes": ["0"],
+            "description": "Death",
+        }
+    },
     "modalities": {"clinical": {"loader": "tabular", "file": "patients.csv", "columns": ["age"]}},
 }
 
@@ -65,7 +80,9 @@ def make_run(
         train = [ids[k] for k in np.flatnonzero(fold != f)] or held
         splits.append({"name": str(f), "train": train, "tuning": [], "held_out": held, "external": [], "unmatched": []})
         if explained:
-            _explanation(path / "explanations" / "death" / str(f), np.flatnonzero(fold == f), ids, present, values, each, kind)
+            _explanation(
+                path / "explanations" / "death" / str(f), np.flatnonzero(fold == f), ids, present, values, each, kind
+            )
             if parts:
                 _parts(path / "explanations" / "death" / str(f), np.flatnonzero(fold == f), ids, present, train, values)
     _predictions(path, ids, present, values, fold, kind)
@@ -112,7 +129,9 @@ def _explanation(
     if kind == "survival":
         _save(folder / "times.npy", TIMES)
     content = {"format_version": 1, "outcome": "death", "kind": kind, "modalities": list(MODALITIES)}
-    write_json(folder / "index.json", {**content, "patient_ids": [ids[k] for k in rows], "fold": [folder.name] * len(rows)})
+    write_json(
+        folder / "index.json", {**content, "patient_ids": [ids[k] for k in rows], "fold": [folder.name] * len(rows)}
+    )
 
 
 def write_part(folder: Path, name: str, rest: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -135,33 +154,71 @@ def _parts(
         if k == 10:
             percentile[i, 0] = 99.7
     texts = {"modalities": list(MODALITIES), "patient_ids": own}
-    write_part(folder, "distribution", {**texts, "unscored": ["", "", ""]}, {
-        "present": present[rows], "percentile": percentile, "pattern_count": np.full(n, 30, dtype=np.int64)})
+    write_part(
+        folder,
+        "distribution",
+        {**texts, "unscored": ["", "", ""]},
+        {"present": present[rows], "percentile": percentile, "pattern_count": np.full(n, 30, dtype=np.int64)},
+    )
     reason = ["", "", "", "9 events among training patients who have these, fewer than 20", "", "", "", ""]
-    write_part(folder, "gate", {"outcome": "death", "kind": "survival", "modalities": list(MODALITIES), "reason": reason}, {
-        "patients": np.full(8, 50), "events": np.full(8, 30)})
+    write_part(
+        folder,
+        "gate",
+        {"outcome": "death", "kind": "survival", "modalities": list(MODALITIES), "reason": reason},
+        {"patients": np.full(8, 50), "events": np.full(8, 30)},
+    )
     patient, modality = np.nonzero(~present[rows])
     draws = rng.uniform(0.2, 0.8, (len(patient), 12, len(HORIZONS))).astype(np.float32)
-    write_part(folder, "donors", {"outcome": "death", "kind": "survival", **texts, "train_ids": train}, {
-        "horizons": np.array(HORIZONS), "patient": patient, "modality": modality, "draws": draws,
-        "risk": np.full((len(patient), len(HORIZONS)), 0.4), "distance": np.full((len(patient), 12), 0.3, np.float32)})
+    write_part(
+        folder,
+        "donors",
+        {"outcome": "death", "kind": "survival", **texts, "train_ids": train},
+        {
+            "horizons": np.array(HORIZONS),
+            "patient": patient,
+            "modality": modality,
+            "draws": draws,
+            "risk": np.full((len(patient), len(HORIZONS)), 0.4),
+            "distance": np.full((len(patient), 12), 0.3, np.float32),
+        },
+    )
     k = min(6, len(train))
     near = np.tile(np.arange(k), (n, 1))
     close = np.array([3 if row == 15 else 6 for row in rows])
-    write_part(folder, "neighbours", {**texts, "train_ids": train}, {
-        "present": present[rows], "row": near, "distance": np.tile(np.linspace(0.1, 0.6, k), (n, 1)),
-        "percentile": np.tile(np.linspace(1, 40, k), (n, 1)), "limit": np.full(n, 0.55), "close": close})
+    write_part(
+        folder,
+        "neighbours",
+        {**texts, "train_ids": train},
+        {
+            "present": present[rows],
+            "row": near,
+            "distance": np.tile(np.linspace(0.1, 0.6, k), (n, 1)),
+            "percentile": np.tile(np.linspace(1, 40, k), (n, 1)),
+            "limit": np.full(n, 0.55),
+            "close": close,
+        },
+    )
 
 
-def _predictions(path: Path, ids: list[str], present: np.ndarray, values: np.ndarray, fold: np.ndarray, kind: str) -> None:
+def _predictions(
+    path: Path, ids: list[str], present: np.ndarray, values: np.ndarray, fold: np.ndarray, kind: str
+) -> None:
     link = values[:, -1]
     text = [",".join(m for m, has in zip(MODALITIES, row, strict=True) if has) for row in present]
     frames = []
     for f in range(int(fold.max(initial=0)) + 1):
         for partition, rows in (("held_out", np.flatnonzero(fold == f)), ("inner", np.flatnonzero(fold != f))):
-            frame = pd.DataFrame({"model": "medfuse", "outcome": "death", "partition": partition, "fold": str(f),
-                                  "patient_id": [ids[k] for k in rows], "risk_score": link[rows].mean(axis=1),
-                                  "present": [text[k] for k in rows]})
+            frame = pd.DataFrame(
+                {
+                    "model": "medfuse",
+                    "outcome": "death",
+                    "partition": partition,
+                    "fold": str(f),
+                    "patient_id": [ids[k] for k in rows],
+                    "risk_score": link[rows].mean(axis=1),
+                    "present": [text[k] for k in rows],
+                }
+            )
             if kind == "survival":
                 frame["times"] = [TIMES] * len(rows)
                 frame["survival"] = list(np.exp(-np.exp(link[rows])))
@@ -170,23 +227,61 @@ def _predictions(path: Path, ids: list[str], present: np.ndarray, values: np.nda
 
 
 def _json(path: Path, kind: str, splits: list[dict[str, Any]]) -> None:
-    facts = {"cohort": "made", "outcomes": ["death"], "recipe": "ab" * 32, "seed": 0,
-             "data": {name: f"{k}" * 64 for k, name in enumerate(MODALITIES)}}
-    write_json(path / "run.json", {"format_version": 1, "facts": facts, "status": "finished", "carrying": "medfuse",
-                                   "finished": "2026-11-21T10:00:00+00:00", "versions": {"medfuse": "0.1.0"}})
+    facts = {
+        "cohort": "made",
+        "outcomes": ["death"],
+        "recipe": "ab" * 32,
+        "seed": 0,
+        "data": {name: f"{k}" * 64 for k, name in enumerate(MODALITIES)},
+    }
+    write_json(
+        path / "run.json",
+        {
+            "format_version": 1,
+            "facts": facts,
+            "status": "finished",
+            "carrying": "medfuse",
+            "finished": "2026-11-21T10:00:00+00:00",
+            "versions": {"medfuse": "0.1.0"},
+        },
+    )
     write_json(path / "splits.json", {"format_version": 1, "splits": splits})
     write_json(path / "data.json", {"format_version": 1, "modalities": {}, "pseudonyms": None, "sources": {}})
     one = {"estimate": 0.7, "low": 0.6, "high": 0.8, "p_value": None, "reason": ""}
-    models = {name: {"folds": [{"fold": "0", "patients": 20, "events": 9, "harrell_c": 0.7, "reason": ""}], "mean": {},
-                     "sd": {}, "pooled": one, "notes": []} for name in ("medfuse", "kaplan_meier")}
+    models = {
+        name: {
+            "folds": [{"fold": "0", "patients": 20, "events": 9, "harrell_c": 0.7, "reason": ""}],
+            "mean": {},
+            "sd": {},
+            "pooled": one,
+            "notes": [],
+        }
+        for name in ("medfuse", "kaplan_meier")
+    }
     group = [{"level": "a", "patients": 20, "events": 12, **one}, {"level": "b", "patients": 12, "events": 4, **one}]
-    points = {"predicted": [0.2, 0.6], "observed": [0.25, 0.5], "low": [0.1, 0.3], "high": [0.4, 0.7], "size": [20, 20],
-              "ratio": 1.1, "slope": 0.8, "reason": ""}
+    points = {
+        "predicted": [0.2, 0.6],
+        "observed": [0.25, 0.5],
+        "low": [0.1, 0.3],
+        "high": [0.4, 0.7],
+        "size": [20, 20],
+        "ratio": 1.1,
+        "slope": 0.8,
+        "reason": "",
+    }
     thresholds = {"thresholds": [0.1, 0.5], "model": [0.2, 0.1], "everyone": [0.2, -0.1]}
     curves = {"calibration": {"500": points}, "decision": {"500": thresholds}} if kind == "survival" else {}
-    outcome = {"outcome": "death", "kind": kind, "score": "harrell_c", "carrying": "medfuse",
-               "horizons": list(HORIZONS) if kind == "survival" else [], "models": models,
-               "differences": {"kaplan_meier": one}, "groups": {"site": group}, "curves": curves}
+    outcome = {
+        "outcome": "death",
+        "kind": kind,
+        "score": "harrell_c",
+        "carrying": "medfuse",
+        "horizons": list(HORIZONS) if kind == "survival" else [],
+        "models": models,
+        "differences": {"kaplan_meier": one},
+        "groups": {"site": group},
+        "curves": curves,
+    }
     write_json(path / "metrics.json", {"format_version": 1, "outcomes": {"death": outcome}})
     (path / "card.md").write_text(f"---\n{yaml.safe_dump(CARD)}---\n")
 

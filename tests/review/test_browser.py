@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from made import key, make_run, settings
@@ -19,7 +20,9 @@ from medfuse.review.settings import ENVIRONMENT, to_environment
 from medfuse.review.source import open_review
 from medfuse.review.words import BANNER
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])"
+)
 CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or "") if p and os.access(p, os.X_OK)), None)
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +41,7 @@ def served(one):
         port = free.getsockname()[1]
     process = subprocess.Popen(
         server_command(one, port=port),
-        env={**os.environ, ENVIRONMENT: to_environment(one), "PYTHONPATH": os.getcwd()},
+        env={**os.environ, ENVIRONMENT: to_environment(one), "PYTHONPATH": str(Path.cwd())},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -99,7 +102,9 @@ def test_D1_D6_D11_D13_every_page_on_this_host_alone(browser, tmp_path, more, pa
                 assert len(label) > 20, f"{route}: chart {k} has no alternative text"
             assert page.get_by_text("Table: ").count() >= charts.count() * (route != "evidence")
         page.close()
-    foreign = [u for u in asked if not u.startswith((f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", "data:", "blob:"))]
+    foreign = [
+        u for u in asked if not u.startswith((f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", "data:", "blob:"))
+    ]
     assert foreign == []
 
 
@@ -109,7 +114,10 @@ def test_D7_D8_nothing_of_the_prediction_reaches_the_browser_first(browser, tmp_
     with served(settings(run)) as port:
         page = browser.new_page()
         frames: list[bytes] = []
-        page.on("websocket", lambda ws: ws.on("framereceived", lambda f: frames.append(f if isinstance(f, bytes) else f.encode())))
+        page.on(
+            "websocket",
+            lambda ws: ws.on("framereceived", lambda f: frames.append(f if isinstance(f, bytes) else f.encode())),
+        )
         visit(page, port, "patient", key(0))
         told = f"{100 * patient_view(opened, key(0)).risk:.1f} %"
         assert told not in page.content()
@@ -137,19 +145,36 @@ def test_D10_no_patient_byte_without_a_login(browser, tmp_path) -> None:
     with served(one) as port:
         page = browser.new_page(accept_downloads=True)
         frames: list[bytes] = []
-        page.on("websocket", lambda ws: ws.on("framereceived", lambda f: frames.append(f if isinstance(f, bytes) else f.encode())))
+        page.on(
+            "websocket",
+            lambda ws: ws.on("framereceived", lambda f: frames.append(f if isinstance(f, bytes) else f.encode())),
+        )
         for route in ROUTES:
             page.goto(f"http://127.0.0.1:{port}/{'' if route == 'worklist' else route}")
             page.wait_for_selector('h1:has-text("Log in")', timeout=30_000)
         assert frames
         assert not [p for f in frames for p in patients if p in f]
-        paths = ["", *ROUTES, "_stcore/health", "_stcore/host-config", "media/x.html", "component/x", "app/static/x",
-                 "_stcore/upload_file/x/y", "_stcore/metrics", "_stcore/agent", "export", "tiles/0/0_0.png"]
+        paths = [
+            "",
+            *ROUTES,
+            "_stcore/health",
+            "_stcore/host-config",
+            "media/x.html",
+            "component/x",
+            "app/static/x",
+            "_stcore/upload_file/x/y",
+            "_stcore/metrics",
+            "_stcore/agent",
+            "export",
+            "tiles/0/0_0.png",
+        ]
         for path in paths:
             link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             link.request("GET", f"/{path}?pid={key(0)}")
             body = link.getresponse().read()
             assert not [p for p in patients if p in body], path
+        page.goto(f"http://127.0.0.1:{port}/")  # a page that nobody may see asks to be dismissed first
+        page.wait_for_selector('h1:has-text("Log in")', timeout=30_000)
         page.get_by_label("Name").fill("ada")
         page.get_by_label("Password", exact=True).fill("correct horse battery")
         page.get_by_role("button", name="Log in").click()
@@ -185,8 +210,10 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
             for _ in range(most):
                 page.keyboard.press("Tab")
                 said = page.evaluate(
-                    "(() => { const e = document.activeElement; const l = e.labels && e.labels[0];"
-                    " return [(e.innerText||''), (e.getAttribute('aria-label')||''), (l && l.innerText)||'', e.value||''].join('|') })()"
+                    "(() => { const e = document.activeElement;"
+                    " if (!['BUTTON', 'A', 'SUMMARY', 'INPUT'].includes(e.tagName)) return '';"
+                    " const l = e.labels && e.labels[0];"
+                    " return [e.innerText, e.getAttribute('aria-label'), l && l.innerText, e.value].join('|') })()"
                 )
                 if name in said:
                     shown = page.evaluate(
@@ -219,29 +246,38 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
 
 
 @pytest.mark.parametrize("patients", [1_000, 100_000])
-def test_D15_first_page_and_page_switches_are_quick(browser, tmp_path, patients) -> None:
+def test_D15_first_page_and_page_switches_are_quick(browser, tmp_path, patients, record_property) -> None:
     run = make_run(tmp_path / "run", patients=patients)
     one = settings(run, reader_first=False)
     with served(one) as port:
         page = browser.new_page()
+        page.set_default_timeout(20_000)
         begin = time.perf_counter()
         page.goto(f"http://127.0.0.1:{port}/?pid={key(0)}")
-        page.wait_for_selector('h1:has-text("Worklist")', timeout=60_000)
-        page.wait_for_selector('[data-testid="stTable"]', timeout=60_000)
+        page.wait_for_selector('h1:has-text("Worklist")', timeout=20_000)
+        page.wait_for_selector('[data-testid="stTable"]', timeout=20_000)
         cold = time.perf_counter() - begin
-        titles = {"Patient": "Patient", "Missing data": "Missing data", "Worklist": "Worklist", "Reviews and export": "Reviews"}
+        visit(page, port, "patient", key(0))
+        titles = {
+            "Patient": "Patient",
+            "Missing data": "Missing data",
+            "Worklist": "Worklist",
+            "Reviews and export": "Reviews",
+        }
         for warm in (True, False):
             took = []
             for _ in range(1 if warm else 4):
                 for link, title in titles.items():
                     begin = time.perf_counter()
                     page.get_by_role("link", name=link, exact=True).first.click()
-                    page.wait_for_selector(f'h1:has-text("{title}")', timeout=60_000)
-                    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=60_000)
+                    page.wait_for_selector(f'h1:has-text("{title}")', timeout=20_000)
+                    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=20_000)
                     took.append(time.perf_counter() - begin)
         page.close()
     worst = sorted(took)[int(0.95 * (len(took) - 1))]
-    print(f"{patients} patients: cold {cold:.2f} s, p95 of switches {worst:.2f} s, load {os.getloadavg()[0]:.1f}")
+    record_property(
+        "d15", f"{patients} patients: cold {cold:.2f} s, p95 of switches {worst:.2f} s, load {os.getloadavg()[0]:.1f}"
+    )
     # The figures are 5 s, and 1.5 s (2 s at 100,000) on two idle cores; a shared machine gets twice that.
     assert cold <= 10
     assert worst <= (3 if patients == 1_000 else 4)

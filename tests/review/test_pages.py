@@ -52,8 +52,23 @@ def full(tmp_path_factory):
 
 def text_of(at: AppTest) -> str:
     """Everything that a page says: text, tables, metrics, and charts with their alternative texts."""
-    found = [str(e.value) for kind in ("title", "header", "subheader", "text", "caption", "markdown", "warning", "error",
-                                       "info", "success", "html") for e in at.get(kind)]
+    found = [
+        str(e.value)
+        for kind in (
+            "title",
+            "header",
+            "subheader",
+            "text",
+            "caption",
+            "markdown",
+            "warning",
+            "error",
+            "info",
+            "success",
+            "html",
+        )
+        for e in at.get(kind)
+    ]
     found += [f"{m.label} {m.value}" for m in at.metric]
     found += [t.value.to_csv() for t in at.table]
     found += [c.proto.spec for c in at.get("plotly_chart")]

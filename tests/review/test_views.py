@@ -131,7 +131,9 @@ def test_the_curve_ends_where_few_are_followed(run) -> None:
 def test_D4_at_risk_censored_and_events_sum_to_n_and_equal_survfit() -> None:
     # R 4.x, survival: aml <- survival::aml; summary(survfit(Surv(time, status) ~ x, aml), times = c(0, 10, 20, 30, 40))
     # Maintained: n.risk 11 10 7 5 3; surv at 31: 0.4909; Nonmaintained: n.risk 12 8 6 4 2 and 0.1944 at 33.
-    time = np.array([9, 13, 13, 18, 23, 28, 31, 34, 45, 48, 161, 5, 5, 8, 8, 12, 16, 23, 27, 30, 33, 43, 45], dtype=float)
+    time = np.array(
+        [9, 13, 13, 18, 23, 28, 31, 34, 45, 48, 161, 5, 5, 8, 8, 12, 16, 23, 27, 30, 33, 43, 45], dtype=float
+    )
     event = np.array([1, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=bool)
     group = np.repeat([0, 2], [11, 12])
     ticks = np.array([0.0, 10.0, 20.0, 30.0, 40.0])

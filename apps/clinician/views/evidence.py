@@ -13,8 +13,8 @@ from medfuse.review.evidence import Evidence, evidence, sets_chart, tiles_chart,
 from medfuse.review.patient import patient_view
 
 shared.require("evidence")
-run, patient, at = shared.run(), shared.patient(), shared.horizon()
 st.title("Evidence")
+run, patient, at = shared.run(), shared.patient(), shared.horizon()
 shared.require_cleared(patient)
 shared.require_shown(patient)
 settings = shared.settings()
@@ -32,8 +32,9 @@ def pictures(found: Evidence, name: str) -> None:
         elif files.loader == "ecg":
             chart = raw.ecg_chart(*raw.read_ecg(files))
             st.subheader(chart.title)
-            st.plotly_chart(chart.figure, key=f"ecg_{name}", theme=None, alt=chart.alt, width="content",
-                            config={"staticPlot": True})
+            st.plotly_chart(
+                chart.figure, key=f"ecg_{name}", theme=None, alt=chart.alt, width="content", config={"staticPlot": True}
+            )
             st.caption(f"{chart.how} {chart.cannot}")
             with st.expander("Table: ECG"):
                 shared.table(chart.table)
@@ -57,6 +58,22 @@ def pictures(found: Evidence, name: str) -> None:
         st.caption(f"Pictures: the file could not be read ({type(error).__name__}).")
 
 
+def tokens(found: Evidence, name: str) -> None:
+    """A modality of files: pictures, places of tokens, facts and stored features."""
+    pictures(found, name)
+    spatial = found.positions.shape[1] == 2 and len(found.tokens) > 3 and found.unit == "level-0 pixels"
+    if spatial:
+        feature = st.selectbox("Stored feature", found.names, key=f"feature_{name}")
+        shared.draw(tiles_chart(found, feature), key=f"tiles_{name}")
+    if found.facts:
+        with st.expander("Facts of the file"):
+            facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.facts.items()}
+            shared.table(pd.DataFrame({"fact": list(facts), "value": list(facts.values())}))
+    if not all(n.startswith("hash") for n in found.names):
+        with st.expander(f"All {len(found.table)} stored features of {len(found.tokens)} tokens"):
+            shared.table(found.table)
+
+
 def tab(name: str) -> None:
     """One modality."""
     if name in view.lacks:
@@ -69,8 +86,8 @@ def tab(name: str) -> None:
         text += f", × {row['ratio']:.2f}, {100 * row['points']:+.1f} points of risk"
     st.text(text)
     st.caption(
-        "Within this modality: not computed in this run, so no local sum, no completeness gap and no signed overlay are "
-        "shown."
+        "Within this modality: not computed in this run, so no local sum, no completeness gap and no signed overlay "
+        "are shown."
     )
     found = evidence(run, patient, name, store_root=Path(settings.store) if settings.store else None)
     if found.reason:
@@ -83,18 +100,12 @@ def tab(name: str) -> None:
         with st.expander(f"All {len(found.table)} columns", expanded=len(found.table) <= 25):
             shared.table(found.table.drop(columns="number"), digits=0)
     else:
-        pictures(found, name)
-        spatial = found.positions.shape[1] == 2 and len(found.tokens) > 3 and found.unit == "level-0 pixels"
-        if spatial:
-            feature = st.selectbox("Stored feature", found.names, key=f"feature_{name}")
-            shared.draw(tiles_chart(found, feature), key=f"tiles_{name}")
-        if found.facts:
-            with st.expander("Facts of the file"):
-                facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.facts.items()}
-                shared.table(pd.DataFrame({"fact": list(facts), "value": list(facts.values())}))
-        if not all(n.startswith("hash") for n in found.names):
-            with st.expander(f"All {len(found.table)} stored features of {len(found.tokens)} tokens"):
-                shared.table(found.table)
+        tokens(found, name)
+    provenance(found)
+
+
+def provenance(found: Evidence) -> None:
+    """Keys and hashes of what is shown."""
     if found.key:
         with st.expander("Where this comes from"):
             rows = [("modality in the store", found.key), *found.sources.items()]

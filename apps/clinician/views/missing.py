@@ -10,8 +10,8 @@ from medfuse.review.patient import patient_view
 from medfuse.review.words import risk_text
 
 shared.require("missing")
-run, patient, at = shared.run(), shared.patient(), shared.horizon()
 st.title("Missing data")
+run, patient, at = shared.run(), shared.patient(), shared.horizon()
 shared.require_cleared(patient)
 shared.require_shown(patient)
 view = patient_view(run, patient, at)
@@ -43,10 +43,14 @@ scores = missing.familiarity_table(run, patient)
 if scores is None:
     st.info(f"Not checked: {missing.NOT_COMPUTED}.")
 else:
-    st.text({"familiar": "Familiar: nothing unusual was found."}.get(word, f"{word.capitalize()}: " + "; ".join(reasons)))
+    st.text(
+        {"familiar": "Familiar: nothing unusual was found."}.get(word, f"{word.capitalize()}: " + "; ".join(reasons))
+    )
     scores["percentile"] = [("" if np.isnan(p) else f"{p:.1f}") for p in scores["percentile"]]
     shared.table(pd.DataFrame(scores))
-    st.caption("Percentile of unlikeness among training patients; above 99.5 is unusual, two reasons withhold a prediction.")
+    st.caption(
+        "Percentile of unlikeness among training patients; above 99.5 is unusual, two reasons withhold a prediction."
+    )
 
 st.header("Similar patients")
 near = missing.similar(run, patient)

@@ -11,10 +11,10 @@ from medfuse.review.performance import index_at, patient_bound
 from medfuse.review.words import risk_text
 
 shared.require("patient")
+st.title("Patient")
 run = shared.run()
 patient = shared.patient()
 at = shared.horizon()
-st.title("Patient")
 one, _ = run.locate(patient)
 view = patient_view(run, patient, at)
 
@@ -44,7 +44,9 @@ if mine:
     st.text(said)
 else:
     when = f" by day {view.at:.0f}" if run.kind == "survival" else ""
-    st.caption(f"Before you see the model: how likely is {run.outcome}{when}? Estimates are kept and cannot be changed.")
+    st.caption(
+        f"Before you see the model: how likely is {run.outcome}{when}? Estimates are kept and cannot be changed."
+    )
     with st.form("estimate", enter_to_submit=False):
         guess = st.number_input("Your estimate, 0 to 100 %", min_value=0, max_value=100, value=None, step=1)
         sure = st.radio("How sure are you?", ["unsure", "fairly sure", "sure"], horizontal=True, index=None)

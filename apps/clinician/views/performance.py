@@ -12,8 +12,8 @@ st.title("Performance")
 unlocks = unlock_count(shared.settings(), run.sha256)
 held_open = unlocks > 0
 st.caption(
-    f"{run.metrics['outcome']}: {run.model} carries the claim. Held-out results of this run were opened {unlocks} times; "
-    "every opening is in the audit log."
+    f"{run.metrics['outcome']}: {run.model} carries the claim. Held-out results of this run were opened {unlocks} "
+    "times; every opening is in the audit log."
 )
 
 if run.kind == "survival":

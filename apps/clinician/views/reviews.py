@@ -1,6 +1,5 @@
 """Reviews, audit log and export."""
 
-import base64
 import hashlib
 import json
 import time
@@ -36,7 +35,13 @@ if asked and run.explained and asked in run.where:
             sent = st.form_submit_button("Record judgement", type="primary")
         if sent and verdict:
             reviews.record(
-                book, who=who, run=run, patient=patient, verdict=verdict, decisive=decisive, text=text,
+                book,
+                who=who,
+                run=run,
+                patient=patient,
+                verdict=verdict,
+                decisive=decisive,
+                text=text,
                 seconds=time.time() - started,
             )
             shared.audit("review recorded", {"patient": patient})
@@ -90,8 +95,12 @@ if shared.may("audit"):
     log = ChainedLog(shared.settings().audit_file).rows()
     st.text(f"{len(log)} rows, chain unbroken; last hash {log[-1]['sha256'] if log else 'none'}")
     content = [
-        {"at": r["at"], "who": r["who"], "kind": r["kind"],
-         "what": json.dumps({k: v for k, v in r.items() if k not in {"at", "who", "kind", "previous", "sha256"}})}
+        {
+            "at": r["at"],
+            "who": r["who"],
+            "kind": r["kind"],
+            "what": json.dumps({k: v for k, v in r.items() if k not in {"at", "who", "kind", "previous", "sha256"}}),
+        }
         for r in log[-200:][::-1]
     ]
     shared.table(pd.DataFrame(content))

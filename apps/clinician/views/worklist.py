@@ -13,7 +13,7 @@ st.title("Worklist")
 
 
 @st.cache_data(show_spinner=False)
-def summary(sha256: str, outcome: str, file: str) -> tuple[dict[str, str], pd.DataFrame]:  # noqa: ARG001  # keys
+def summary(sha256: str, outcome: str, file: str) -> tuple[dict[str, str], pd.DataFrame]:  # keys
     """Counts and patterns of the run: the same for everybody."""
     return counts(run, path), availability(run, path)
 
@@ -31,7 +31,9 @@ modality = bar[1].selectbox(
     "Has", modalities, index=modalities.index(asked) if asked in modalities else 0, format_func=lambda m: m or "any"
 )
 groups = ["", "low", "middle", "high"]
-group = bar[2].selectbox("Risk group", groups, format_func=lambda g: g or "any", disabled=shared.settings().reader_first)
+group = bar[2].selectbox(
+    "Risk group", groups, format_func=lambda g: g or "any", disabled=shared.settings().reader_first
+)
 states = ["", "familiar", "unusual", "withheld"]
 familiar = bar[3].selectbox("Like the training patients", states, format_func=lambda s: s or "any")
 due = bar[4].selectbox("Review", ["", "due", "done"], format_func=lambda d: d or "any")
@@ -63,7 +65,8 @@ if f"risk_{column}" in rows:
     texts = [risk_text(*f) if run.kind != "continuous" else f"{f[0]:.2f} [{f[1]:.2f} to {f[2]:.2f}]" for f in figures]
     held = rows["familiar"] == "withheld"
     shown[title] = [
-        "withheld" if h else t if o else "after your own estimate" for t, o, h in zip(texts, open_case, held, strict=True)
+        "withheld" if h else t if o else "after your own estimate"
+        for t, o, h in zip(texts, open_case, held, strict=True)
     ]
     shown["Risk group"] = [
         g if o and not h else "" for g, o, h in zip(rows[f"group_{column}"], open_case, held, strict=True)
@@ -72,7 +75,9 @@ else:
     st.info("No risk is shown: this run has not been explained, and a risk never stands without its interval.")
 shown["Like training"] = rows["familiar"]
 
-st.caption(f"{total:,} patients; reviews that are due come first, then by key. Page {page + 1} of {max(1, -(-total // PAGE))}.")
+st.caption(
+    f"{total:,} patients; reviews that are due come first, then by key. Page {page + 1} of {max(1, -(-total // PAGE))}."
+)
 shared.table(shown)
 keys = rows["patient_id"].to_list()
 left, middle, right = st.columns([4, 1, 1], vertical_alignment="bottom")
@@ -87,5 +92,7 @@ if right.button("Next page", disabled=(page + 1) * PAGE >= total):
     st.rerun()
 
 st.subheader("Which modalities are there together")
-st.caption("Patterns of available modalities among held-out patients; those below ten patients say little on their own.")
+st.caption(
+    "Patterns of available modalities among held-out patients; those below ten patients say little on their own."
+)
 shared.table(patterns.head(20))
