@@ -167,7 +167,7 @@ def sidebar(who: Identity) -> None:
             keys = rows["patient_id"].to_list()
             if keys:
                 pick = st.selectbox(f"{min(total, len(keys))} of {total} keys", keys, key="found")
-                if st.button("Open", key="open_found"):
+                if st.button("Open this patient", key="open_found"):
                     open_patient(pick)
             else:
                 st.caption("No key holds that.")

@@ -188,8 +188,8 @@ def groups_chart(found: RiskGroups, *, who: str) -> Chart:
         alt=f"Kaplan-Meier curves of {who} in thirds of predicted risk, with the numbers at risk in the table.",
         table=found.table,
         how=(
-            "Cuts are thirds of each fold's inner out-of-fold scores; bands are 95 % "
-            f"log-log limits, ticks are censored patients. Log-rank {test.statistic:.2f}, {test.degrees} df, p = {test.p_value:.3g}."
+            "Cuts are thirds of each fold's inner out-of-fold scores; bands are 95 % log-log limits, ticks "
+            f"are censored patients. Log-rank {test.statistic:.2f}, {test.degrees} df, p = {test.p_value:.3g}."
         ),
         cannot="Groups that differ do not show that a single patient's risk is right.",
     )

@@ -186,7 +186,7 @@ def test_D10_no_patient_byte_without_a_login(browser, tmp_path) -> None:
         page.wait_for_selector('h1:has-text("Performance")', timeout=30_000)
         page.get_by_label("Find a patient (part of the key)").fill(key(0))
         page.keyboard.press("Enter")
-        page.get_by_role("button", name="Open", exact=True).click()
+        page.get_by_role("button", name="Open this patient").click()
         page.wait_for_selector('h1:has-text("Patient")', timeout=30_000)
         page.get_by_role("link", name="Record your judgement").click()
         page.get_by_role("button", name="Prepare export (recorded)").click()
