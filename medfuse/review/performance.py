@@ -373,6 +373,8 @@ def behaviour(run: ReviewRun, at: float | None, *, seed: int = 0) -> Chart | Non
         return None
     phi = np.concatenate([_phi(run, one, at) for one in run.explained.values()])  # (n, M), NaN where absent
     n, has = len(phi), ~np.isnan(phi)
+    if not n:
+        return None
     size = np.where(has, np.abs(phi), 0.0)
     weight = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
