@@ -58,7 +58,9 @@ def _calibrated(run: ReviewRun, fold: str) -> tuple[Any, dict[str, int]] | None:
         return None
     told = table.loc[inner["patient_id"]]
     target = Survival(event=told["event"].to_numpy(dtype=bool), time=told["time"].to_numpy(dtype=np.float64))
-    return conformal_bound(_prediction(run, inner), target), inner["present"].value_counts().to_dict()
+    return conformal_bound(_prediction(run, inner), target), {
+        str(k): int(v) for k, v in inner["present"].value_counts().items()
+    }
 
 
 def _prediction(run: ReviewRun, frame: pd.DataFrame) -> Any:  # noqa: ANN401  # Prediction, imported where it is used
