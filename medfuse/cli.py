@@ -351,6 +351,55 @@ def explain(
         raise typer.Exit(1 if any(one.passed is False for one in checks) else 0)
 
 
+@app.command(name="app")
+def review(
+    run: Annotated[Path, typer.Argument(help="Run directory, explained with medfuse explain.")],
+    folder: Annotated[Path | None, typer.Option(help="Reviews, log and users; default: RUN-review.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need users.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8501,
+    reader_first: Annotated[bool, typer.Option(help="Predictions after the reader's own estimate.")] = True,
+    threshold: Annotated[float, typer.Option(help="Risk above which one would act.")] = 0.5,
+    data_root: DataRoot = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the feature store.")] = None,
+    add_user: Annotated[
+        str | None, typer.Option(help="Add or replace this user, ask for a password, and stop.")
+    ] = None,
+    role: Annotated[list[str] | None, typer.Option(help="Role of the user: reader, investigator, steward.")] = None,
+    oidc_role: Annotated[
+        list[str] | None, typer.Option(help="GROUP=ROLE of a login server that Streamlit knows; repeatable.")
+    ] = None,
+    oidc_claim: Annotated[str, typer.Option(help="Claim that holds the groups.")] = "groups",
+    host: Annotated[list[str] | None, typer.Option(help="Name that browsers may use; repeatable.")] = None,
+) -> None:
+    """Start the clinical review in a browser: worklist, patients, evidence, missing data, performance, reviews."""
+    from medfuse.review.access import Users
+    from medfuse.review.launch import serve
+    from medfuse.review.settings import ReviewSettings, beside, roles_of
+
+    settings = ReviewSettings(
+        run=str(run),
+        folder=str(folder or beside(run)),
+        outcome=outcome,
+        address=address,
+        reader_first=reader_first,
+        threshold=threshold,
+        data_root=str(data_root) if data_root else None,
+        store=str(store) if store else None,
+        oidc_roles=roles_of(oidc_role or ()),
+        oidc_claim=oidc_claim,
+        hosts=tuple(host or ()),
+    )
+    if add_user is not None:
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        Users(settings.users_file).add(add_user, password, frozenset(role or ("reader",)))
+        _say(f"written: {settings.users_file}")
+        return
+    raise typer.Exit(serve(settings, port=port, say=_say))
+
+
 def _finish(run: "Run") -> None:
     _say(f"run: {run.path}")
     _say(f"report: {run.path / 'report.html'}")

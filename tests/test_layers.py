@@ -44,13 +44,15 @@ LAYERS = [
         "benchmarking",
         "demo",
     },
+    {"review"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = ({"loaders", "models", "metrics", "extractors"},)  # of one layer, and they do not know each other
 FENCED = {
     "mlflow": {"tracking", "_pyfunc"},
-    "streamlit": set(),
+    "streamlit": set(),  # in apps/ alone
+    "plotly": {"review"},
     "pydicom": {"loaders"},
     "nibabel": {"loaders"},
     "nrrd": {"loaders"},

@@ -6,13 +6,16 @@ contribution (NaN), and what it could add is another question.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import ModelError
-from medfuse.explain.coalitions import Coalitions
 from medfuse.games import dividends, inter_shap, interaction_share, interactions, shapley
+
+if TYPE_CHECKING:  # what reads stored values does not load a network library
+    from medfuse.explain.coalitions import Coalitions
 
 Array = NDArray[np.float64]
 _SUM = 1e-6
@@ -62,7 +65,7 @@ class Contributions:
 
 
 def contributions(
-    coalitions: Coalitions, *, horizon: float | None = None, label: int | None = None, scale: str = "link"
+    coalitions: "Coalitions", *, horizon: float | None = None, label: int | None = None, scale: str = "link"
 ) -> Contributions:
     """Shapley values, dividends and interactions of every patient.
 
@@ -102,7 +105,7 @@ def contributions(
     )
 
 
-def _single(game: Array, coalitions: Coalitions) -> Array:
+def _single(game: Array, coalitions: "Coalitions") -> Array:
     """Without the axis of times where there is only one number per patient: log odds or a value."""
     return game[..., 0] if coalitions.kind in ("binary", "continuous") else game
 

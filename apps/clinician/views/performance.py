@@ -1,0 +1,62 @@
+"""Performance: how good the model is on patients it never saw, opened by a steward, and what it listens to."""
+
+import shared
+import streamlit as st
+
+from medfuse.review import performance
+from medfuse.review.export import unlock_count
+
+shared.require("performance")
+run, at = shared.run(), shared.horizon()
+st.title("Performance")
+unlocks = unlock_count(shared.settings(), run.sha256)
+held_open = unlocks > 0
+st.caption(
+    f"{run.metrics['outcome']}: {run.model} carries the claim. Held-out results of this run were opened {unlocks} "
+    "times; every opening is in the audit log."
+)
+
+if run.kind == "survival":
+    inner = performance.risk_groups(run, partition="inner")
+    if inner is None:
+        st.info("Survival by risk group: not computed, the run keeps no outcomes or inner predictions.")
+    else:
+        st.header("Inner out-of-fold patients (for tuning)")
+        shared.draw(performance.groups_chart(inner, who="inner out-of-fold patients"), key="km_inner")
+
+st.header("Held-out patients")
+if not held_open:
+    st.warning("Locked: held-out results are opened once by a steward, so that nobody chooses by them unnoticed.")
+    if shared.may("unlock"):
+        reason = st.text_input("Why are they opened?", max_chars=300, key="why")
+        if st.button("Open held-out results (recorded)") and len(reason.strip()) >= 3:
+            shared.audit("held-out opened", {"reason": reason.strip(), "run_sha256": run.sha256})
+            st.rerun()
+else:
+    held = performance.risk_groups(run)
+    if held is not None:
+        shared.draw(performance.groups_chart(held, who="held-out patients"), key="km")
+    curves = run.metrics.get("curves") or {}
+    if curves.get("calibration"):
+        shared.draw(performance.calibration_chart(curves["calibration"]), key="calibration")
+    shared.draw(performance.models_chart(run), key="models")
+    shown = f"{at:g}" if at is not None else next(iter(curves.get("decision") or {}), "")
+    if shown in (curves.get("decision") or {}):
+        shared.draw(performance.decision_chart(curves["decision"][shown], horizon=shown), key="decision")
+    for name in run.metrics.get("groups") or {}:
+        shared.draw(performance.group_chart(run, name), key=f"group_{name}")
+    with st.expander("Every metric of every fold"):
+        shared.table(performance.fold_table(run))
+
+st.header("Model behaviour")
+chart = performance.behaviour(run, at)
+if chart is None:
+    st.info("Not computed: this run has not been explained; run medfuse explain on it.")
+else:
+    shared.draw(chart, key="behaviour")
+if run.checks:
+    st.subheader("Do the explanations say what the model does?")
+    shared.table(performance.checks_table(run))
+else:
+    st.caption("Checks of faithfulness: not run; medfuse explain RUN --check stores them.")
+st.caption("Stress tests (missing, noisy and inconsistent modalities): not computed in this run.")

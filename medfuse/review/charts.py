@@ -1,0 +1,87 @@
+"""What every chart of the review shares: colours for all eyes, an alternative text, a table, and two sentences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+# Okabe and Ito's palette: told apart with every common colour vision. Blue lowers, vermilion raises; the direction of a
+# bar and its sign say the same without colour.
+BLUE, ORANGE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+INK, GREY, PALE = "#1a1a1a", "#5c5c5c", "#d9d9d9"
+RAISES, LOWERS = VERMILION, BLUE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure with everything that must stand beside it.
+
+    Attributes:
+        title: of the chart.
+        figure: Plotly's.
+        alt: what it shows, for those who do not see it.
+        table: the same numbers.
+        how: one sentence on how to read it.
+        cannot: one sentence on what it cannot tell.
+    """
+
+    title: str
+    figure: go.Figure
+    alt: str
+    table: pd.DataFrame
+    how: str
+    cannot: str
+
+
+def figure(*, height: int = 360, x: str = "", y: str = "", **more: Any) -> go.Figure:  # noqa: ANN401  # Plotly's own
+    """An empty figure with axes named and everything that would call home or distract left out."""
+    fig = go.Figure()
+    fig.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 10, "r": 10, "t": 20, "b": 10},
+        font={"size": 14, "color": INK, "family": "sans-serif"},
+        legend={"orientation": "h", "y": -0.28, "x": 0},
+        hoverlabel={"font": {"size": 13}},
+        **more,
+    )
+    fig.update_xaxes(title=x, automargin=True, showline=True, linecolor=GREY, ticks="outside")
+    fig.update_yaxes(title=y, automargin=True, showline=True, linecolor=GREY, ticks="outside")
+    return fig
+
+
+def band(fig: go.Figure, x: Any, low: Any, high: Any, *, name: str, colour: str, shape: str = "linear") -> None:  # noqa: ANN401  # arrays
+    """A filled band as one closed trace."""
+    xs = [*list(x), *list(x)[::-1]]
+    ys = [*list(high), *list(low)[::-1]]
+    if shape == "hv":
+        xs, ys = _stairs(list(x), list(low), list(high))
+    fig.add_scatter(
+        x=xs,
+        y=ys,
+        fill="toself",
+        mode="lines",
+        line={"width": 0},
+        fillcolor=_faint(colour),
+        name=name,
+        hoverinfo="skip",
+    )
+
+
+def _stairs(x: list[float], low: list[float], high: list[float]) -> tuple[list[float], list[float]]:
+    """Corners of the area between two right-continuous step functions."""
+    upper, lower, xs = [], [], []
+    for k, at in enumerate(x):
+        xs += [at] if k == 0 else [at, at]
+        upper += [high[k]] if k == 0 else [high[k - 1], high[k]]
+        lower += [low[k]] if k == 0 else [low[k - 1], low[k]]
+    return [*xs, *xs[::-1]], [*upper, *lower[::-1]]
+
+
+def _faint(colour: str, alpha: float = 0.18) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

@@ -1,0 +1,283 @@
+"""The review in a real browser: Playwright with the distribution's Chromium; skips with the reason where they lack."""
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from made import key, make_run, settings
+
+from medfuse.review.access import Users
+from medfuse.review.launch import prepare, server_command
+from medfuse.review.log import ChainedLog
+from medfuse.review.patient import patient_view
+from medfuse.review.settings import ENVIRONMENT, to_environment
+from medfuse.review.source import open_review
+from medfuse.review.words import BANNER
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])"
+)
+CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or "") if p and os.access(p, os.X_OK)), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+]
+ROUTES = ("worklist", "patient", "evidence", "missing", "performance", "reviews")
+
+
+@contextmanager
+def served(one):
+    """A server of the review; gives its port."""
+    prepare(one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        server_command(one, port=port),
+        env={**os.environ, ENVIRONMENT: to_environment(one), "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(150):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def visit(page, port: int, route: str, patient: str) -> None:
+    page.goto(f"http://127.0.0.1:{port}/{'' if route == 'worklist' else route}?pid={patient}")
+    page.wait_for_selector("h1", timeout=30_000)
+    settled(page)
+
+
+def settled(page) -> None:
+    page.wait_for_timeout(300)
+    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=30_000)
+
+
+@pytest.mark.parametrize(
+    ("more", "patient"),
+    [({"parts": True}, key(0)), ({"parts": True}, key(1)), ({"events": False}, key(0))],
+    ids=["full", "single modality", "no events"],
+)
+def test_D1_D6_D11_D13_every_page_on_this_host_alone(browser, tmp_path, more, patient) -> None:
+    run = make_run(tmp_path / "run", **more)
+    with served(settings(run, reader_first=False)) as port:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for route in ROUTES:
+            visit(page, port, route, patient)
+            body = page.inner_text("body")
+            assert BANNER in body
+            assert "went wrong" not in body
+            charts = page.locator('[data-testid="stPlotlyChart"]')
+            for k in range(charts.count()):
+                label = charts.nth(k).evaluate(
+                    "e => { const f = e.closest('[role=figure]') || e.querySelector('[role=figure]') || e;"
+                    " return f.getAttribute('aria-label') || '' }"
+                )
+                assert len(label) > 20, f"{route}: chart {k} has no alternative text"
+            assert page.get_by_text("Table: ").count() >= charts.count() * (route != "evidence")
+        page.close()
+    foreign = [
+        u for u in asked if not u.startswith((f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", "data:", "blob:"))
+    ]
+    assert foreign == []
+
+
+def test_D7_D8_nothing_of_the_prediction_reaches_the_browser_first(browser, tmp_path) -> None:
+    run = make_run(tmp_path / "run", parts=True)
+    opened = open_review(run)
+    with served(settings(run)) as port:
+        page = browser.new_page()
+        frames: list[bytes] = []
+        page.on(
+            "websocket",
+            lambda ws: ws.on("framereceived", lambda f: frames.append(f if isinstance(f, bytes) else f.encode())),
+        )
+        visit(page, port, "patient", key(0))
+        told = f"{100 * patient_view(opened, key(0)).risk:.1f} %"
+        assert told not in page.content()
+        assert not [f for f in frames if told.encode() in f]
+        assert page.locator('[data-testid="stPlotlyChart"]').count() == 0
+        page.get_by_label("Or skip it, with a reason").fill("seen before")
+        page.get_by_role("button", name="Keep and go on").click()
+        page.wait_for_selector('[data-testid="stPlotlyChart"]', timeout=30_000)
+        assert told in page.content()
+        visit(page, port, "patient", key(5))
+        page.get_by_label("Or skip it, with a reason").fill("seen before")
+        page.get_by_role("button", name="Keep and go on").click()
+        page.wait_for_selector("text=Prediction withheld", timeout=30_000)
+        settled(page)
+        assert page.locator('[data-testid="stPlotlyChart"]').count() == 0
+        assert f"{100 * patient_view(opened, key(5)).risk:.1f} %" not in page.content()
+        page.close()
+
+
+def test_D10_no_patient_byte_without_a_login(browser, tmp_path) -> None:
+    run = make_run(tmp_path / "run", parts=True)
+    one = settings(run, reader_first=False)
+    Users(one.users_file).add("ada", "correct horse battery", frozenset({"investigator"}))
+    patients = [p.encode() for p in open_review(run).where]
+    with served(one) as port:
+        page = browser.new_page(accept_downloads=True)
+        frames: list[bytes] = []
+        page.on(
+            "websocket",
+            lambda ws: ws.on("framereceived", lambda f: frames.append(f if isinstance(f, bytes) else f.encode())),
+        )
+        for route in ROUTES:
+            page.goto(f"http://127.0.0.1:{port}/{'' if route == 'worklist' else route}")
+            page.wait_for_selector('h1:has-text("Log in")', timeout=30_000)
+        assert frames
+        assert not [p for f in frames for p in patients if p in f]
+        paths = [
+            "",
+            *ROUTES,
+            "_stcore/health",
+            "_stcore/host-config",
+            "media/x.html",
+            "component/x",
+            "app/static/x",
+            "_stcore/upload_file/x/y",
+            "_stcore/metrics",
+            "_stcore/agent",
+            "export",
+            "tiles/0/0_0.png",
+        ]
+        for path in paths:
+            link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            link.request("GET", f"/{path}?pid={key(0)}")
+            body = link.getresponse().read()
+            assert not [p for p in patients if p in body], path
+        page.goto(f"http://127.0.0.1:{port}/")  # a page that nobody may see asks to be dismissed first
+        page.wait_for_selector('h1:has-text("Log in")', timeout=30_000)
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Password", exact=True).fill("correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_selector('h1:has-text("Worklist")', timeout=30_000)
+        settled(page)
+        served_by_http: list[str] = []
+        page.on("response", lambda response: served_by_http.append(response.url))
+        page.get_by_role("link", name="Performance").first.click()
+        page.wait_for_selector('h1:has-text("Performance")', timeout=30_000)
+        page.get_by_label("Find a patient (part of the key)").fill(key(0))
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Open this patient").click()
+        page.wait_for_selector('h1:has-text("Patient")', timeout=30_000)
+        page.get_by_role("link", name="Record your judgement").click()
+        page.get_by_role("button", name="Prepare export (recorded)").click()
+        with page.expect_download(timeout=30_000) as waiting:
+            page.locator("a.save").click()
+        content = waiting.value.path().read_text()
+        assert BANNER in content
+        assert key(0) in content
+        assert not [u for u in served_by_http if "/media/" in u]
+        page.close()
+
+
+def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_path) -> None:
+    run = make_run(tmp_path / "run", patients=8)
+    one = settings(run, reader_first=False)
+    with served(one) as port:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        visit(page, port, "worklist", key(0))
+
+        def reach(name: str, *, most: int = 120) -> None:
+            for _ in range(most):
+                page.keyboard.press("Tab")
+                said = page.evaluate(
+                    "(() => { const e = document.activeElement;"
+                    " if (!['BUTTON', 'A', 'SUMMARY', 'INPUT'].includes(e.tagName)) return '';"
+                    " const l = e.labels && e.labels[0];"
+                    " return [e.innerText, e.getAttribute('aria-label'), l && l.innerText, e.value].join('|') })()"
+                )
+                if name in said:
+                    shown = page.evaluate(
+                        "(() => { const e = document.activeElement; const s = getComputedStyle(e);"
+                        " return s.outlineStyle !== 'none' || s.boxShadow !== 'none' || e.type === 'radio' })()"
+                    )
+                    assert shown, f"{name}: focus cannot be seen"
+                    return
+            pytest.fail(f"{name}: not reached by Tab")
+
+        reach("Open patient")
+        page.keyboard.press("Enter")
+        page.wait_for_selector('h1:has-text("Patient")', timeout=30_000)
+        settled(page)
+        reach("Table: What each modality contributed")
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(500)
+        assert page.locator("table:visible").count() >= 2
+        reach("Record your judgement")
+        page.keyboard.press("Enter")
+        page.wait_for_selector('h1:has-text("Reviews and export")', timeout=30_000)
+        settled(page)
+        page.get_by_role("radio", name="agree", exact=True).focus()
+        page.keyboard.press("Space")
+        reach("Record judgement")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=Recorded.", timeout=30_000)
+        assert [r["verdict"] for r in ChainedLog(one.reviews_file).rows() if r["kind"] == "review"] == ["agree"]
+        page.close()
+
+
+@pytest.mark.parametrize("patients", [1_000, 100_000])
+def test_D15_first_page_and_page_switches_are_quick(browser, tmp_path, patients, record_property) -> None:
+    run = make_run(tmp_path / "run", patients=patients)
+    one = settings(run, reader_first=False)
+    with served(one) as port:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        begin = time.perf_counter()
+        page.goto(f"http://127.0.0.1:{port}/?pid={key(0)}")
+        page.wait_for_selector('h1:has-text("Worklist")', timeout=20_000)
+        page.wait_for_selector('[data-testid="stTable"]', timeout=20_000)
+        cold = time.perf_counter() - begin
+        visit(page, port, "patient", key(0))
+        titles = {
+            "Patient": "Patient",
+            "Missing data": "Missing data",
+            "Worklist": "Worklist",
+            "Reviews and export": "Reviews",
+        }
+        for warm in (True, False):
+            took = []
+            for _ in range(1 if warm else 4):
+                for link, title in titles.items():
+                    begin = time.perf_counter()
+                    page.get_by_role("link", name=link, exact=True).first.click()
+                    page.wait_for_selector(f'h1:has-text("{title}")', timeout=20_000)
+                    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=20_000)
+                    took.append(time.perf_counter() - begin)
+        page.close()
+    worst = sorted(took)[int(0.95 * (len(took) - 1))]
+    record_property(
+        "d15", f"{patients} patients: cold {cold:.2f} s, p95 of switches {worst:.2f} s, load {os.getloadavg()[0]:.1f}"
+    )
+    # The figures are 5 s, and 1.5 s (2 s at 100,000) on two idle cores; a shared machine gets twice that.
+    assert cold <= 10
+    assert worst <= (3 if patients == 1_000 else 4)
