@@ -170,7 +170,7 @@ def _gain(path: Path, word: str, warnings: list[str]) -> tuple[float, int | None
     gain = float(match[1]) if match and match[1].count(".") < 2 else 0.0
     baseline = int(match[2]) if match and match[2] and len(match[2]) < 20 else None
     if gain and not _GAINS[0] <= abs(gain) <= _GAINS[1]:
-        raise refuse(path, "a gain from 1e-9 to 1e12 codes per unit", "another", "copy the header again")
+        raise refuse(path, "a finite gain, from 1e-9 to 1e12 codes per unit", "another", "copy the header again")
     if gain == 0:
         warnings.append(
             f"a gain of 0 or none in the header: not calibrated; WFDB's default of {_DEFAULT_GAIN:g} is used"
