@@ -65,6 +65,9 @@ def inspect(paths: Sequence[str | Path]) -> list[Inspection]:
             except MedfuseError as error:
                 here.append(Inspection(path=str(file), refusal=str(error)))
                 continue
+            except Exception as error:  # noqa: BLE001  # an inspection never raises
+                here.append(Inspection(path=str(file), refusal=_internal(error)))
+                continue
             if name:
                 by_loader.setdefault(name, []).append(file)
             else:

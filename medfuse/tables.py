@@ -193,7 +193,9 @@ def parquet_table(path: Path) -> "pa.Table":
                 "bytes; a decompression bomb? write it as CSV if it is real"
             )
             raise DataError(msg)
-        return file.read()
+        table = file.read()
+        table.validate(full=True)  # text that is no UTF-8 would be found by whoever reads the cells
+        return table
     except (pa.ArrowException, OSError, ValueError) as error:
         msg = f"{path.name}: expected a whole Parquet file, found damage ({error}); fetch the file again"
         raise DataError(msg) from error

@@ -19,6 +19,7 @@ LARGEST_HEADER = 1 << 20
 LARGEST_LENGTH = 1 << 40  # samples per signal; more is damage
 MOST_SIGNALS, MOST_SEGMENTS = 1024, 20_000
 _DEFAULT_GAIN, _DEFAULT_FREQUENCY = 200.0, 250.0
+_GAINS = (1e-9, 1e12)  # beyond which no recorder is
 _FORMAT = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?(?::(\d{1,9}))?(?:\+(\d{1,18}))?$", re.ASCII)
 _GAIN = re.compile(r"(-?[\d.]+(?:[eE][+-]?\d+)?)(?:\((-?\d+)\))?(?:/(\S+))?$", re.ASCII)
 _NUMBER = re.compile(r"-?\d+$", re.ASCII)
@@ -168,8 +169,8 @@ def _gain(path: Path, word: str, warnings: list[str]) -> tuple[float, int | None
         raise refuse(path, "a gain such as 200(0)/mV", "another word", "copy the header again")
     gain = float(match[1]) if match and match[1].count(".") < 2 else 0.0
     baseline = int(match[2]) if match and match[2] and len(match[2]) < 20 else None
-    if not math.isfinite(gain):
-        raise refuse(path, "a finite gain", "none", "copy the header again")
+    if gain and not _GAINS[0] <= abs(gain) <= _GAINS[1]:
+        raise refuse(path, "a finite gain, from 1e-9 to 1e12 codes per unit", "another", "copy the header again")
     if gain == 0:
         warnings.append(
             f"a gain of 0 or none in the header: not calibrated; WFDB's default of {_DEFAULT_GAIN:g} is used"

@@ -293,5 +293,5 @@ def _load_segments(
                 raise DataError(msg)
             if here and millivolts(part.channels[here[0]].unit):
                 shift = begin * per[row]
-                out[place, first - start : last - start] = part.load(here, first - shift, last - shift)[0]
+                out[place, first - start : last - start] = part.load(here[:1], first - shift, last - shift)[0]
     return out

@@ -40,8 +40,10 @@ def schema(path: Path) -> pa.Schema:
         DataError: not a whole Parquet file.
     """
     try:
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+        found = pq.read_schema(path)
+        found.names  # noqa: B018  # decoded here, where damage is refused
+        return found
+    except (pa.ArrowException, OSError, ValueError) as error:
         msg = f"{path.name}: expected a whole Parquet file, found damage ({type(error).__name__}); fetch it again"
         raise DataError(msg) from error
 
@@ -61,7 +63,7 @@ def _counted(path: Path) -> None:
             found = end.row_group(group).column(column)
             if found.path_in_schema in nulls and found.is_stats_set and found.statistics.has_null_count:
                 nulls[found.path_in_schema] += found.statistics.null_count
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         msg = f"{path.name}: expected a whole Parquet file, found damage ({type(error).__name__}); fetch it again"
         raise DataError(msg) from error
     size = path.stat().st_size

@@ -255,3 +255,12 @@ def test_bombs_are_refused_fast_and_in_little_memory(tmp_path):
         assert not any("medfuse failed" in word for word in looked), name
         assert max(seconds) < 2 * SLACK, (name, seconds)
         assert memory < 300, (name, memory)
+
+
+def test_names_of_columns_that_are_no_utf_8_are_damage(tmp_path):
+    path = tmp_path / "0.parquet"
+    pq.write_table(pa.table({"subject_id": [1], "a_name_to_break": [2.0]}), path)
+    path.write_bytes(path.read_bytes().replace(b"a_name_to_break", b"\xde\xff\xfe_to_break12345"[:15]))
+    (found,) = inspect([path])
+    assert "damage" in found.refusal
+    assert "failed on it" not in found.refusal
