@@ -27,7 +27,7 @@ from medfuse.explaining_parts import (
 )
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
-from medfuse.training import load_fold
+from medfuse.training import cpu_threads, load_fold
 from medfuse.types import PatientId
 from medfuse.workflow import with_outcome
 
@@ -74,7 +74,7 @@ def explain_run(
     ):
         return read_coalitions(opened, outcome)
     opened.verify()
-    with only_writer(opened.path):
+    with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
         source = read_source(opened, data_root=data_root, store_root=store_root)
         known = set(source.cohort.patient_ids)
         for split in opened.read("splits")["splits"]:
@@ -137,7 +137,7 @@ def check_run(
     if known:
         return known
     opened.verify()
-    with only_writer(opened.path):
+    with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
         source = read_source(opened, data_root=data_root, store_root=store_root)
         checks = write_checks(source, found, horizon=default_horizon(opened, found), say=say)
         opened.seal()

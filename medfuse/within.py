@@ -16,7 +16,7 @@ from medfuse.explaining import FOLDER, default_horizon, explain_run, read_source
 from medfuse.files import new_folder, read_json, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.sample import ModalityData
-from medfuse.training import FoldModel, load_fold
+from medfuse.training import FoldModel, cpu_threads, load_fold
 from medfuse.types import PatientId
 
 Say = Callable[[str], None]
@@ -130,7 +130,7 @@ def explain_within(
     missing = {name: ids for name, ids in wanted.items() if have[name] is None}
     if missing:
         opened.verify()
-        with only_writer(opened.path):
+        with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
             data = read_source(opened, data_root=data_root, store_root=store_root).data
             for name, ids in missing.items():
                 say(f"{ask.outcome}, fold {name}: {modality} of {len(ids)} patients")

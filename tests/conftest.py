@@ -1,8 +1,19 @@
-"""Counts of long tests: small ones in CI, all of them with MEDFUSE_LONG=1 (``make long``)."""
+"""Counts of long tests (small ones in CI, all of them with MEDFUSE_LONG=1, ``make long``), and one thread per test."""
 
 import os
+import sys
+
+# Tests use small models: two threads make each step slower, and by an order of magnitude beside other jobs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    """Numba's pool sets torch's number of threads to all cores, whatever the environment says."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture
