@@ -21,3 +21,11 @@ def many():
     """``many(1000, 10_000)``: the first, or the second where the long counts were asked for."""
     long = os.environ.get("MEDFUSE_LONG", "") not in {"", "0"}
     return lambda short, full: full if long else short
+
+
+@pytest.fixture(autouse=True)
+def own_main_module():
+    """Streamlit's AppTest leaves its script as the main module, which every child process would then import."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before
