@@ -38,7 +38,7 @@ def test_five_kills_leave_the_same_store(tmp_path):
     found = killed(tmp_path, 5, "text")
     assert found["peaceful"] == 0
     assert (found["kills"], found["identical"]) == (5, 5)
-    assert found["in_the_middle"] >= 2
+    assert found["in_the_middle"] >= 1
 
 
 @pytest.mark.slow
