@@ -1,4 +1,4 @@
-"""Parent of the kill test: forks extractions, kills them with signal 9 at random moments, and runs each again.
+"""Parent of the kill test: forks extractions, kills them (signal 9) at random moments of the work, and runs them again.
 
 ``python tests/kill_extraction.py FOLDER KILLS [LOADER ...]``, loaders of raw files whose examples make the cohort. A
 process of its own, so that imports are done once and no thread exists at the forks. Prints JSON.
@@ -57,6 +57,13 @@ def forked(people: Cohort, store: Path) -> int:
     return pid
 
 
+def wait_for(store: Path, count: int, *, at_most: float) -> None:
+    """Until the store holds ``count`` files: a moment of the work, however fast the machine is."""
+    end = time.perf_counter() + at_most
+    while time.perf_counter() < end and sum(len(files) for _, _, files in os.walk(store)) < count:
+        time.sleep(0.0005)
+
+
 def main(folder: Path, kills: int, names: list[str]) -> None:
     """Extract once in peace, then kill and run again; the stores are compared byte for byte."""
     people = cohort(folder, names)
@@ -69,7 +76,8 @@ def main(folder: Path, kills: int, names: list[str]) -> None:
         store = folder / "killed"
         shutil.rmtree(store, ignore_errors=True)
         pid = forked(people, store)
-        time.sleep(rng.uniform(0, length))
+        wait_for(store, rng.randrange(len(whole)), at_most=60.0)
+        time.sleep(rng.uniform(0, length / len(whole)))  # within the writing of one file
         os.kill(pid, signal.SIGKILL)
         ended.append(os.waitpid(pid, 0)[1])
         if not os.WIFSIGNALED(ended[-1]):

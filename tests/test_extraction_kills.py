@@ -38,7 +38,7 @@ def test_five_kills_leave_the_same_store(tmp_path):
     found = killed(tmp_path, 5, "text")
     assert found["peaceful"] == 0
     assert (found["kills"], found["identical"]) == (5, 5)
-    assert found["in_the_middle"] >= 1
+    assert found["in_the_middle"] >= 2
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_kills_leave_the_same_store_whatever_is_extracted(tmp_path, many):
     found = killed(tmp_path, kills, *loaders.RAW)
     assert found["peaceful"] == 0
     assert (found["kills"], found["identical"]) == (kills, kills)
-    assert found["in_the_middle"] >= 1  # how many hit the middle depends on the machine; the default test asks for more
+    assert found["in_the_middle"] >= 0.4 * kills
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs PR_SET_PDEATHSIG")
