@@ -27,7 +27,7 @@ from medfuse.models import FUSIONS
 from medfuse.prediction import Prediction
 from medfuse.run import now, only_writer, versions
 from medfuse.splits import Split
-from medfuse.training import CHOSEN, FoldModel, cpu_threads, fit_fold, predict_fold
+from medfuse.training import CHOSEN, JOINT, FoldModel, cpu_threads, fit_fold, predict_fold
 from medfuse.types import PatientId
 from medfuse.workflow import Job, first_tabular, fold_settings, inner_of, outcomes_of, prepare_job
 
@@ -92,7 +92,9 @@ def recipe_of(name: str, base: Recipe, overrides: Sequence[str]) -> Recipe:
         )
         raise ConfigError(msg)
     shared = {key: getattr(base, key) for key in ("seed", "outcomes", "modalities", "splits", "evaluation")}
-    train = own.train.model_copy(update={key: getattr(base.train, key) for key in _BUDGET} | {"unimodal": False})
+    # What is merged from networks per modality needs them; the merged network alone is then what stands in the table.
+    alone = {"unimodal": own.train.merge}
+    train = own.train.model_copy(update={key: getattr(base.train, key) for key in _BUDGET} | alone)
     return own.model_copy(update={**shared, "name": name, "train": train})
 
 
@@ -238,11 +240,12 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
             settings=fold_settings(trial(plan.recipes[name], number), cards),
             folder=work / str(number),
         )
-        score = _tuning(job, fold, job.outcomes[0])
+        score = _tuning(job, fold, job.outcomes[0], variant=_variant(plan.recipes[name], fold))
         tried.append((score if np.isfinite(score) else -np.inf, -number, fold))
     _, number, fold = max(tried, key=lambda t: t[:2])
     fitted = time.perf_counter() - started
-    predicted = predict_fold(fold, job.data, split.held_out)
+    variant = _variant(plan.recipes[name], fold)
+    predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
     members = [member.build() for member in fold.members[:1]]
     content = {
         "seconds": round(fitted, 3),
@@ -252,7 +255,10 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
         "trial": -number,
         "trial_scores": [_defined(t[0]) for t in tried],
         "results": {
-            name: {o: {"tuning": _defined(_tuning(job, fold, o)), **_to_json(predicted[o])} for o in job.outcomes},
+            name: {
+                o: {"tuning": _defined(_tuning(job, fold, o, variant=variant)), **_to_json(predicted[o])}
+                for o in job.outcomes
+            },
         },
     }
     shutil.rmtree(plan.path / "work" / name, ignore_errors=True)
@@ -263,9 +269,15 @@ def _defined(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _tuning(job: Job, fold: FoldModel, outcome: str) -> float:
+def _variant(recipe: Recipe, fold: FoldModel) -> str:
+    """Which of the fold's models the row is about: the merged network, where the recipe merges, else what it chose."""
+    merged = recipe.train.merge and recipe.name != ENSEMBLE
+    return JOINT if merged and all(JOINT in variants for variants in fold.ensembles.values()) else CHOSEN
+
+
+def _tuning(job: Job, fold: FoldModel, outcome: str, *, variant: str) -> float:
     """Score of the inner out-of-fold predictions."""
-    oof = fold.out_of_fold[outcome][CHOSEN]
+    oof = fold.out_of_fold[outcome][variant]
     return headline_score(FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), job.cohort, outcome)
 
 

@@ -2,13 +2,23 @@
 
 from medfuse.training.competition import competition
 from medfuse.training.fit import FittedMember, Progress, fit_member
-from medfuse.training.fold import CHOSEN, FoldModel, encoder_notes, load_fold, predict_fold, predict_variants, save_fold
+from medfuse.training.fold import (
+    CHOSEN,
+    JOINT,
+    FoldModel,
+    encoder_notes,
+    load_fold,
+    predict_fold,
+    predict_variants,
+    save_fold,
+)
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
 from medfuse.training.settings import TrainSettings, cpu_threads
 
 __all__ = [
     "CHOSEN",
+    "JOINT",
     "FittedMember",
     "FoldModel",
     "FoldSettings",

@@ -32,7 +32,7 @@ from medfuse.types import PatientId
 
 _CHUNK = 256
 _PREDICTED = ("risk_score", "times", "survival", "probability", "value")
-CHOSEN = "chosen"
+CHOSEN, JOINT = "chosen", "joint"
 Links = dict[str, NDArray[np.float64]]  # by outcome, (n, L)
 
 

@@ -14,6 +14,7 @@ from medfuse.cli import main
 from medfuse.config import read_recipe
 from medfuse.errors import ConfigError, StoreError
 from medfuse.models import FUSIONS
+from medfuse.workflow import fold_settings
 
 WORDS = (*made_up.QUICK, *made_up.LEARN, "train.epochs=6", "baselines=[kaplan_meier, clinical_cox, late_average]")
 MODELS = ("concat", "transformer", "ensemble")
@@ -63,6 +64,16 @@ def test_the_table_holds_every_model_with_its_cost_and_difference(found):
     assert one["verdict"] in text
     assert "clinical_cox" in text
     assert json.loads((found.path / "benchmark.json").read_text()) == json.loads(json.dumps(found.content))
+
+
+def test_what_is_merged_from_networks_per_modality_is_judged_as_the_merged_network(place):
+    files = sorted(run(place, "lego", out="merged").path.glob("cells/lego/*.json"))
+    assert [json.loads(file.read_text())["members"] for file in files] == [8, 8]  # 3 blocks, merger; 2 inner folds
+    own = run(place, "ensemble", out="averaged", more=["model.fusion={name: lego}", "train.merge=true"])
+    other = json.loads((own.path / "cells" / "ensemble" / files[0].name).read_text())
+    merged, averaged = json.loads(files[0].read_text())["results"]["lego"], other["results"]["ensemble"]
+    assert np.std(merged["survival"]["risk_score"]) > 0
+    assert not np.allclose(merged["survival"]["risk_score"], averaged["survival"]["risk_score"])
 
 
 def test_what_is_chosen_is_chosen_by_the_inner_scores_of_each_fold(found):
@@ -128,7 +139,8 @@ def test_every_fusion_is_a_model_under_the_budget_of_the_base(place):
         assert recipe.train.seeds == 2
         assert recipe.train.epochs == base.train.epochs
         assert recipe.seed == 5
-        assert not recipe.train.unimodal
+        assert recipe.train.unimodal == recipe.train.merge == (name == "lego")
+        fold_settings(recipe, {})  # raises where options do not go together
     assert recipe_of("ensemble", base, []).train.unimodal
     with pytest.raises(ConfigError, match='did you mean "transformer"'):
         recipe_of("transfomer", base, [])
