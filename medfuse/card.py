@@ -190,7 +190,7 @@ class ModalityCard(Strict):
     unit: str | None = None
     log_base: float | None = Field(default=None, gt=1)
     zscored_on: str | None = Field(default=None, description="which rows published z-scores have seen")
-    gmt: str | None = None
+    gmt: str | None = Field(default=None, description="gene sets: GMT, or CSV with a column per set")
     duplicates: Literal["refuse", "mean"] = "refuse"
     repeated_rows: Literal["agree", "mean", "first"] = "agree"
     accept_mangled: bool = False

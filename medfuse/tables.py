@@ -41,6 +41,20 @@ def _named(frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
     return frame
 
 
+def column_names(header: list[str]) -> list[str]:
+    """Names of the columns; one without is ``Unnamed: POSITION``, or what follows where a column is called that."""
+    names = [name.strip() for name in header]
+    taken = set(names)
+    for i, name in enumerate(names):
+        if not name:
+            made = f"Unnamed: {i}"
+            while made in taken:
+                made += "_"
+            names[i] = made
+            taken.add(made)
+    return names
+
+
 def text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
     """A delimited text with a header row, every cell as text.
 
@@ -67,7 +81,7 @@ def text_frame(content: bytes, *, separator: str, where: str) -> pd.DataFrame:
         found = str(error).strip().splitlines()[-1]
         msg = f"{where}: expected a table in UTF-8 with a header row, found damage ({found}); fetch the file again"
         raise DataError(msg) from error
-    names = [str(name).strip() or f"Unnamed: {i}" for i, name in enumerate(rows.iloc[0])]
+    names = column_names([str(name) for name in rows.iloc[0]])
     frame = rows.iloc[1:].reset_index(drop=True).set_axis(pd.Index(names), axis=1)
     _whole_rows(content, separator=separator, cells=len(names), where=where)
     return _named(frame.mask(frame.isin(MISSING)), where=where)

@@ -40,6 +40,13 @@ GENES = {
 }
 
 
+OTHERS = {  # card: outcome, patients, events
+    "mcat_blca": ("overall_survival", 373, 169),
+    "mcat_luad": ("overall_survival", 453, 158),
+    "survpath_blca": ("disease_specific_survival", 359, 113),
+}
+
+
 def data_root() -> Path:
     return Path(os.environ.get("MEDFUSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -192,3 +199,13 @@ def test_hancock_stages_are_ordered_by_the_files_themselves():
     columns = card.modalities["pathology"].columns
     assert columns["pN_stage"].kind == columns["pT_stage"].kind == "ordinal"
     assert columns["pN_stage"].missing == ["0"]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", OTHERS)
+def test_cohorts_of_other_publications_are_what_their_cards_say(name):
+    outcome, patients, events = OTHERS[name]
+    cohort = read_cohort(read_card(name), data_root=data_root())
+    target = cohort.target(outcome, cohort.patient_ids)
+    assert isinstance(target, Survival)
+    assert (len(target), int(target.event.sum())) == (patients, events)

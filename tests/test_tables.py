@@ -195,3 +195,8 @@ def test_a_number_followed_by_bytes_of_zero_is_refused_without_its_value():
     with pytest.raises(DataError, match="data row 2, column 'x': expected a number") as refused:
         to_numeric(pd.Series(["1.5", "67.25\0\0"], name="x", dtype=object), file="t.csv")
     assert "67.25" not in str(refused.value)
+
+
+def test_a_column_without_a_name_gets_one_that_no_column_has(tmp_path):
+    (tmp_path / "t.csv").write_text(",Unnamed: 0,Unnamed: 3,\n1,2,3,4\n")
+    assert list(read_table(tmp_path / "t.csv").columns) == ["Unnamed: 0_", "Unnamed: 0", "Unnamed: 3", "Unnamed: 3_"]

@@ -1,5 +1,6 @@
 """Names of genes: what spreadsheets did to them, versions of Ensembl ids, names that HGNC replaced, and gene sets."""
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -119,6 +120,43 @@ def merge_genes(
     averaged = pd.DataFrame(values.T).groupby(np.asarray(genes), sort=False).mean()
     warning = f"{len(doubled)} duplicated gene symbols were averaged: {', '.join(doubled[:5])}"
     return averaged.to_numpy(dtype=np.float64).T, list(averaged.index), [warning]
+
+
+def read_gene_sets(path: Path) -> dict[str, tuple[str, ...]]:
+    """Gene sets of a GMT file, or of a CSV file with a column per set (its name above its genes, then blanks).
+
+    Raises:
+        DataError: as for :func:`read_gmt`.
+    """
+    return _read_columns(path) if path.suffix.lower() == ".csv" else read_gmt(path)
+
+
+def _read_columns(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        rows = list(csv.reader(inflate(path).decode("utf-8-sig").splitlines(), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path.name}: expected gene sets in CSV in UTF-8, found damage ({type(error).__name__}); fetch it again"
+        raise DataError(msg) from error
+    names = [name.strip() for name in rows[0]] if rows else []
+    uneven = next((number for number, row in enumerate(rows, 1) if len(row) != len(names)), None)
+    if not names or not all(names) or len(set(names)) < len(names) or uneven is not None:
+        where = f"line {uneven}" if uneven is not None else "line 1"
+        msg = (
+            f"{path.name}, {where}: expected a column per gene set, each with a name of its own, and rows of "
+            f"{len(names)} fields, found others; the file is cut short or damaged, fetch it again"
+        )
+        raise DataError(msg)
+    cells = zip(*rows[1:], strict=True) if len(rows) > 1 else [()] * len(names)
+    sets = {
+        n: tuple(dict.fromkeys(g.strip() for g in column if g.strip())) for n, column in zip(names, cells, strict=True)
+    }
+    empty = next((name for name, genes in sets.items() if not genes), None)
+    mangled = mangled_names([gene for genes in sets.values() for gene in genes])
+    if empty is not None or mangled:
+        found = f"none in column {names.index(empty) + 1}" if empty is not None else ", ".join(mangled[:5])
+        msg = f"{path.name}: expected gene symbols in every column, found {found}; fetch the file again"
+        raise DataError(msg)
+    return sets
 
 
 def read_gmt(path: Path) -> dict[str, tuple[str, ...]]:

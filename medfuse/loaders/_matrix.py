@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medfuse.errors import DataError
 from medfuse.tables import (
     MISSING,
+    column_names,
     not_a_number,
     parquet_table,
     read_table,
@@ -158,7 +159,7 @@ def _header(content: bytes, *, separator: str, start: int, where: str) -> tuple[
         cells = next(csv.reader([line.decode("utf-8-sig")], delimiter=separator))
     except (UnicodeDecodeError, csv.Error):
         return None
-    names = [cell.strip() or f"Unnamed: {i}" for i, cell in enumerate(cells)]
+    names = column_names(cells)
     doubled = next((name for name, count in Counter(names).items() if count > 1), None)
     if doubled is not None:
         msg = f"{where}: expected distinct column names, found {doubled!r} more than once; rename one"

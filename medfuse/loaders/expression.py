@@ -17,7 +17,15 @@ from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.limits import read_head
 from medfuse.loaders._barcodes import look_like_barcodes, patients_of
-from medfuse.loaders._genes import checked_names, cut_sets, mangled_names, merge_genes, no_genes, read_gmt
+from medfuse.loaders._genes import (
+    checked_names,
+    cut_sets,
+    mangled_names,
+    merge_genes,
+    no_genes,
+    read_gene_sets,
+    read_gmt,
+)
 from medfuse.loaders._h5ad import INDEX, is_h5ad, read_h5ad, shape_of
 from medfuse.loaders._look import is_gene_table, is_hdf5, is_parquet, like_genes, look, parquet_names
 from medfuse.loaders._matrix import Matrix, Plan, read_matrix
@@ -225,7 +233,7 @@ def gene_data(
     gene_sets: dict[str, tuple[str, ...]] = {}
     if card.gmt is not None:
         gmt = resolve(card.gmt)
-        gene_sets, more = cut_sets(read_gmt(gmt), list(columns), file=gmt.name)
+        gene_sets, more = cut_sets(read_gene_sets(gmt), list(columns), file=gmt.name)
         said += more
     if empty:
         said.append(f"{len(empty)} patients have an empty row and count as absent, first {empty[0]}")

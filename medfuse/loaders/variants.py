@@ -18,7 +18,7 @@ from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.limits import read_head
 from medfuse.loaders._barcodes import patients_of
 from medfuse.loaders._calls import Call, Calls
-from medfuse.loaders._genes import checked_names, cut_sets, read_gmt
+from medfuse.loaders._genes import checked_names, cut_sets, read_gene_sets
 from medfuse.loaders._genome import RegionIndex, read_regions
 from medfuse.loaders._maf import is_maf, read_maf
 from medfuse.loaders._maf import rows as maf_rows
@@ -289,7 +289,7 @@ def _data(
     gene_sets: dict[str, tuple[str, ...]] = {}
     if card.gmt is not None:
         gmt = resolve(card.gmt)
-        sets, said = cut_sets(read_gmt(gmt), genes, file=gmt.name)
+        sets, said = cut_sets(read_gene_sets(gmt), genes, file=gmt.name)
         warnings += said
         place = {gene: k for k, gene in enumerate(genes)}
         width = len(options.values)

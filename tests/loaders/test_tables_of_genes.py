@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from medfuse.card import ModalityCard
 from medfuse.errors import ConfigError, DataError
 from medfuse.loaders import read
+from medfuse.loaders._genes import read_gene_sets
 from medfuse.loaders.expression import mangled_names, read_gmt
 from medfuse.preprocessing import fit_preprocessing
 
@@ -219,6 +220,34 @@ def test_a_damaged_gmt_is_refused_by_line(tmp_path, content, said):
         loaded(tmp_path, "id,TP53\n1,1\n2,2\n", gmt="s.gmt")
 
 
+def test_gene_sets_stand_in_the_columns_of_a_csv_too(tmp_path):
+    (tmp_path / "s.csv").write_text("CYCLE,OTHER\nTP53,EGFR\nEGFR,\nTP53,\n,\n")
+    assert loaded(tmp_path, "id,TP53,EGFR\n1,1,2\n2,2,2\n", gmt="s.csv").gene_sets == {
+        "CYCLE": ("TP53", "EGFR"),
+        "OTHER": ("EGFR",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"line 1: expected a column per gene set"),
+        (b"A,A\nTP53,EGFR\n", r"line 1: .*a name of its own"),
+        (b"A,\nTP53,EGFR\n", r"line 1: .*a name of its own"),
+        (b"A,B\nTP53,EGFR\nMYC\n", r"line 3: .*rows of 2 fields"),
+        (b"A,B\nTP53,\n", r"found none in column 2"),
+        (b"A,B\n", r"found none in column 1"),
+        (b"A\n2-Sep\n", r"expected gene symbols.*2-Sep"),
+        (b"A\n\xff\xfe\n", r"CSV in UTF-8"),
+        (b'A\n"TP53\n', r"CSV in UTF-8"),
+    ],
+)
+def test_damaged_gene_sets_in_csv_are_refused(tmp_path, content, said):
+    (tmp_path / "s.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        loaded(tmp_path, "id,TP53\n1,1\n2,2\n", gmt="s.csv")
+
+
 def test_gene_sets_are_cut_to_the_table_and_empty_ones_listed(tmp_path):
     (tmp_path / "s.gmt").write_text("B\tx\tTP53\tABSENT\nNONE\tx\tABSENT\n")
     data = loaded(tmp_path, "id,TP53,EGFR\n1,1,2\n2,2,2\n", gmt="s.gmt")
@@ -234,3 +263,6 @@ def test_the_hallmark_sets_are_read():
     found = read_gmt(next((root / "omics" / "gene_sets").glob("*.gmt")))
     assert len(found) == 50
     assert all(name.startswith("HALLMARK_") and 30 < len(genes) < 250 for name, genes in found.items())
+    published = read_gene_sets(root / "tcga_survpath" / "pathways" / "combine_signatures.csv")
+    assert len(published) == 331
+    assert len({gene for genes in published.values() for gene in genes}) == 4999
