@@ -81,6 +81,7 @@ class TrainRecipe(Strict):
     weight_decay: float = Field(default=1e-2, ge=0)
     schedule: Literal["cosine", "constant"] = "constant"
     warmup: float = Field(default=0.05, ge=0, le=1)
+    most_tokens: int = Field(default=0, ge=0, description="tokens of a bag that a training step reads; 0 = all")
     clip: float = Field(default=1.0, ge=0)
     patience: int = Field(default=10, ge=0)
     select_by: Literal["loss", "score", "last"] = "loss"

@@ -14,6 +14,7 @@ from medfuse.types import Layout, PatientId
 # Standardised values beyond this carry no more information than "extreme", and one outlier must not own a network.
 CLIP = 8.0
 _TINY = 1e-8
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,28 +149,44 @@ def _identity(data_identities: Sequence[str], sample: ModalitySample) -> NDArray
     return sample.position[:, 0].astype(np.int64)
 
 
+def _moments(data: ModalityData, sample: ModalitySample) -> tuple[Array, Array, Array]:
+    """Number of tokens (I,), their mean and squared deviations from it (I, F), per token identity."""
+    which, groups = _identity(data.identities, sample), max(1, len(data.identities))
+    count = np.bincount(which, minlength=groups).astype(np.float64)
+    mean, around = np.zeros((groups, data.features)), np.zeros((groups, data.features))
+    for group in np.flatnonzero(count):
+        tokens = np.array(sample.tokens if groups == 1 else sample.tokens[which == group], dtype=np.float64)
+        mean[group] = tokens.mean(axis=0)
+        tokens -= mean[group]
+        around[group] = np.einsum("tf,tf->f", tokens, tokens)
+    return count, mean, around
+
+
 def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
     groups = max(1, len(data.identities))
-    total = np.zeros((groups, data.features))
+    mean = np.zeros((groups, data.features))
     square = np.zeros((groups, data.features))
     count = np.zeros(groups)
-    samples = [data.samples[i] for i in ids if i in data.samples]
-    for power in (1, 2):  # two passes: the variance about the mean, without cancellation
-        mean = total / np.maximum(count, 1)[:, None]
-        for sample in samples:
-            which = _identity(data.identities, sample)
-            tokens = sample.tokens.astype(np.float64)
-            if power == 1:
-                np.add.at(total, which, tokens)
-                np.add.at(count, which, 1.0)
-            else:
-                np.add.at(square, which, (tokens - mean[which]) ** 2)
+    every = True
+    for patient in ids:
+        if patient not in data.samples:
+            continue
+        # Chan, Golub, LeVeque (1983): moments of two sets joined without cancellation. Each bag is read once, whatever
+        # the number of folds it takes part in.
+        if patient not in data.moments:
+            data.moments[patient] = _moments(data, data.samples[patient])
+        n, centre, around = data.moments[patient]
+        every &= bool((n > 0).all())
+        both = np.maximum(count + n, 1)[:, None]
+        shift = centre - mean
+        square += around + shift**2 * (count * n)[:, None] / both
+        mean += shift * n[:, None] / both
+        count += n
     spread = np.sqrt(square / np.maximum(count, 1)[:, None])
     varies = (spread > _TINY).any(axis=0)
     source = np.flatnonzero(varies).astype(np.int64)
     # A token identity that no train patient has tells nothing: it is shown as 0, whatever its numbers.
     scale = np.where(count[:, None] > 0, np.where(spread > _TINY, spread, 1.0), np.inf)[:, source]
-    every = all(len(np.unique(_identity(data.identities, s))) == groups for s in samples)
     return Preprocessing(
         modality=data.name,
         layout="vectors",
@@ -218,9 +235,13 @@ def transform(p: Preprocessing, sample: ModalitySample) -> ModalitySample:
         tokens = _transform_columns(p, sample.tokens[None])[0]
         position = np.arange(len(tokens), dtype=np.float32)[:, None]
         return ModalitySample(tokens=tokens, position=position)
-    which = _identity(p.identities, sample)
-    tokens = (sample.tokens[:, p.source] - p.mean[which]) / p.scale[which]
-    return ModalitySample(tokens=np.clip(tokens, -CLIP, CLIP).astype(np.float32), position=sample.position)
+    tokens = sample.tokens if len(p.source) == sample.tokens.shape[1] else sample.tokens[:, p.source]
+    # A copy, in the precision that files have: bags are long, and no temporary of their size is made.
+    z = np.array(tokens, dtype=np.float32)
+    which = _identity(p.identities, sample) if p.identities else 0
+    z -= p.mean.astype(np.float32)[which]
+    z /= p.scale.astype(np.float32)[which]
+    return ModalitySample.trusted(tokens=np.clip(z, -CLIP, CLIP, out=z), position=sample.position)
 
 
 def transform_many(

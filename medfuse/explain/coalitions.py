@@ -19,7 +19,7 @@ from medfuse.models import MultimodalModel
 from medfuse.sample import ModalityData
 from medfuse.training.ensemble import link_of
 from medfuse.training.fold import CHOSEN, FoldModel, chunks, presence, reads
-from medfuse.training.member import Member, transform_patients
+from medfuse.training.member import Member
 from medfuse.types import OutcomeKind, PatientId
 
 Array = NDArray[np.float64]
@@ -267,11 +267,12 @@ def member_links(
 ) -> dict[int, Array]:
     """(r, L) links of every member for the rows of ``shown``, by the member's number."""
     links: dict[int, Array] = {}
-    batches, shared = list[Batch](), None
+    batches: Sequence[Batch] = []
+    shared = None
     for k in sorted(range(len(fold.members)), key=lambda k: (fold.members[k].expert, fold.members[k].inner)):
         member = fold.members[k]
         if (member.expert, member.inner) != shared:
-            batches = chunks(member, transform_patients(data, member.preprocessing, ids), ids)
+            batches = chunks(member, data, ids)
             shared = (member.expert, member.inner)
         own, back = _own_rows(shown, [fold.modalities.index(name) for name in member.shapes])
         links[k] = _links(member.build().to(device), batches, own, outcome=outcome)[back]

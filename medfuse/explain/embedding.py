@@ -11,7 +11,7 @@ from medfuse.errors import ModelError
 from medfuse.explain.coalitions import replicates_of
 from medfuse.sample import ModalityData
 from medfuse.training.fold import FoldModel, chunks, presence
-from medfuse.training.member import Member, transform_patients
+from medfuse.training.member import Member
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
@@ -109,7 +109,7 @@ def _states(
     """(n, D) states of patients of whom only ``data`` is shown."""
     model = member.build().to(device)
     parts = []
-    for batch in chunks(member, transform_patients(data, member.preprocessing, ids), ids):
+    for batch in chunks(member, data, ids):
         fused = model.fuse(batch.to(device))
         state = (fused.weights[..., None] * fused.states).sum(dim=1)
         parts.append(state.double().cpu().numpy())

@@ -11,7 +11,7 @@ from medfuse.models import MultimodalModel
 from medfuse.sample import ModalityData
 from medfuse.training.ensemble import link_of
 from medfuse.training.fold import FoldModel, chunks
-from medfuse.training.member import Member, transform_patients
+from medfuse.training.member import Member
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
@@ -88,7 +88,7 @@ def _encoded(
     """Tokens (n, T, D) and masks (n, T) of every modality, padded to one length."""
     tokens: list[list[Tensor]] = [[] for _ in model.modalities]
     masks: list[list[Tensor]] = [[] for _ in model.modalities]
-    for batch in chunks(member, transform_patients(data, member.preprocessing, ids), ids):
+    for batch in chunks(member, data, ids):
         for i, (t, mask) in enumerate(zip(*model.encode(batch.to(device)), strict=True)):
             tokens[i].append(t)
             masks[i].append(mask)

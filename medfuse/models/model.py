@@ -40,6 +40,12 @@ class MultimodalModel(nn.Module):
         self.fusion = fusion
         self.heads = nn.ModuleList(heads.values())
 
+    @property
+    def bags(self) -> tuple[str, ...]:
+        """Modalities whose patients differ in the number of tokens."""
+        layouts = [cast(Encoder, encoder).layouts for encoder in self.encoders]
+        return tuple(name for name, some in zip(self.modalities, layouts, strict=True) if "vectors" in some)
+
     def fuse(self, batch: Batch) -> Fused:
         """States of the patients; only ``present``, tokens, masks and positions are read.
 
@@ -133,7 +139,7 @@ class MultimodalModel(nn.Module):
                 raise ModelError(msg)
         fused = self.fuse(batch)
         logits: Mapping[str, Tensor] = self.decode(fused)
-        total = self._loss(logits if adjust is None else adjust(logits), batch.targets)
+        total = self.loss_of(logits if adjust is None else adjust(logits), batch.targets)
         if not self.training:
             return total
         for readout in fused.readouts:
@@ -142,18 +148,24 @@ class MultimodalModel(nn.Module):
                 name: replace(target, observed=target.observed & readout.included)
                 for name, target in batch.targets.items()
             }
-            total = total + readout.weight * self._loss(read, seen)
+            total = total + readout.weight * self.loss_of(read, seen)
         for penalty in self.fusion.penalties(fused, batch.targets).values():
             total = total + penalty
         return total
 
-    def _loss(self, logits: Mapping[str, Tensor], targets: Mapping[str, TargetTensors]) -> Tensor:
+    def loss_of(self, logits: Mapping[str, Tensor], targets: Mapping[str, TargetTensors]) -> Tensor:
+        """Mean over the outcomes of each one's loss, of logits that are known."""
         return torch.stack([self.head(name).loss(logits[name], targets[name]) for name in self.outcomes]).mean()
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Predictions per outcome, as ``Head.predict`` gives them; the caller sets ``eval()``."""
-        return {name: self.head(name).predict(logits) for name, logits in self(batch).items()}
+        return self.predictions(self(batch))
+
+    @torch.no_grad()
+    def predictions(self, logits: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Predictions per outcome, of logits that are known."""
+        return {name: self.head(name).predict(said) for name, said in logits.items()}
 
 
 def build_model(

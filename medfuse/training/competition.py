@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medfuse.sample import ModalityData
 from medfuse.training.fold import FoldModel, chunks, speak
-from medfuse.training.member import Member, transform_patients
+from medfuse.training.member import Member
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
@@ -75,7 +75,7 @@ def competition(
             if alone is None or len(ids) < _LEAST:
                 continue
             states = _states(joint, data, ids)
-            batches = chunks(alone, transform_patients({name: data[name]}, alone.preprocessing, ids), ids)
+            batches = chunks(alone, {name: data[name]}, ids)
             for outcome, link in speak(alone, batches).items():
                 found.setdefault(outcome, {}).setdefault(name, []).append(unexplained(states, link.mean(axis=1)))
     return {
@@ -88,7 +88,7 @@ def _states(member: Member, data: Mapping[str, ModalityData], ids: Sequence[Pati
     """(n, D) mean state of each patient in the joint network."""
     model = member.build()
     parts = []
-    for batch in chunks(member, transform_patients(data, member.preprocessing, ids), ids):
+    for batch in chunks(member, data, ids):
         fused = model.fuse(batch)
         parts.append((fused.weights[..., None] * fused.states).sum(1).double().numpy())
     return np.concatenate(parts)

@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from medfuse.batch import Batch, drop_modalities
+from medfuse.batch import Batch, cap_tokens, drop_modalities
 from medfuse.errors import ModelError
 from medfuse.files import json_bytes
 from medfuse.training.balance import Balancer
-from medfuse.training.checkpoint import Checkpoint, CheckpointFolder, batch_sha256
+from medfuse.training.checkpoint import Checkpoint, CheckpointFolder
+from medfuse.training.patients import Patients, data_sha256
 from medfuse.training.presence import balance, hide
 from medfuse.training.score import tuning_score
 from medfuse.training.settings import TrainSettings, learning_rate, make_fabric, own_global_state
@@ -176,8 +178,8 @@ class _Saver:
 
 
 def fit_member(
-    train: Batch,
-    tuning: Batch | None,
+    train: Batch | Patients,
+    tuning: Batch | Patients | None,
     *,
     build: Callable[[], "MultimodalModel"],
     settings: TrainSettings,
@@ -191,7 +193,7 @@ def fit_member(
     when the process was killed and run again with the same ``workdir``. The caller's random state is left alone.
 
     Args:
-        train: all training patients; minibatches are cut from it on the device.
+        train: all training patients; minibatches are cut from it on the device, or read from disk one step ahead.
         tuning: patients for early stopping; None, or no known outcome among them, keeps the last epoch.
         build: makes the model; called once, under the seeded generator.
         settings: see :class:`TrainSettings`.
@@ -221,8 +223,8 @@ def fit_member(
         while loop.epoch < settings.epochs and not _out_of_patience(loop, settings):
             started = time.perf_counter()
             order = loop.begin_epoch(len(train))
-            for rows in order.tensor_split(batches)[len(loop.losses) :]:
-                batch = train.select(rows)
+            rest = order.tensor_split(batches)[len(loop.losses) :]
+            for rows, batch in zip(rest, _batches(train, rest, loop=loop, settings=settings, seed=seed), strict=True):
                 if loop.keep is not None:
                     batch = hide(batch, loop.keep[rows], generator=loop.presence_draws)
                 if settings.modality_dropout:
@@ -239,7 +241,36 @@ def fit_member(
     return _finish(loop)
 
 
-def _can_tune(tuning: Batch) -> bool:
+def _batches(
+    train: Batch | Patients, rest: Sequence[Tensor], *, loop: _Loop, settings: TrainSettings, seed: int
+) -> Iterator[Batch]:
+    """The batches of the steps that are left of an epoch; those from disk are read while the step before them runs."""
+    first = loop.step
+
+    def read(number: int) -> Batch:
+        # Draws of their own at every step, so that a fit that goes on draws the same tokens.
+        own = (seed * 2 + 2**33) * 2**20 + first + number
+        if isinstance(train, Patients):
+            return train.select(rest[number], most_tokens=settings.most_tokens, seed=own)
+        batch = train.select(rest[number])
+        draws = torch.Generator().manual_seed(own)
+        for name in loop.model.bags if settings.most_tokens else ():
+            batch = cap_tokens(batch, name, limit=settings.most_tokens, generator=draws)
+        return batch
+
+    if isinstance(train, Batch):
+        yield from (read(number) for number in range(len(rest)))
+        return
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead = reader.submit(read, 0)
+        for number in range(len(rest)):
+            batch = ahead.result()
+            if number + 1 < len(rest):
+                ahead = reader.submit(read, number + 1)
+            yield batch
+
+
+def _can_tune(tuning: Batch | Patients) -> bool:
     """Whether any outcome says something: a known event, label or value."""
     return any(
         bool((target.observed if target.event is None else target.observed & target.event).any())
@@ -248,10 +279,15 @@ def _can_tune(tuning: Batch) -> bool:
 
 
 def _start(
-    fabric: Fabric, build: Callable[[], "MultimodalModel"], *, train: Batch, settings: TrainSettings, seed: int
+    fabric: Fabric,
+    build: Callable[[], "MultimodalModel"],
+    *,
+    train: Batch | Patients,
+    settings: TrainSettings,
+    seed: int,
 ) -> _Loop:
     model = build()
-    model.begin(train)
+    model.begin(train if isinstance(train, Batch) else train.beginning(seed=seed))
     model = model.to(fabric.device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -282,7 +318,7 @@ def _start(
     )
 
 
-def _kept(train: Batch, keep: Tensor) -> dict[str, float]:
+def _kept(train: Batch | Patients, keep: Tensor) -> dict[str, float]:
     """Share of the training patients who have a modality and are shown with it, on average over the epochs."""
     had = train.present.cpu()
     return {
@@ -297,7 +333,7 @@ def _resume(
     *,
     settings: TrainSettings,
     seed: int,
-    data: tuple[Batch, Batch | None],
+    data: tuple[Batch | Patients, Batch | Patients | None],
 ) -> _Saver:
     """Open the checkpoints of this fit, and go on from the newest sound one."""
     if workdir is None:
@@ -308,7 +344,7 @@ def _resume(
         "seed": seed,
         "device": loop.device.type,
         "shapes": {name: list(value.shape) for name, value in loop.model.state_dict().items()},
-        "data": [batch_sha256(batch) for batch in data],
+        "data": [data_sha256(patients) for patients in data],
     }
     folder = CheckpointFolder(workdir, fingerprint=hashlib.sha256(json_bytes(parts)).hexdigest())
     checkpoint = folder.newest()
@@ -367,14 +403,16 @@ def _move_average(average: nn.Module, model: nn.Module, *, weight: float) -> Non
 
 
 @torch.no_grad()
-def _evaluate(model: "MultimodalModel", tuning: Batch) -> tuple[float | None, float | None]:
+def _evaluate(model: "MultimodalModel", tuning: Batch | Patients) -> tuple[float | None, float | None]:
     """Loss and score on the tuning patients, in full precision; None where undefined."""
     model.eval()
+    said = [model(batch) for batch in ([tuning] if isinstance(tuning, Batch) else tuning.batches())]
+    logits = {name: torch.cat([one[name] for one in said]) for name in model.outcomes}
     predicted = {
         name: {key: value.double().cpu().numpy() for key, value in outputs.items()}
-        for name, outputs in model.predict(tuning).items()
+        for name, outputs in model.predictions(logits).items()
     }
-    loss, score = float(model.loss(tuning)), tuning_score(predicted, tuning.targets)
+    loss, score = float(model.loss_of(logits, tuning.targets)), tuning_score(predicted, tuning.targets)
     return loss if math.isfinite(loss) else None, score if math.isfinite(score) else None
 
 
@@ -394,7 +432,7 @@ def _check_finite(loop: _Loop, patient_ids: Sequence[str]) -> None:
 
 
 def _close_epoch(
-    loop: _Loop, tuning: Batch | None, *, settings: TrainSettings, started: float
+    loop: _Loop, tuning: Batch | Patients | None, *, settings: TrainSettings, started: float
 ) -> dict[str, float | None]:
     """Evaluate, write the history, keep the weights when they are the best so far."""
     loss, score = (None, None) if tuning is None else _evaluate(loop.selected, tuning)

@@ -19,18 +19,10 @@ from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.training.checkpoint import FORMAT_VERSION, read_arrays, supported, weights_sha256, write_arrays
 from medfuse.training.ensemble import Ensemble, OutOfFold, fit_ensembles, link_of, outputs_of
-from medfuse.training.member import (
-    Member,
-    Samples,
-    load_member,
-    make_batch,
-    predict_batch,
-    save_member,
-    transform_patients,
-)
+from medfuse.training.member import Member, load_member, predict_batch, save_member
+from medfuse.training.patients import batches_of
 from medfuse.types import PatientId
 
-_CHUNK = 256
 _PREDICTED = ("risk_score", "times", "survival", "probability", "value")
 CHOSEN, JOINT = "chosen", "joint"
 Links = dict[str, NDArray[np.float64]]  # by outcome, (n, L)
@@ -147,11 +139,12 @@ def _listen(
     device: torch.device | str,
 ) -> list[tuple[int, Links]]:
     """What every member says of all of ``ids``; members of one expert and inner fold share their preprocessing."""
-    said, batches, shared = [], list[Batch](), None
+    said, shared = [], None
+    batches: Sequence[Batch] = []
     for k in sorted(range(len(members)), key=lambda k: (members[k].expert, members[k].inner)):
         member = members[k]
         if (member.expert, member.inner) != shared:
-            batches = chunks(member, transform_patients(data, member.preprocessing, ids), ids)
+            batches = chunks(member, data, ids)
             shared = (member.expert, member.inner)
         said.append((k, speak(member, batches, device=device)))
     return said
@@ -167,11 +160,9 @@ def encoder_notes(fold: FoldModel) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def chunks(member: Member, samples: Samples, ids: Sequence[PatientId]) -> list[Batch]:
+def chunks(member: Member, data: Mapping[str, ModalityData], ids: Sequence[PatientId]) -> Sequence[Batch]:
     """Batches of at most 256 patients, in the order of ``ids``, as the member reads them."""
-    return [
-        make_batch(samples, ids[start : start + _CHUNK], shapes=member.shapes) for start in range(0, len(ids), _CHUNK)
-    ]
+    return batches_of(data, member.preprocessing, ids, shapes=member.shapes)
 
 
 def speak(member: Member, batches: Sequence[Batch], *, device: torch.device | str = "cpu") -> Links:

@@ -24,19 +24,12 @@ from medfuse.models import HeadSettings, ModelSettings, MultimodalModel, build_m
 from medfuse.models.settings import Options
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
-from medfuse.training.checkpoint import batch_sha256, weights_sha256
+from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fit import Progress, fit_member
 from medfuse.training.fold import FoldModel, Links, chunks, combine, speak
-from medfuse.training.member import (
-    Member,
-    fit_preprocessings,
-    load_member,
-    make_batch,
-    save_member,
-    shapes_of,
-    transform_patients,
-)
+from medfuse.training.member import Member, fit_preprocessings, load_member, save_member, shapes_of
 from medfuse.training.merging import balanced_weights, merge_members
+from medfuse.training.patients import Patients, data_sha256, gather
 from medfuse.training.settings import TrainSettings, make_fabric
 from medfuse.types import PatientId
 
@@ -355,10 +348,10 @@ class _Prepared:
     """One inner fold, ready for its members."""
 
     member: Member  # without weights
-    train: Batch
-    tuning: Batch | None
+    train: Batch | Patients
+    tuning: Batch | Patients | None
     unseen_ids: tuple[PatientId, ...]
-    unseen: list[Batch]
+    unseen: Sequence[Batch]
 
 
 def _prepare(
@@ -367,7 +360,6 @@ def _prepare(
     targets = outcomes.take(job.train)
     _require_fittable(targets, where="inner training side")
     preprocessing = fit_preprocessings(job.data, job.train)
-    samples = transform_patients(job.data, preprocessing, (*job.train, *job.unseen))
     shapes = shapes_of(preprocessing, job.data)
     encoders = {name: options for name, options in settings.model.encoders.items() if not job.expert or name in shapes}
     member = Member(
@@ -383,10 +375,10 @@ def _prepare(
     tuning = outcomes.take(job.tuning)
     return _Prepared(
         member=member,
-        train=make_batch(samples, job.train, shapes=shapes, targets=targets),
-        tuning=make_batch(samples, job.tuning, shapes=shapes, targets=tuning) if job.tuning else None,
+        train=gather(job.data, preprocessing, job.train, shapes=shapes, targets=targets),
+        tuning=gather(job.data, preprocessing, job.tuning, shapes=shapes, targets=tuning) if job.tuning else None,
         unseen_ids=job.unseen,
-        unseen=chunks(member, samples, job.unseen),
+        unseen=chunks(member, job.data, job.unseen),
     )
 
 
@@ -459,6 +451,6 @@ def _fingerprint(prepared: _Prepared, member: Member, *, settings: TrainSettings
         "shapes": {name: dataclasses.asdict(shape) for name, shape in member.shapes.items()},
         "heads": {name: dataclasses.asdict(head) for name, head in member.heads.items()},
         "member": [member.seed, member.inner, member.expert, *([weights_sha256(member.state)] if member.state else [])],
-        "data": [batch_sha256(prepared.train), batch_sha256(prepared.tuning)],
+        "data": [data_sha256(prepared.train), data_sha256(prepared.tuning)],
     }
     return sha256_bytes(json_bytes(parts))

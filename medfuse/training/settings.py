@@ -29,6 +29,8 @@ class TrainSettings:
         warmup: part of all steps over which the learning rate rises linearly.
         patience: epochs without improvement on ``tuning`` before stopping; 0 = run all epochs.
         select_by: the weights kept are those with the best tuning ``loss`` or ``score``, or of the ``last`` epoch.
+        most_tokens: in training, tokens of a bag (tiles of a slide) that a step reads, drawn anew each time; 0 = all.
+            Evaluation reads every token.
         clip: largest gradient norm; 0 = no clipping.
         accumulate: micro-batches per optimiser step; exact for losses that are sums over patients, not for ``cox``.
         modality_dropout: hide whole modalities in training.
@@ -58,6 +60,7 @@ class TrainSettings:
     warmup: float = 0.05
     patience: int = 15
     select_by: Literal["loss", "score", "last"] = "loss"
+    most_tokens: int = 0
     clip: float = 1.0
     accumulate: int = 1
     modality_dropout: bool = True
@@ -75,6 +78,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 0, "threads": 0, "checkpoint_every": 0}
+        at_least["most_tokens"] = 0
         low = {name: bound for name, bound in at_least.items() if getattr(self, name) < bound}
         names = ("lr", "weight_decay", "warmup", "clip", "checkpoint_seconds", "balance_alpha")
         bad = {name for name in names if not 0 <= getattr(self, name) < math.inf}

@@ -24,14 +24,20 @@ class TinyModel(nn.Module):
         shown = torch.where(batch.present[:, :1], batch.tokens["a"][..., 0], 0.0)
         return {"os": self.net(shown)[:, 0]}
 
+    outcomes = ("os",)
+    bags = ()
+
     def loss(self, batch):
-        target = batch.targets["os"]
+        return self.loss_of(self(batch), batch.targets)
+
+    def loss_of(self, logits, targets):
+        target = targets["os"]
         order = torch.argsort(target.time, descending=True, stable=True)
-        log_hazard, event = self(batch)["os"].float()[order], target.event[order]
+        log_hazard, event = logits["os"].float()[order], target.event[order]
         return -((log_hazard - torch.logcumsumexp(log_hazard, 0)) * event).sum() / event.sum().clamp(min=1)
 
-    def predict(self, batch):
-        return {"os": {"risk_score": self(batch)["os"]}}
+    def predictions(self, logits):
+        return {"os": {"risk_score": logits["os"]}}
 
 
 def make_batch(n, seed, *, event=None):

@@ -23,7 +23,6 @@ from medfuse.training import (
 )
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fold import chunks, speak
-from medfuse.training.member import transform_patients
 from medfuse.training.members import _jobs
 from medfuse.training.score import harrell_c
 
@@ -87,7 +86,7 @@ def test_predictions_are_valid_and_say_what_the_members_say_together(fold, cohor
         z, has = np.zeros(40), np.array([not expert or i in cohort.data[expert].samples for i in ids])
         for k, m in enumerate(fold.members):
             if m.expert == expert:
-                said = speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, ids), ids))["size"][:, 0]
+                said = speak(m, chunks(m, cohort.data, ids))["size"][:, 0]
                 z += (said - e.centre[k, 0]) / e.spread[k] / 4
         expected += e.weight[x] * np.where(has, z, 0)
     np.testing.assert_allclose(found["size"].value, e.level[0] + e.slope * expected, atol=1e-9)
@@ -132,11 +131,7 @@ def test_out_of_fold_comes_only_from_members_that_never_saw_the_patient(fold, co
     e = fold.ensembles["size"].get("joint", fold.ensembles["size"]["chosen"])
     z = np.mean(
         [
-            (
-                speak(m, chunks(m, transform_patients(cohort.data, m.preprocessing, unseen), unseen))["size"][:, 0]
-                - e.centre[k, 0]
-            )
-            / e.spread[k]
+            (speak(m, chunks(m, cohort.data, unseen))["size"][:, 0] - e.centre[k, 0]) / e.spread[k]
             for k, m in enumerate(fold.members)
             if m.inner == 0 and not m.expert
         ],

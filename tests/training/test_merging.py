@@ -25,7 +25,6 @@ from medfuse.training import (
 )
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fold import chunks, speak
-from medfuse.training.member import transform_patients
 from medfuse.training.merging import balanced_weights, merge_members, spherical_mean, tuning_weights
 from medfuse.training.score import harrell_c
 
@@ -54,7 +53,7 @@ def parts(fold, *, inner=0):
 
 
 def links(member, cohort, ids):
-    return speak(member, chunks(member, transform_patients(cohort.data, member.preprocessing, ids), ids))
+    return speak(member, chunks(member, cohort.data, ids))
 
 
 # --- spherical mean ---------------------------------------------------------------------------------------------
@@ -137,8 +136,7 @@ def test_two_copies_of_a_block_predict_as_the_block(fold, cohort, domain):
     merged = merge_members([one, copy])
     data = {name: cohort.data[name], "copy": cohort.data[name]}
     ids = [i for i in cohort.ids if i in cohort.data[name].samples]
-    samples = transform_patients(data, merged.preprocessing, ids)
-    found = speak(merged, chunks(merged, samples, ids))
+    found = speak(merged, chunks(merged, data, ids))
     expected = links(one, cohort, ids)
     for outcome in expected:
         assert np.abs(found[outcome] - expected[outcome]).max() <= 1e-6 * np.abs(expected[outcome]).max()
@@ -149,12 +147,12 @@ def test_the_merged_logit_is_the_weighted_mean_over_what_a_patient_has(fold, coh
     weights = [0.5, 0.2, 0.3]
     merged = merge_members(members, weights=weights)
     ids = cohort.ids[110:]
-    batch = chunks(merged, transform_patients(cohort.data, merged.preprocessing, ids), ids)[0]
+    batch = chunks(merged, cohort.data, ids)[0]
     with torch.inference_mode():
         found = merged.build()(batch)["os"]
         each = []
         for member in members:
-            own = chunks(member, transform_patients(cohort.data, member.preprocessing, ids), ids)[0]
+            own = chunks(member, cohort.data, ids)[0]
             each.append(member.build()(own)["os"])
     weight = torch.tensor(weights) * batch.present
     weight = weight / weight.sum(1, keepdim=True)
