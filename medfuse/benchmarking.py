@@ -85,7 +85,7 @@ def recipe_of(name: str, base: Recipe, overrides: Sequence[str]) -> Recipe:
         own = read_recipe(name, overrides)
     elif name in FUSIONS:
         fusion = base.model.fusion if base.model.fusion.get("name") == name else {"name": name}
-        own = base.model_copy(update={"model": base.model.model_copy(update={"fusion": fusion})})
+        own = base.model_copy(update={"model": base.model.model_copy(update={"fusion": fusion, "committee": []})})
     else:
         msg = (
             f"benchmark --models: no fusion or recipe {name!r}; {nearest(name, [*FUSIONS, *recipe_names(), ENSEMBLE])}"

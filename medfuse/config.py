@@ -65,6 +65,9 @@ class ModelRecipe(Strict):
     width: int = Field(default=64, ge=4)
     encoders: dict[str, dict[str, Any]] = Field(default_factory=dict)
     fusion: dict[str, Any] = Field(default_factory=lambda: {"name": "transformer"})
+    committee: list[dict[str, Any]] = Field(
+        default_factory=list, description="further fusions, with which the joint networks of the seeds take turns"
+    )
     heads: dict[str, dict[str, Any]] = Field(default_factory=dict, description="by outcome, or by outcome kind")
 
 

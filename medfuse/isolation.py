@@ -16,17 +16,20 @@ from medfuse.types import PatientId
 
 Fitted = Mapping[str, NDArray[Any]]
 _ROUNDS = 2
+_BAG = 64  # tokens that stand for a bag: held-out bags of tens of thousands need not all be in memory at once
 
 
 def _replaced(
     modality: ModalityData, sample: ModalitySample, *, rng: np.random.Generator, coded: bool
 ) -> ModalitySample:
     """Other content of the same form: wild numbers, the last level or the first, other cells missing."""
-    shape = sample.tokens.shape
+    shape = (
+        (min(len(sample.tokens), _BAG), sample.tokens.shape[1]) if modality.layout == "vectors" else sample.tokens.shape
+    )
     # Of both signs and unlike sizes, so that extremes, variances, ranks and selections all move.
     wild = rng.normal(size=shape) * 10.0 ** rng.uniform(-1, 4, size=shape)
     if modality.layout == "vectors":
-        return ModalitySample(tokens=wild.astype(np.float32), position=sample.position)
+        return ModalitySample(tokens=wild.astype(np.float32), position=sample.position[: len(wild)])
     tokens = wild.astype(np.float32)
     tokens[:, 1] = rng.random(shape[0]) < 0.5
     tokens[0, 1] = 1.0

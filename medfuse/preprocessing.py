@@ -150,7 +150,10 @@ def _identity(data_identities: Sequence[str], sample: ModalitySample) -> NDArray
 
 
 def _moments(data: ModalityData, sample: ModalitySample) -> tuple[Array, Array, Array]:
-    """Number of tokens (I,), their mean and squared deviations from it (I, F), per token identity."""
+    """Number of tokens (I,), their mean and squared deviations from it (I, F), per identity; kept with the bag."""
+    kept: tuple[Array, Array, Array] | None = getattr(sample, "_moments", None)
+    if kept is not None and len(kept[0]) == max(1, len(data.identities)):
+        return kept
     which, groups = _identity(data.identities, sample), max(1, len(data.identities))
     count = np.bincount(which, minlength=groups).astype(np.float64)
     mean, around = np.zeros((groups, data.features)), np.zeros((groups, data.features))
@@ -159,6 +162,7 @@ def _moments(data: ModalityData, sample: ModalitySample) -> tuple[Array, Array, 
         mean[group] = tokens.mean(axis=0)
         tokens -= mean[group]
         around[group] = np.einsum("tf,tf->f", tokens, tokens)
+    object.__setattr__(sample, "_moments", (count, mean, around))
     return count, mean, around
 
 
@@ -171,11 +175,9 @@ def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
     for patient in ids:
         if patient not in data.samples:
             continue
-        # Chan, Golub, LeVeque (1983): moments of two sets joined without cancellation. Each bag is read once, whatever
-        # the number of folds it takes part in.
-        if patient not in data.moments:
-            data.moments[patient] = _moments(data, data.samples[patient])
-        n, centre, around = data.moments[patient]
+        # Chan, Golub, LeVeque (1983): moments of two sets joined without cancellation. A bag is read once, however many
+        # folds it takes part in.
+        n, centre, around = _moments(data, data.samples[patient])
         every &= bool((n > 0).all())
         both = np.maximum(count + n, 1)[:, None]
         shift = centre - mean

@@ -133,4 +133,3 @@ class ModalityData:
     key: str = ""
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())
-    moments: dict[PatientId, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # of bags, once

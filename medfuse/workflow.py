@@ -101,6 +101,7 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         model=ModelSettings(width=recipe.model.width, encoders=recipe.model.encoders, fusion=recipe.model.fusion),
         heads=heads,
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
+        committee=tuple(recipe.model.committee),
         unimodal=recipe.train.unimodal,
         merge=recipe.train.merge,
         tune_epochs=recipe.train.tune_epochs,

@@ -90,19 +90,23 @@ class FoldSettings:
         heads: per outcome ``{"name": ..., **options}``; others get the head of their kind.
         train: of every member.
         seeds: one member per seed and inner fold.
+        committee: further fusions; the joint networks of the seeds take turns, the first seed having the model's own.
+            What differs in design errs differently, and the average gains more than by another seed. With one seed,
+            only the model's own is fitted.
         unimodal: beside the joint network, fit one for each modality alone; inner folds decide what each is worth.
         merge: the joint network is the unimodal ones merged (fusion ``lego``), patients need not be paired.
         tune_epochs: with ``merge``, epochs of training together that follow; 0 = none.
         intervals: wanted number of time intervals of survival outcomes.
 
     Raises:
-        ConfigError: ``merge`` without what it needs.
+        ConfigError: ``merge`` without what it needs, or a committee of which some would never be fitted.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
     heads: Mapping[str, Options] = field(default_factory=dict)
     train: TrainSettings = field(default_factory=TrainSettings)
     seeds: tuple[int, ...] = (0, 1, 2)
+    committee: tuple[Options, ...] = ()
     unimodal: bool = True
     merge: bool = False
     tune_epochs: int = 0
@@ -113,12 +117,23 @@ class FoldSettings:
         if self.tune_epochs < 0 or (self.tune_epochs and not self.merge):
             msg = f"train.tune_epochs: expected a number >= 0 and train.merge, found {self.tune_epochs}, {self.merge}"
             raise ConfigError(msg)
+        if len(self.committee) >= len(self.seeds) > 1 or (self.committee and self.merge):
+            msg = (
+                f"model.committee: expected fewer further fusions than train.seeds, and no train.merge, found "
+                f"{len(self.committee)}, {len(self.seeds)}, {self.merge}; set model.committee=[] for one fusion"
+            )
+            raise ConfigError(msg)
         if self.merge and (fusion != "lego" or not self.unimodal):
             msg = f"train.merge: expected model.fusion.name lego and train.unimodal, found {fusion}, {self.unimodal}"
             raise ConfigError(msg)
         if self.merge and not self.tune_epochs and self.model.fusion.get("combine", "merge") != "merge":
             msg = "model.fusion.combine: stack and weave are trained together after the merge; set train.tune_epochs"
             raise ConfigError(msg)
+
+    def joint(self, seed: int) -> ModelSettings:
+        """The joint network of one of ``seeds``."""
+        turns = (self.model.fusion, *self.committee)
+        return dataclasses.replace(self.model, fusion=turns[self.seeds.index(seed) % len(turns)])
 
 
 def head_settings(
@@ -340,7 +355,9 @@ def check_fold(
         ids = inner[0].train
         heads = head_settings(outcomes.take(ids), heads=settings.heads, time_grid=grids)
         with torch.random.fork_rng(devices=[]):
-            build_model(settings.model, shapes=shapes_of(fit_preprocessings(data, ids), data), heads=heads)
+            shapes = shapes_of(fit_preprocessings(data, ids), data)
+            for fusion in (settings.model.fusion, *settings.committee):
+                build_model(dataclasses.replace(settings.model, fusion=fusion), shapes=shapes, heads=heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,7 +418,10 @@ def _member(
     parts: Sequence[_Fitted] = (),
 ) -> Member:
     """Fit a member, or read it when an earlier process finished it; with ``parts``, start from their merger."""
-    blank = dataclasses.replace(prepared.member, seed=seed)
+    model = prepared.member.settings
+    if not prepared.member.expert:
+        model = settings.joint(seed)
+    blank = dataclasses.replace(prepared.member, seed=seed, settings=model)
     if parts:
         apart = [one.member for one in parts]
         blank = merge_members(apart, weights=balanced_weights(apart, [one.links for one in parts]))

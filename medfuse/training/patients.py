@@ -17,10 +17,10 @@ from medfuse.training.checkpoint import batch_sha256
 from medfuse.training.member import Samples, make_batch, shapes_of, transform_patients
 from medfuse.types import PatientId
 
-IN_MEMORY = 1 << 30  # bytes of padded tokens up to which all patients of a set are kept as one batch
-READ = 256 << 20  # bytes of padded tokens of a batch that is only predicted
+IN_MEMORY = 64 << 20  # bytes of padded bags up to which all patients of a set are kept as one batch
+READ = 32 << 20  # bytes of padded bags of a batch that is only predicted
 CHUNK = 256  # patients of such a batch
-_BEGIN = (256, 1024)  # patients, and tokens of each, from which prototypes start where not all fit into memory
+_BEGIN = 256  # patients from whom prototypes start where not all fit into memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,10 @@ class Patients:
 
     def beginning(self, *, seed: int) -> Batch:
         """Some patients with some tokens of each, for what is fitted before the first step."""
-        most, tokens = _BEGIN
-        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
-        return self.select(rows, most_tokens=tokens, seed=seed)
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:_BEGIN]
+        widths = [len(p.feature_names) for p in self.preprocessing.values() if p.layout == "vectors"]
+        tokens = IN_MEMORY // (4 * len(rows) * max(1, sum(widths)))
+        return self.select(rows, most_tokens=min(max(tokens, 16), 1024), seed=seed)
 
     def sha256(self) -> str:
         """Over everything a batch of these patients can hold, by the content address of stored modalities."""
@@ -147,7 +148,7 @@ def gather(
     targets: Mapping[str, Target] | None = None,
     shapes: Mapping[str, ModalityShape] | None = None,
 ) -> Batch | Patients:
-    """Patients ``ids`` as one batch where that fits into memory (1 GB), else to be read when they are asked for.
+    """Patients ``ids`` as one batch where their bags fit into memory, else to be read when they are asked for.
 
     Args:
         data: modalities.
@@ -195,13 +196,13 @@ def batches_of(
 def padded_bytes(
     data: Mapping[str, ModalityData], preprocessing: Mapping[str, Preprocessing], ids: Sequence[PatientId]
 ) -> list[int]:
-    """Bytes of each modality's tokens in one batch of ``ids``."""
+    """Bytes of each bag's tokens in one batch of ``ids``; tables are in memory anyway."""
     found = []
     for name, p in preprocessing.items():
-        width = len(p.feature_names)
-        samples = data[name].samples if name in data else {}
-        longest = 2 if p.layout == "columns" else max((len(samples[i].tokens) for i in ids if i in samples), default=1)
-        found.append(4 * len(ids) * longest * width)
+        if p.layout == "vectors" and name in data:
+            samples = data[name].samples
+            longest = max((len(samples[i].tokens) for i in ids if i in samples), default=0)
+            found.append(4 * len(ids) * longest * len(p.feature_names))
     return found
 
 

@@ -14,6 +14,7 @@ from medfuse.training import (
     FoldSettings,
     Outcomes,
     TrainSettings,
+    check_fold,
     fit_fold,
     load_fold,
     load_member,
@@ -365,3 +366,28 @@ def test_bad_input(cohort):
         Outcomes(patient_ids=cohort.ids[1:], targets=cohort.outcomes.targets)
     with pytest.raises(CohortError, match="stranger"):
         cohort.outcomes.take(["stranger"])
+
+
+def test_the_joint_networks_of_a_committee_take_turns(cohort, tmp_path):
+    ids = cohort.ids[:110]
+    outcomes = dataclasses.replace(cohort.outcomes, targets={"os": cohort.outcomes.targets["os"]})
+    chosen = settings(
+        model=ModelSettings(width=16, fusion={"name": "transformer", "heads": 2}),
+        committee=({"name": "concat"},),
+        seeds=(4, 5, 6),
+        unimodal=True,
+    )
+    fold = fit_fold(cohort.data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
+    turns = {m.seed: m.settings.fusion["name"] for m in fold.members if not m.expert}
+    assert turns == {4: "transformer", 5: "concat", 6: "transformer"}
+    assert {m.settings.fusion["name"] for m in fold.members if m.expert} == {"transformer"}
+    save_fold(fold, tmp_path / "fold")
+    again = predict_fold(load_fold(tmp_path / "fold"), cohort.data, cohort.ids[110:])["os"]
+    equal(predict_fold(fold, cohort.data, cohort.ids[110:])["os"], again)
+    check_fold(cohort.data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
+    unknown = dataclasses.replace(chosen, committee=({"name": "concta"},))
+    with pytest.raises(ConfigError, match='did you mean "concat"'):
+        check_fold(cohort.data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=unknown)
+    assert dataclasses.replace(chosen, seeds=(4,)).joint(4).fusion["name"] == "transformer"  # one seed: the model's own
+    with pytest.raises(ConfigError, match=r"model\.committee: .*fewer further fusions than train\.seeds"):
+        dataclasses.replace(chosen, seeds=(4, 5), committee=({"name": "concat"}, {"name": "late"}))

@@ -1,6 +1,10 @@
 """Bags that stay on disk: the same model as in memory, only what is asked for is read, and fits go on exactly."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,3 +214,14 @@ def test_small_cohorts_are_kept_in_memory(cohort):
     found = batches_of(cohort.data, p, cohort.ids, shapes=shapes_of(p, cohort.data))
     assert isinstance(found, list)
     assert [len(one) for one in found] == [90]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_cohort(tmp_path):
+    """320 bags are 1.3 GB padded; what is held at once is a few batches."""
+    script, root = Path(__file__).parent / "large_bags.py", Path(__file__).parents[2]
+    command = [sys.executable, str(script), str(tmp_path / "bags"), "320"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=True)
+    assert int(done.stdout.split()[-1]) < 450
