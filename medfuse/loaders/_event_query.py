@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from medfuse.errors import DataError
 from medfuse.loaders._event_options import Index, Options
 
 MEMORY = "4GB"  # beyond it DuckDB spills to a temporary folder
 LARGEST = 1e15  # a larger number (and NaN) is no measurement: an event without a value; sums stay exact below it
+BATCH = 1 << 18  # rows
 DAY = 86_400_000_000  # microseconds
 
 
@@ -89,6 +91,26 @@ def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             raise DataError(f"{msg} ({kind}){hint(error)}; {todo}") from None
         finally:
             con.close()
+
+
+def stream(con: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:
+    """The rows of a query in batches that are not empty, or one that is.
+
+    Raises:
+        duckdb.Error: whatever the engine refuses on the way (Arrow would give it another type).
+    """
+    try:
+        reader = con.sql(sql).to_arrow_reader(BATCH)
+        found = False
+        for batch in reader:
+            if len(batch):
+                found = True
+                yield batch
+        if not found:
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+    except (pa.ArrowException, OSError) as error:
+        kind = duckdb.OutOfMemoryException if "Out of Memory" in str(error) else duckdb.InvalidInputException
+        raise kind(str(error)) from error
 
 
 def hint(error: duckdb.Error) -> str:
