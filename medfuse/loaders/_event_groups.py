@@ -1,11 +1,13 @@
 """From clean events to one row per patient and variable, or to one token per event.
 
-The engine filters and sorts by patient, time and value, and hands the events over in that order; whole patients are
-then summarised batch by batch. Every sum runs in that order, so that neither the order of the rows in the files nor the
-number of threads nor rows that were left out change one bit of a mean or slope.
+The engine filters events and hands them over patient by patient: as they stand in the files where these keep the events
+of a patient together, else sorted. Whole patients are summarised batch by batch. Every sum runs in the order of time
+and value, so that neither the order of the rows in the files nor the number of threads nor rows that were left out
+change one bit of a mean or slope.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import duckdb
@@ -43,13 +45,38 @@ def aggregate(con: duckdb.DuckDBPyConnection, options: Options) -> Columns:
         NaN where all times agree), NaN where there is no value.
     """
     found = {row[0] for row in con.execute("DESCRIBE summed").fetchall()}
-    side, code = (", side" if "side" in found else ""), (", cn" if "cn" in found else "")
-    sql = (
-        f"SELECT sid, var, coalesce(-age, {_STATIC}) AS t, coalesce(v, 'NaN'::DOUBLE) AS v{side}{code} FROM summed "
-        f"ORDER BY sid, t, v{code}"
-    )
-    parts = [_grouped(events, options) for events in _whole_subjects(stream(con, sql))]
+    more = "".join(f", {name}" for name in ("side", "cn") if name in found)
+    sql = f"SELECT sid, var, coalesce(-age, {_STATIC}) AS t, coalesce(v, 'NaN'::DOUBLE) AS v{more} FROM summed"
+    parts = None
+    if "cn" in found or options.duplicates != "drop":  # else the engine has looked for repeats, and no order is left
+        threads = con.execute("SELECT current_setting('threads')").fetchall()[0][0]
+        con.execute("SET threads = 1")  # two would mix the rows
+        parts = _parts(con, sql, options)
+        con.execute(f"SET threads = {threads}")
+    parts = parts or _parts(con, f"{sql} ORDER BY sid, t", options)
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+
+
+def _parts(con: duckdb.DuckDBPyConnection, sql: str, options: Options) -> list[Columns]:
+    """Groups of whole subjects, in pieces; empty when the rows of a subject turn out not to stand together."""
+    parts: list[Columns] = []
+    seen: set[Any] = set()
+    for events in _whole_subjects(_ahead(stream(con, sql))):
+        part, subjects = _grouped(events, options)
+        if len(set(subjects)) < len(subjects) or not seen.isdisjoint(subjects):
+            return []
+        seen.update(subjects)
+        parts.append(part)
+    return parts
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same; a thread fetches the next one meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(next, batches, None)
+        while (batch := later.result()) is not None:
+            later = pool.submit(next, batches, None)
+            yield batch
 
 
 def _starts(sid: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -72,30 +99,39 @@ def _whole_subjects(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     yield pa.Table.from_batches(held)
 
 
-def _grouped(events: pa.Table, options: Options) -> Columns:
-    """The columns of :func:`aggregate` for whole subjects in the order of time."""
-    new = _starts(events["sid"])
+def _grouped(events: pa.Table, options: Options) -> tuple[Columns, list[Any]]:
+    """The columns of :func:`aggregate` for whole subjects, and the subjects as they come."""
+    new, width = _starts(events["sid"]), len(options.variables) + options.buckets
     column = {name: events[name].to_numpy() for name in events.column_names if name != "sid"}
-    column["v"] = column["v"] + 0.0  # no negative zero: it sorts as zero, so that its place would be chance
-    key = (np.cumsum(new) - 1) * (len(options.variables) + options.buckets) + column["var"]
-    if "cn" in column:
-        once = _once(column, new)
-        key, column = key[once], {name: part[once] for name, part in column.items()}
-    order = _stable_order(key)
-    key, column = key[order], {name: part[order] for name, part in column.items()}
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    column["v"] = column["v"] + 0.0  # no negative zero: it equals zero, so that its place would be chance
+    column["key"] = (np.cumsum(new) - 1) * width + column.pop("var")
+    order = _stable_order(column["key"])
+    column = _in_time({name: part[order] for name, part in column.items()})
+    starts = np.flatnonzero(np.diff(column["key"], prepend=-1))
+    which, var = np.divmod(column["key"][starts], width)
     subjects = events["sid"].combine_chunks().filter(pa.array(new))
-    of_group = pa.array(key[starts] // (len(options.variables) + options.buckets))
-    out = {"sid": subjects.take(of_group).to_numpy(zero_copy_only=False), "var": column["var"][starts]}
-    return out | _statistics(column, starts, options)
+    out = {"sid": subjects.take(pa.array(which)).to_numpy(zero_copy_only=False), "var": var}
+    return out | _statistics(column, starts, options), subjects.to_pylist()
 
 
-def _once(column: Columns, new: NDArray[np.bool_]) -> Any:  # noqa: ANN401  # an index
-    """Index of the rows that do not repeat the row before."""
-    t, v, code = column["t"], column["v"], column["cn"]
-    same = (t[1:] == t[:-1]) & (code[1:] == code[:-1]) & ((v[1:] == v[:-1]) | (np.isnan(v[1:]) & np.isnan(v[:-1])))
-    same &= ~new[1:]
-    return np.flatnonzero(np.concatenate([[True], ~same])) if same.any() else slice(None)
+def _in_time(column: Columns) -> Columns:
+    """Groups that are put in the order of time, value and code; without repeated rows where there is a code."""
+    key, t, v = column["key"], column["t"], column["v"]
+    wrong = (key[1:] == key[:-1]) & ((t[1:] < t[:-1]) | ((t[1:] == t[:-1]) & ~(v[1:] > v[:-1])))
+    if not wrong.any():
+        return column
+    rows = np.flatnonzero(np.isin(key, key[1:][wrong]))
+    chosen = {name: part[rows] for name, part in column.items()}
+    order = np.lexsort([chosen[name] for name in ("cn", "v", "t", "key") if name in chosen])
+    for name, part in chosen.items():
+        column[name][rows] = part[order]
+    if "cn" not in column:
+        return column
+    again = np.ones(max(0, len(rows) - 1), bool)
+    for part in chosen.values():
+        one, next_one = part[order][:-1], part[order][1:]
+        again &= (one == next_one) | ((one != one) & (next_one != next_one))  # NaN is NaN
+    return {name: np.delete(part, rows[1:][again]) for name, part in column.items()}
 
 
 def _stable_order(key: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -110,12 +146,10 @@ def _statistics(column: Columns, starts: NDArray[np.int64], options: Options) ->
     """Statistics of groups that begin at ``starts``, in the order of time and value."""
     wanted = {s for v in options.variables for s in options.stats_of(v)} | ({"count"} if options.buckets else set())
     t, v = column["t"], column["v"]
-    known = ~np.isnan(v)
     out: Columns = {"count": np.diff(starts, append=len(t))}
-    if "count" in wanted:
-        for days in options.windows:
-            within = (t == _STATIC) | (t >= -round(days * DAY))
-            out[f"count_{days:g}d"] = np.add.reduceat(within.astype(np.int64), starts)
+    for days in options.windows if "count" in wanted else ():
+        within = (t == _STATIC) | (t >= -round(days * DAY))
+        out[f"count_{days:g}d"] = np.add.reduceat(within, starts, dtype=int)
     if "days_since" in wanted:
         newest = t[starts + out["count"] - 1]
         out["days_since"] = np.where(newest == _STATIC, np.nan, -newest / DAY)
@@ -125,18 +159,23 @@ def _statistics(column: Columns, starts: NDArray[np.int64], options: Options) ->
         out["max"] = np.fmax.reduceat(v, starts)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0: nothing known
         if "last" in wanted:
-            at = np.maximum.reduceat(np.where(known, np.arange(len(v)), -1), starts)
+            at = np.maximum.reduceat(np.where(np.isnan(v), -1, np.arange(len(v))), starts)
             out["last"] = np.where(at < 0, np.nan, v[at])
         if "mean" in wanted:
-            out["mean"] = np.add.reduceat(np.where(known, v, 0.0), starts) / np.add.reduceat(known, starts, dtype=int)
+            out["mean"] = _mean(v, starts)
         if "slope" in wanted:
             out["slope"] = _slopes(t, v, starts, out["count"])
-        for name, side in {"below": -1, "above": 1}.items():
-            if name in wanted:
-                beside = column["side"]
-                sided = np.add.reduceat(~np.isnan(beside), starts, dtype=int)
-                out[name] = np.add.reduceat(beside == side, starts, dtype=int) / sided
+        for name in wanted & {"below", "above"}:
+            side = column["side"]
+            at_side = np.where(np.isnan(side), np.nan, side == (-1 if name == "below" else 1))
+            out[name] = _mean(at_side, starts)
     return out
+
+
+def _mean(v: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of what is known in each group; NaN where nothing is."""
+    unknown = np.isnan(v)
+    return np.add.reduceat(np.where(unknown, 0.0, v), starts) / np.add.reduceat(~unknown, starts, dtype=int)
 
 
 def _slopes(

@@ -80,6 +80,7 @@ def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             }
         )
         try:
+            con.execute("SET enable_progress_bar = false")
             yield con, Path(folder)
         except duckdb.OutOfMemoryException as error:
             msg = f"{where}: expected events that fit {MEMORY} with spilling, found more; is a file damaged?"
@@ -113,6 +114,13 @@ def stream(con: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]
         raise kind(str(error)) from error
 
 
+def fill(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert rows into a table at once."""
+    if rows:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        con.execute(f"INSERT INTO {table} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns)
+
+
 def hint(error: duckdb.Error) -> str:
     """What an engine's message says of columns; its other words may hold cells."""
     found = re.search(r'[Cc]olumn "(\w+)"|Referenced column "(\w+)"|column named "?(\w+)', str(error))
@@ -125,6 +133,8 @@ def hint(error: duckdb.Error) -> str:
 def _matches(codes: Iterable[str], patterns: Sequence[str]) -> list[str]:
     exact = {p for p in patterns if "*" not in p}
     wild = [re.compile(fnmatch.translate(p.replace("[", "[[]").replace("?", "[?]"))) for p in patterns if "*" in p]
+    if not wild:
+        return sorted(exact.intersection(codes))
     return [code for code in codes if code in exact or any(w.fullmatch(code) for w in wild)]
 
 
@@ -157,9 +167,7 @@ def _map_codes(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
     con.execute(
         "CREATE TABLE map (code VARCHAR, var INTEGER, level INTEGER, static BOOLEAN, ever BOOLEAN, number INTEGER)"
     )
-    if rows:
-        columns = [*map(list, zip(*rows, strict=True)), list(range(len(rows)))]
-        con.execute(f"INSERT INTO map SELECT {', '.join(['unnest(?)'] * 6)}", columns)
+    fill(con, "map", [(*row, number) for number, row in enumerate(rows)])
 
 
 # --- index time and the one filter ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import duckdb
 
 from medfuse.errors import DataError
 from medfuse.loaders._event_options import Options, Variable
-from medfuse.loaders._event_query import LARGEST, Source, quoted
+from medfuse.loaders._event_query import LARGEST, Source, fill, quoted
 from medfuse.loaders._event_units import canonical, conversion
 
 _COMPARATOR = r"\s*(<=|>=|<|>|≤|≥)\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*"
@@ -42,13 +42,13 @@ def values_sql(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
     """
     kinds = [bool(v.level_names) for v in options.variables]
     con.execute("CREATE TABLE kind (var INTEGER, coded BOOLEAN, low DOUBLE, high DOUBLE, least DOUBLE, most DOUBLE)")
+    rows: list[tuple[object, ...]] = []
     for k, v in enumerate(options.variables):
         least, most = v.reference if isinstance(v.reference, tuple) else (None, None)
-        low, high = v.range or (-LARGEST, LARGEST)
-        con.execute("INSERT INTO kind VALUES (?, ?, ?, ?, ?, ?)", [k, kinds[k], low, high, least, most])
+        rows.append((k, kinds[k], *(v.range or (-LARGEST, LARGEST)), least, most))
+    fill(con, "kind", rows)
     con.execute("CREATE TABLE cells (var INTEGER, cell VARCHAR, number DOUBLE, level INTEGER)")
-    for row in _cells(options.variables):
-        con.execute("INSERT INTO cells VALUES (?, ?, ?, ?)", list(row))
+    fill(con, "cells", _cells(options.variables))
     drop = options.duplicates == "drop"
     rules = bool(_cells(options.variables)) or any(kinds) or any(v.range or v.reference for v in options.variables)
     if not (source.has_text or source.has_unit or rules):
