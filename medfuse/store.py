@@ -19,7 +19,7 @@ from medfuse.mapped import mapped
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.types import PatientId
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _LARGEST_HALF = 6e4  # float16 ends at 65,504
 
 
@@ -118,9 +118,7 @@ class FeatureStore:
             msg = f"modality {data.name}: expected one kind of position, found {len(widths)}; split it into modalities"
             raise StoreError(msg)
         with new_folder(self.path(key)) as folder:
-            _save(folder / "tokens.npy", [data.samples[i].tokens for i in ids], width=data.features)
-            _save(folder / "position.npy", [data.samples[i].position for i in ids], width=widths.pop() if widths else 1)
-            index = {
+            index: dict[str, Any] = {
                 "name": data.name,
                 "layout": data.layout,
                 "features": data.features,
@@ -131,6 +129,11 @@ class FeatureStore:
                 "patient_ids": ids,
                 "lengths": lengths,
             }
+            if _is_table(data):
+                index["flags"] = _save_table(folder, [data.samples[i] for i in ids])
+            else:
+                _save(folder / "tokens.npy", [data.samples[i].tokens for i in ids], width=data.features)
+                _save(folder / "position.npy", [data.samples[i].position for i in ids], width=max(widths, default=1))
             write_json(folder / "index.json", index)
             seal(folder, {"format_version": FORMAT_VERSION, "key": key, "sources": dict(sources)})
         return self.get(key)
@@ -152,12 +155,11 @@ class FeatureStore:
         index = json.loads((folder / "index.json").read_bytes())
         if "items" in index:
             return self._gather(index, key=key)
-        tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
         position = np.load(folder / "position.npy", mmap_mode="r", allow_pickle=False)
-        ends = np.cumsum(index["lengths"])
+        starts = np.cumsum(index["lengths"]) - index["lengths"] if "flags" not in index else [0] * len(index["lengths"])
         samples = {
-            PatientId(patient): ModalitySample(tokens=tokens[end - n : end], position=position[end - n : end])
-            for patient, n, end in zip(index["patient_ids"], index["lengths"], ends, strict=True)
+            PatientId(patient): ModalitySample.trusted(tokens=tokens, position=position[start : start + len(tokens)])
+            for patient, tokens, start in zip(index["patient_ids"], stored_tokens(folder, index), starts, strict=True)
         }
         return ModalityData(
             name=index["name"],
@@ -272,6 +274,58 @@ def _joined(parts: Sequence[tuple[int, StoredItem]]) -> ModalitySample:
     ]
     tokens = np.concatenate([part.sample.tokens for _, part in parts])
     return ModalitySample.trusted(tokens=tokens, position=np.concatenate(position))
+
+
+def _is_table(data: ModalityData) -> bool:
+    """Whether all patients have the same columns: rows of value and observed flag, at the same positions."""
+    samples = list(data.samples.values())
+    return data.layout == "columns" and all(
+        s.tokens.shape == (len(samples[0].tokens), 2) and np.array_equal(s.position, samples[0].position)
+        for s in samples
+    )
+
+
+def _save_table(folder: Path, samples: Sequence[ModalitySample]) -> list[int]:
+    """Save each row of values and each distinct row of flags once: ``cells.npy``, and one ``position.npy`` for all.
+
+    Without missing cells that is a third of values, flags and positions; what is not stored need not be verified.
+
+    Returns:
+        For each patient the row of ``cells.npy`` that holds the flags; its own number is the row of the values.
+    """
+    rows: dict[bytes, int] = {}
+    flags = [rows.setdefault(s.tokens[:, 1].tobytes(), len(samples) + len(rows)) for s in samples]
+    cells = np.empty((len(samples) + len(rows), len(samples[0].tokens) if samples else 0), dtype=np.float32)
+    for k, sample in enumerate(samples):
+        cells[k], cells[flags[k]] = sample.tokens[:, 0], sample.tokens[:, 1]
+    np.save(folder / "cells.npy", cells, allow_pickle=False)
+    _save(folder / "position.npy", [s.position for s in samples[:1]], width=1)
+    return flags
+
+
+def stored_tokens(folder: Path, index: Mapping[str, Any]) -> list[NDArray[np.float32]]:
+    """The tokens (T, F) of each patient of an entry, memory-mapped, in the order of its index.
+
+    Raises:
+        StoreError: rows that the file does not have.
+    """
+    if "flags" not in index:
+        tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        ends = np.cumsum(index["lengths"])
+        return [tokens[end - n : end] for n, end in zip(index["lengths"], ends, strict=True)]
+    cells = np.load(folder / "cells.npy", mmap_mode="r", allow_pickle=False)
+    flags = np.asarray(index["flags"], dtype=np.int64)
+    whole = cells.ndim == 2 and cells.dtype == np.float32 and cells.flags.c_contiguous and cells.shape[1] > 0
+    if len(flags) and not (whole and flags.min() >= len(flags) and flags.max() < len(cells)):
+        msg = f"{folder / 'cells.npy'}: expected rows of values and of flags, found another shape; write it again"
+        raise StoreError(msg)
+    step = cells.strides[0] if len(flags) else 0  # value and flag of a column stand (flag row - value row) rows apart
+    return [
+        np.lib.stride_tricks.as_strided(
+            cells[k], shape=(cells.shape[1], 2), strides=(cells.itemsize, (int(flag) - k) * step), writeable=False
+        )
+        for k, flag in enumerate(flags)
+    ]
 
 
 def _save(path: Path, parts: list[NDArray[np.float32]], *, width: int) -> None:

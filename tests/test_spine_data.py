@@ -17,8 +17,10 @@ from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, ConfigError, DataError, LeakError, MedfuseError, StoreError
 from medfuse.loaders import LOADERS, RAW
 from medfuse.preprocessing import dense_matrix, fit_preprocessing, from_arrays, to_arrays, transform
+from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.splits import Split, generated_splits, inner_folds
-from medfuse.store import FeatureStore
+from medfuse.store import FeatureStore, stored_tokens
+from medfuse.types import PatientId
 
 CARD = """---
 name: toy
@@ -144,7 +146,7 @@ def test_every_loader_reads_its_example_and_refuses_half_of_it(tmp_path, name):
         module.read("m", card, resolve=lambda source: tmp_path / source, patients=("id", ""))
 
 
-@pytest.mark.parametrize("part", ["tokens.npy", "position.npy", "index.json", "manifest.json"])
+@pytest.mark.parametrize("part", ["cells.npy", "position.npy", "index.json", "manifest.json"])
 def test_a_damaged_store_entry_is_named_and_rebuilt(toy, part):
     cohort, data = toy
     store = FeatureStore(cohort.data_root / "store")
@@ -300,3 +302,42 @@ def test_real_cohorts_have_the_counted_patients_and_pass_the_audit(card, tmp_pat
     splits = generated_splits(cohort, outcome="overall_survival", folds=3, seed=0)
     report = audit(cohort, data, splits, "overall_survival")
     assert report.ok, report.to_dict()
+
+
+def table_of(values, known):
+    position = np.arange(values.shape[1], dtype=np.float32)[:, None]
+    samples = {
+        PatientId(f"P{k}"): ModalitySample(tokens=np.stack([v, f], axis=1).astype(np.float32), position=position)
+        for k, (v, f) in enumerate(zip(values, known, strict=True))
+    }
+    columns = tuple(Column(name=f"c{k}") for k in range(values.shape[1]))
+    return ModalityData(name="t", layout="columns", features=2, columns=columns, samples=samples)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_a_table_comes_back_to_the_bit_and_takes_no_more_than_its_values(tmp_path, missing):
+    rng = np.random.default_rng(0)
+    known = rng.random((40, 1000)) >= missing
+    known[7] = known[3]  # rows of flags that agree are kept once
+    data = table_of(np.where(known, rng.normal(size=known.shape), -0.0), known)
+    store = FeatureStore(tmp_path)
+    back = store.put(data, key="k" * 64, sources={})
+    for patient, sample in data.samples.items():
+        found = back.samples[patient]
+        assert found.tokens.dtype == np.float32
+        assert found.tokens.tobytes() == sample.tokens.tobytes()
+        assert found.position.tobytes() == sample.position.tobytes()
+        assert found.take([5, 2]).tokens.tobytes() == sample.tokens[[5, 2]].tobytes()
+        with pytest.raises(ValueError, match="read-only"):
+            found.tokens[0, 0] = 1
+    rows = 40 + len(np.unique(known, axis=0))
+    assert (store.path("k" * 64) / "cells.npy").stat().st_size == 128 + rows * 4000
+    assert store.put(dataclasses.replace(data, samples={}), key="e" * 64, sources={}).samples == {}
+
+
+def test_rows_of_flags_that_the_file_lacks_are_refused(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.put(table_of(np.ones((3, 4)), np.ones((3, 4))), key="k" * 64, sources={})
+    for flags in ([3, 3, 4], [-1, 3, 3], [0, 3, 3]):
+        with pytest.raises(StoreError, match="another shape"):
+            stored_tokens(store.path("k" * 64), {"flags": flags, "lengths": [4] * 3})

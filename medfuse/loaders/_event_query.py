@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from medfuse.errors import DataError
 from medfuse.loaders._event_options import Index, Options
 
 MEMORY = "4GB"  # beyond it DuckDB spills to a temporary folder
 LARGEST = 1e15  # a larger number (and NaN) is no measurement: an event without a value; sums stay exact below it
+BATCH = 1 << 18  # rows
 DAY = 86_400_000_000  # microseconds
 
 
@@ -78,6 +80,7 @@ def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             }
         )
         try:
+            con.execute("SET enable_progress_bar = false")
             yield con, Path(folder)
         except duckdb.OutOfMemoryException as error:
             msg = f"{where}: expected events that fit {MEMORY} with spilling, found more; is a file damaged?"
@@ -89,6 +92,33 @@ def connection(where: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             raise DataError(f"{msg} ({kind}){hint(error)}; {todo}") from None
         finally:
             con.close()
+
+
+def stream(con: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:
+    """The rows of a query in batches that are not empty, or one that is.
+
+    Raises:
+        duckdb.Error: whatever the engine refuses on the way (Arrow would give it another type).
+    """
+    try:
+        reader = con.sql(sql).to_arrow_reader(BATCH)
+        found = False
+        for batch in reader:
+            if len(batch):
+                found = True
+                yield batch
+        if not found:
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+    except (pa.ArrowException, OSError) as error:
+        kind = duckdb.OutOfMemoryException if "Out of Memory" in str(error) else duckdb.InvalidInputException
+        raise kind(str(error)) from error
+
+
+def fill(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert rows into a table at once."""
+    if rows:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        con.execute(f"INSERT INTO {table} SELECT {', '.join(['unnest(?)'] * len(columns))}", columns)
 
 
 def hint(error: duckdb.Error) -> str:
@@ -103,6 +133,8 @@ def hint(error: duckdb.Error) -> str:
 def _matches(codes: Iterable[str], patterns: Sequence[str]) -> list[str]:
     exact = {p for p in patterns if "*" not in p}
     wild = [re.compile(fnmatch.translate(p.replace("[", "[[]").replace("?", "[?]"))) for p in patterns if "*" in p]
+    if not wild:
+        return sorted(exact.intersection(codes))
     return [code for code in codes if code in exact or any(w.fullmatch(code) for w in wild)]
 
 
@@ -135,9 +167,7 @@ def _map_codes(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
     con.execute(
         "CREATE TABLE map (code VARCHAR, var INTEGER, level INTEGER, static BOOLEAN, ever BOOLEAN, number INTEGER)"
     )
-    if rows:
-        columns = [*map(list, zip(*rows, strict=True)), list(range(len(rows)))]
-        con.execute(f"INSERT INTO map SELECT {', '.join(['unnest(?)'] * 6)}", columns)
+    fill(con, "map", [(*row, number) for number, row in enumerate(rows)])
 
 
 # --- index time and the one filter ----------------------------------------------------------------------------------

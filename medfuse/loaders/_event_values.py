@@ -8,7 +8,7 @@ import duckdb
 
 from medfuse.errors import DataError
 from medfuse.loaders._event_options import Options, Variable
-from medfuse.loaders._event_query import LARGEST, Source, quoted
+from medfuse.loaders._event_query import LARGEST, Source, fill, quoted
 from medfuse.loaders._event_units import canonical, conversion
 
 _COMPARATOR = r"\s*(<=|>=|<|>|≤|≥)\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*"
@@ -31,6 +31,9 @@ def _cells(variables: Sequence[Variable]) -> list[tuple[int, str | None, float |
 def values_sql(con: duckdb.DuckDBPyConnection, source: Source, options: Options) -> list[str]:
     """View ``clean``: sid, var, age (microseconds before the index time), v (value in the card's unit, level, or NULL).
 
+    View ``summed``: the same; where a value is all there is of an event, with repeated rows and ``cn`` (number of the
+    code), so that who sorts anyway drops them.
+
     Returns:
         Warnings.
 
@@ -39,19 +42,23 @@ def values_sql(con: duckdb.DuckDBPyConnection, source: Source, options: Options)
     """
     kinds = [bool(v.level_names) for v in options.variables]
     con.execute("CREATE TABLE kind (var INTEGER, coded BOOLEAN, low DOUBLE, high DOUBLE, least DOUBLE, most DOUBLE)")
+    rows: list[tuple[object, ...]] = []
     for k, v in enumerate(options.variables):
         least, most = v.reference if isinstance(v.reference, tuple) else (None, None)
-        low, high = v.range or (-LARGEST, LARGEST)
-        con.execute("INSERT INTO kind VALUES (?, ?, ?, ?, ?, ?)", [k, kinds[k], low, high, least, most])
+        rows.append((k, kinds[k], *(v.range or (-LARGEST, LARGEST)), least, most))
+    fill(con, "kind", rows)
     con.execute("CREATE TABLE cells (var INTEGER, cell VARCHAR, number DOUBLE, level INTEGER)")
-    for row in _cells(options.variables):
-        con.execute("INSERT INTO cells VALUES (?, ?, ?, ?)", list(row))
+    fill(con, "cells", _cells(options.variables))
+    drop = options.duplicates == "drop"
     rules = bool(_cells(options.variables)) or any(kinds) or any(v.range or v.reference for v in options.variables)
     if not (source.has_text or source.has_unit or rules):
         con.execute("CREATE VIEW clean AS SELECT sid, var, age, value AS v FROM visible")
+        con.execute(f"CREATE VIEW summed AS SELECT sid, var, age, value AS v{', cn' if drop else ''} FROM seen")
         return []
     _parsed(con, source, options)
-    return _converted(con, source, options)
+    warnings = _converted(con, source, options)
+    con.execute("CREATE VIEW summed AS SELECT * FROM clean")
+    return warnings
 
 
 def _parsed(con: duckdb.DuckDBPyConnection, source: Source, options: Options) -> None:

@@ -1,7 +1,7 @@
 """What the run read of a patient in one modality, from the feature store: values with units, gene sets, tiles."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from medfuse.errors import StoreError
 from medfuse.files import verify
 from medfuse.review.charts import BLUE, INK, LOWERS, RAISES, Chart, figure
 from medfuse.review.source import ReviewRun
-from medfuse.store import FeatureStore
+from medfuse.store import FeatureStore, stored_tokens
 
 _MOST_CELLS = 20_000_000  # above which no percentiles among training patients are computed
 _FEW = 20
@@ -89,13 +89,11 @@ def evidence(run: ReviewRun, patient: str, modality: str, *, store_root: Path | 
     if patient not in index["patient_ids"]:
         msg = f"{folder}: expected a patient of the run, found none with this key; explain the run again"
         raise StoreError(msg)
-    tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
-    ends = np.cumsum(index["lengths"])
-    place = index["patient_ids"].index(patient)
-    own = np.asarray(tokens[ends[place] - index["lengths"][place] : ends[place]], dtype=np.float64)
+    tokens = stored_tokens(folder, index)
+    own = np.asarray(tokens[index["patient_ids"].index(patient)], dtype=np.float64)
     if index["layout"] != "columns":
         return _vectors(modality, key, own, np.zeros((len(own), 1)), names=(), sources=sources, facts={}, unit="")
-    everybody = _everybody(tokens, index) if tokens.size <= _MOST_CELLS else None
+    everybody = _everybody(tokens, index) if sum(t.size for t in tokens) <= _MOST_CELLS else None
     train = set(map(str, run.splits[one.fold]["train"]))
     rows = [i for i, name in enumerate(index["patient_ids"]) if name in train]
     among = None if everybody is None else everybody[rows]
@@ -113,12 +111,12 @@ def evidence(run: ReviewRun, patient: str, modality: str, *, store_root: Path | 
     )
 
 
-def _everybody(tokens: np.ndarray[Any, Any], index: Mapping[str, Any]) -> np.ndarray[Any, Any] | None:
+def _everybody(tokens: Sequence[np.ndarray[Any, Any]], index: Mapping[str, Any]) -> np.ndarray[Any, Any] | None:
     """(n, C) values of all patients, NaN where missing; None when patients have different numbers of tokens."""
     width = len(index["columns"])
     if any(length != width for length in index["lengths"]):
         return None
-    cells = np.asarray(tokens, dtype=np.float64).reshape(len(index["lengths"]), width, -1)
+    cells = np.stack(tokens).astype(np.float64)
     return np.where(cells[:, :, 1] > 0, cells[:, :, 0], np.nan)
 
 
