@@ -13,6 +13,7 @@ from medfuse.types import Layout, PatientId
 
 # Standardised values beyond this carry no more information than "extreme", and one outlier must not own a network.
 CLIP = 8.0
+RAW_CLIP = 64.0  # of raw windows and patches, where an R wave is ten standard deviations high and must not be cut
 _TINY = 1e-8
 
 
@@ -33,6 +34,7 @@ class Preprocessing:
         missing: (p,) True where some train patient misses the feature.
         identities: names of the token identities.
         dropped: columns that were dropped, with the reason.
+        item: shape of one raw item, channels first, or (): then mean and scale are those of its channel.
     """
 
     modality: str
@@ -48,6 +50,7 @@ class Preprocessing:
     missing: NDArray[np.bool_]
     identities: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
+    item: tuple[int, ...] = ()
 
 
 def stack(data: ModalityData, ids: Sequence[PatientId]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -82,7 +85,8 @@ def fit_preprocessing(data: ModalityData, ids: Sequence[PatientId]) -> Preproces
             "drop it from the recipe"
         )
         raise DataError(msg)
-    fitted = _fit_columns(data, ids) if data.layout == "columns" else _fit_vectors(data, ids)
+    fit = _fit_columns if data.layout == "columns" else _fit_items if data.item else _fit_vectors
+    fitted = fit(data, ids)
     if not fitted.feature_names:
         msg = (
             f"modality {data.name}: expected a column that varies in train, found {len(fitted.dropped)} "
@@ -146,6 +150,43 @@ def _identity(data_identities: Sequence[str], sample: ModalitySample) -> NDArray
     if not data_identities:
         return np.zeros(len(sample.tokens), dtype=np.int64)
     return sample.position[:, 0].astype(np.int64)
+
+
+def _fit_items(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
+    """Raw items: one mean and one scale per channel, over all places of all items of train; no feature is dropped."""
+    groups, channels = max(1, len(data.identities)), data.item[0]
+    samples = [data.samples[i] for i in ids if i in data.samples]
+    count = sum(sample.tokens.shape[0] for sample in samples) * (data.features // channels)
+    mean = np.zeros(channels)
+    square = np.zeros(channels)
+    for sample in samples:
+        mean += sample.tokens.reshape(len(sample.tokens), channels, -1).sum(axis=(0, 2), dtype=np.float64) / count
+    for sample in samples:
+        apart = sample.tokens.reshape(len(sample.tokens), channels, -1) - mean[:, None]
+        square += (apart**2).sum(axis=(0, 2)) / count
+    spread = np.sqrt(square)
+    varies = bool((spread > _TINY).any())
+    known = np.isin(np.arange(groups), np.concatenate([_identity(data.identities, s) for s in samples]))
+    rows = np.where(known[:, None], np.where(spread > _TINY, spread, 1.0), np.inf)
+    size = data.features if varies else 0
+    every = all(len(np.unique(_identity(data.identities, s))) == groups for s in samples)
+    places = data.features // channels
+    return Preprocessing(
+        modality=data.name,
+        layout="vectors",
+        feature_names=tuple(f"{data.name}[{j}]" for j in range(size)),
+        source=np.arange(size, dtype=np.int64),
+        level=np.full(size, -1, dtype=np.int64),
+        reference=np.full(size, -1, dtype=np.int64),
+        column_of_feature=np.arange(size, dtype=np.int64),
+        n_columns=size,
+        mean=np.tile(np.repeat(mean, places), (groups, 1))[:, :size],
+        scale=np.repeat(rows, places, axis=1)[:, :size],
+        missing=np.full(size, not every),
+        identities=data.identities,
+        dropped=() if varies else ((data.name, "constant in train"),),
+        item=data.item,
+    )
 
 
 def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
@@ -220,7 +261,8 @@ def transform(p: Preprocessing, sample: ModalitySample) -> ModalitySample:
         return ModalitySample(tokens=tokens, position=position)
     which = _identity(p.identities, sample)
     tokens = (sample.tokens[:, p.source] - p.mean[which]) / p.scale[which]
-    return ModalitySample(tokens=np.clip(tokens, -CLIP, CLIP).astype(np.float32), position=sample.position)
+    limit = RAW_CLIP if p.item else CLIP
+    return ModalitySample(tokens=np.clip(tokens, -limit, limit).astype(np.float32), position=sample.position)
 
 
 def transform_many(
@@ -241,7 +283,8 @@ def dense_matrix(
 
     Layout ``columns``: standardised values, 0 (the train mean) where missing, and one indicator per column that some
     train patient misses. Layout ``vectors``: token identities side by side, 0 and an indicator where one is absent; a
-    free bag is the mean of its tokens. Absent patients are rows of zeros.
+    free bag is the mean of its tokens. Raw items (windows, patches) are the mean and the standard deviation of each
+    channel: single samples and voxels mean nothing by their place. Absent patients are rows of zeros.
 
     Returns:
         (n, q) float64 and (n,) bool who has the modality.
@@ -253,7 +296,7 @@ def dense_matrix(
         flagged = np.flatnonzero(p.missing)[first]
         absent = (1.0 - tokens[:, flagged, 1]) * present[:, None]
         return np.concatenate([tokens[:, :, 0].astype(np.float64), absent], axis=1), present
-    groups, width = max(1, len(p.identities)), len(p.source)
+    groups, width = max(1, len(p.identities)), 2 * p.item[0] if p.item else len(p.source)
     x = np.zeros((len(ids), groups, width + 1))
     for i, patient in enumerate(ids):
         if not present[i]:
@@ -261,11 +304,17 @@ def dense_matrix(
         sample = transform(p, data.samples[patient])
         which = _identity(p.identities, sample)
         count = np.bincount(which, minlength=groups)
-        np.add.at(x[i, :, :width], which, sample.tokens)
+        np.add.at(x[i, :, :width], which, _moments(sample.tokens, p.item[0]) if p.item else sample.tokens)
         x[i, :, :width] /= np.maximum(count, 1)[:, None]
         x[i, :, width] = count == 0
     indicators = x[:, :, width] if p.missing.any() and p.identities else x[:, :0, width]
     return np.concatenate([x[:, :, :width].reshape(len(ids), -1), indicators], axis=1), present
+
+
+def _moments(tokens: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Mean and standard deviation (T, 2 C) of the channels of raw items."""
+    items = tokens.reshape(len(tokens), channels, -1)
+    return np.concatenate([items.mean(axis=2), items.std(axis=2)], axis=1)
 
 
 def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -286,6 +335,7 @@ def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         "n_columns": p.n_columns,
         "identities": list(p.identities),
         "dropped": [list(row) for row in p.dropped],
+        **({"item": list(p.item)} if p.item else {}),
     }
     return arrays, rest
 
@@ -306,4 +356,5 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], rest: Mapping[str, Any]) -> 
         missing=arrays["missing"].astype(bool),
         identities=tuple(rest["identities"]),
         dropped=tuple((row[0], row[1]) for row in rest["dropped"]),
+        item=tuple(rest.get("item", ())),
     )

@@ -121,6 +121,8 @@ class ModalityData:
         samples: one entry per patient who has the modality.
         key: content address in the feature store, empty before it was stored.
         gene_sets: set name -> column names, where the card names a GMT file; cut to the columns, none empty.
+        item: shape of one raw item, channels first, whose flattened numbers are the features (windows, patches); empty
+            where features are features.
         warnings: what the loader saw and a person should know (mangled or duplicated names, for instance).
     """
 
@@ -132,4 +134,5 @@ class ModalityData:
     identities: tuple[str, ...] = ()
     key: str = ""
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    item: tuple[int, ...] = ()
     warnings: tuple[str, ...] = field(default=())

@@ -128,6 +128,7 @@ class FeatureStore:
                 "identities": list(data.identities),
                 "gene_sets": {name: list(genes) for name, genes in data.gene_sets.items()},
                 "warnings": list(data.warnings),
+                **({"item": list(data.item)} if data.item else {}),
                 "patient_ids": ids,
                 "lengths": lengths,
             }
@@ -167,6 +168,7 @@ class FeatureStore:
             identities=tuple(index["identities"]),
             gene_sets={gene_set: tuple(genes) for gene_set, genes in index["gene_sets"].items()},
             warnings=tuple(index["warnings"]),
+            item=tuple(index.get("item", ())),
             samples=samples,
             key=key,
         )
@@ -239,17 +241,25 @@ class FeatureStore:
         return self.get(key)
 
     def _gather(self, index: Mapping[str, Any], *, key: str) -> ModalityData:
-        samples, widths = {}, set()
+        samples, widths, shapes = {}, set(), []
         for patient, items in index["items"].items():
             parts = [(identity, self.get_item(item, check=False)) for identity, item in items]
             widths |= {part.sample.tokens.shape[1] for _, part in parts}
+            shapes += [found for _, part in parts if (found := part.facts.get("item")) not in shapes]
             samples[PatientId(patient)] = _joined(parts)
         if len(widths) > 1:
             msg = f"modality {index['name']}: expected items of one width, found {sorted(widths)}; extract them alike"
             raise StoreError(msg)
+        if len(shapes) > 1:  # raw windows or patches: the same numbers would mean something else
+            msg = (
+                f"modality {index['name']}: expected items alike in shape, channels, step and unit, found "
+                f"{len(shapes)} kinds; state them in the extractor's options"
+            )
+            raise StoreError(msg)
         return ModalityData(
             name=index["name"],
             layout="vectors",
+            item=tuple(shapes[0]["shape"]) if shapes and shapes[0] else (),
             features=widths.pop() if widths else 0,
             identities=tuple(index["identities"]),
             warnings=tuple(index["warnings"]),
