@@ -68,6 +68,7 @@ FENCED = {
     "joblib": set(),
     "monai": {"extractors", "models"},
     "transformers": {"extractors"},
+    "huggingface_hub": {"extractors"},
 }
 TORCH_ONLY = {"batch", "models", "losses", "training"}
 TORCH_ONLY_MAY = {"torch", "numpy", "safetensors", "lightning_fabric", "medfuse"} | set(sys.stdlib_module_names)

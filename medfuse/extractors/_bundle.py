@@ -1,0 +1,162 @@
+"""A MONAI bundle folder: the network that its configuration names, with weights from safetensors.
+
+A bundle's configuration is a small programming language (``$`` evaluates Python, ``_target_`` calls anything), which is
+not run: only plain values, references to plain values, and classes of ``monai.networks.nets`` are read.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from medfuse.errors import ConfigError
+from medfuse.extractors._pt2_archive import refuse
+
+WEIGHTS = "models/model.safetensors"
+_CONFIGS = tuple(f"configs/{n}{end}" for n in ("inference", "train") for end in (".json", ".yaml", ".yml"))
+_LARGEST = 1 << 22  # bytes of a configuration
+CONVERT = (
+    'convert it once, if you trust where it is from: python -c "import torch; from safetensors.torch import save_file; '
+    "state = torch.load('{old}', weights_only=True); save_file({{k: v.contiguous() for k, v in state.items()}}, "
+    "'{new}')\""
+)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Has the marks of a bundle."""
+    return (folder / "configs").is_dir() and any((folder / name).is_file() for name in _CONFIGS)
+
+
+def files(folder: Path) -> list[Path]:
+    """What the features depend on.
+
+    Raises:
+        DataError: no weights as safetensors.
+    """
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        old = next((p for p in sorted((folder / "models").glob("*")) if p.suffix in {".pt", ".pth", ".ts"}), None)
+        found = f"{old.name}, a pickle or TorchScript, which can run code," if old else "none"
+        do = CONVERT.format(old=f"models/{old.name}", new=WEIGHTS) if old else "fetch the whole bundle"
+        raise refuse(folder, WEIGHTS, found, do)
+    config = next(folder / name for name in _CONFIGS if (folder / name).is_file())
+    more = folder / "configs/metadata.json"
+    return [weights, config, *([more] if more.is_file() else [])]
+
+
+def channels(folder: Path) -> int | None:
+    """Channels of the input, as the bundle's metadata say."""
+    path = folder / "configs/metadata.json"
+    try:
+        found = _read(path)["network_data_format"]["inputs"]["image"]["num_channels"] if path.is_file() else None
+    except (KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def load(folder: Path, *, layer: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The network, ready to run on a batch.
+
+    Args:
+        folder: of the bundle.
+        layer: name of the part whose output is wanted; None: the network's own.
+        device: where it runs.
+
+    Raises:
+        DataError: a configuration that cannot be read without running it, or weights of another network.
+        ConfigError: no such layer.
+    """
+    from safetensors.torch import load_file
+
+    path = next(folder / name for name in _CONFIGS if (folder / name).is_file())
+    network = _network(path, _read(path))
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, ValueError, OSError) as error:  # safetensors' own error is an Exception of OSError's kind
+        raise refuse(folder, "weights of the network that it names", "others", "fetch the whole bundle") from error
+    network.eval().requires_grad_(requires_grad=False).to(device)
+    parts = dict(network.named_modules())
+    if layer is not None and layer not in parts:
+        known = ", ".join(name for name in parts if name.count(".") == 0 and name)
+        msg = f"{folder.name}: no layer {layer!r} in {type(network).__name__}; its parts: {known}"
+        raise ConfigError(msg)
+    if layer is None:
+        return network
+    return _Tapped(network, parts[layer])
+
+
+class _Tapped:
+    """A network, of which the output of one part is wanted."""
+
+    def __init__(self, network: nn.Module, part: nn.Module) -> None:
+        self.network, self.found = network, []  # type: ignore[var-annotated]
+        part.register_forward_hook(lambda module, given, out: self.found.append(out))
+
+    def __call__(self, items: Tensor) -> Tensor:
+        self.found.clear()
+        self.network(items)
+        out: Tensor = self.found[-1]
+        self.found.clear()
+        return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text() if path.stat().st_size <= _LARGEST else ""
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise refuse(path, "JSON or YAML", type(error).__name__, "fetch the bundle again") from error
+    if not isinstance(found, dict):
+        raise refuse(path, "a mapping", type(found).__name__, "fetch the bundle again")
+    return found
+
+
+def _network(path: Path, config: Mapping[str, Any]) -> nn.Module:
+    from monai.networks import nets
+
+    stated = config.get("network_def")
+    if not isinstance(stated, dict) or not isinstance(stated.get("_target_"), str):
+        raise refuse(path, "network_def with a _target_", "none", "state the network in it")
+    name = stated["_target_"].rpartition(".")[2]
+    kind = getattr(nets, name, None) if stated["_target_"] in {name, f"monai.networks.nets.{name}"} else None
+    if not (
+        inspect.isclass(kind) and issubclass(kind, nn.Module) and kind.__module__.startswith("monai.networks.nets")
+    ):
+        do = "export it with torch.export and name the .pt2 file"
+        raise refuse(path, "a class of monai.networks.nets as _target_", "another", do)
+    options = {k: _plain(v, config, path, depth=0) for k, v in stated.items() if not k.startswith("_")}
+    if "pretrained" in inspect.signature(kind).parameters:
+        options["pretrained"] = False  # some fetch weights by themselves
+    try:
+        found: nn.Module = kind(**options)
+    except Exception as error:  # whatever a network says of its options
+        raise refuse(path, f"options of {name}", f"{type(error).__name__}", "correct network_def") from error
+    return found
+
+
+def _plain(value: Any, config: Mapping[str, Any], path: Path, *, depth: int) -> Any:  # noqa: ANN401  # JSON
+    """A value with its references followed."""
+    if depth > 20:
+        raise refuse(path, "references that end", "a circle", "correct network_def")
+    if isinstance(value, str) and value.startswith(("$", "%")):
+        do = "write the value into network_def as a plain one"
+        raise refuse(path, "plain values in network_def", "an expression, which is never run", do)
+    if isinstance(value, str) and value.startswith("@"):
+        target: Any = config
+        for key in value[1:].replace("#", "::").split("::"):
+            if not isinstance(target, dict) or key not in target:
+                raise refuse(path, "references to values of this file", f"one to {key!r}", "correct network_def")
+            target = target[key]
+        return _plain(target, config, path, depth=depth + 1)
+    if isinstance(value, dict):
+        if "_target_" in value:
+            raise refuse(path, "plain values in network_def", "an object", "write it as plain values")
+        return {k: _plain(v, config, path, depth=depth + 1) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v, config, path, depth=depth + 1) for v in value]
+    return value
