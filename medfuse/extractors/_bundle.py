@@ -59,7 +59,7 @@ def channels(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def load(folder: Path, *, layer: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+def load(folder: Path, *, layer: str | None, device: torch.device) -> Callable[[Tensor], Any]:
     """The network, ready to run on a batch.
 
     Args:
@@ -71,13 +71,14 @@ def load(folder: Path, *, layer: str | None, device: torch.device) -> Callable[[
         DataError: a configuration that cannot be read without running it, or weights of another network.
         ConfigError: no such layer.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = next(folder / name for name in _CONFIGS if (folder / name).is_file())
     network = _network(path, _read(path))
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except (RuntimeError, ValueError, OSError) as error:  # safetensors' own error is an Exception of OSError's kind
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise refuse(folder, "weights of the network that it names", "others", "fetch the whole bundle") from error
     network.eval().requires_grad_(requires_grad=False).to(device)
     parts = dict(network.named_modules())
@@ -85,24 +86,35 @@ def load(folder: Path, *, layer: str | None, device: torch.device) -> Callable[[
         known = ", ".join(name for name in parts if name.count(".") == 0 and name)
         msg = f"{folder.name}: no layer {layer!r} in {type(network).__name__}; its parts: {known}"
         raise ConfigError(msg)
-    if layer is None:
-        return network
-    return _Tapped(network, parts[layer])
+    return _Network(folder, network, None if layer is None else parts[layer])
 
 
-class _Tapped:
-    """A network, of which the output of one part is wanted."""
+class _Network:
+    """A network, or one part of it whose output is wanted."""
 
-    def __init__(self, network: nn.Module, part: nn.Module) -> None:
-        self.network, self.found = network, []  # type: ignore[var-annotated]
-        part.register_forward_hook(lambda module, given, out: self.found.append(out))
+    def __init__(self, folder: Path, network: nn.Module, part: nn.Module | None) -> None:
+        self.folder, self.network, self.tapped = folder, network, part is not None
+        self.channels = channels(folder)
+        self.found: list[Any] = []
+        if part is not None:
+            part.register_forward_hook(lambda module, given, out: self.found.append(out))
 
-    def __call__(self, items: Tensor) -> Tensor:
+    def __call__(self, items: Tensor) -> Any:  # noqa: ANN401  # what a network gives
         self.found.clear()
-        self.network(items)
-        out: Tensor = self.found[-1]
+        do = "set the loader's options, or check the bundle's metadata"
+        if self.channels is not None and items.shape[1] != self.channels:
+            raise refuse(self.folder, f"items of {self.channels} channels", f"{items.shape[1]}", do)
+        try:
+            out = self.network(items)
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            found = f"{type(error).__name__} on {tuple(items.shape)}"
+            raise refuse(self.folder, "a network that runs on these items", found, do) from error
+        if self.tapped and not self.found:
+            do = "name another part as output"
+            raise refuse(self.folder, "a layer that is used", "one that is not", do)
+        taken = self.found[-1] if self.tapped else out
         self.found.clear()
-        return out
+        return taken
 
 
 def _read(path: Path) -> dict[str, Any]:

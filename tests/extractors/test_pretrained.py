@@ -383,6 +383,17 @@ def test_a_configuration_of_a_bundle_is_never_run(folder, tmp_path, network, rea
         Pretrained(model=str(path))(PATCHES, {})
 
 
+@pytest.mark.parametrize("kind", ["vit", "bundle"])
+def test_damaged_weights_are_refused(folder, tmp_path, kind):
+    path = shutil.copytree(model_of(folder, kind), tmp_path / "model")
+    weights = path / ("model.safetensors" if kind == "vit" else "models/model.safetensors")
+    content = weights.read_bytes()
+    for bad in (content[:-7], content[:100], b"", b"\xff" * 64):
+        weights.write_bytes(bad)
+        with pytest.raises(DataError, match="expected"):
+            Pretrained(model=str(path))(ITEMS[kind], {})
+
+
 def test_a_model_that_brings_code_or_fetches_a_part_is_refused(folder, tmp_path):
     path = shutil.copytree(model_of(folder, "vit"), tmp_path / "vit")
     config = json.loads((path / "config.json").read_text())
@@ -500,6 +511,11 @@ def test_items_that_the_model_does_not_take_are_refused(folder):
         Pretrained(model=str(model_of(folder, "windows")), scaling={"mean": [1, 2]})(WINDOWS, {})
     with pytest.raises(ConfigError, match=r"no layer 'head' in SegResNet; its parts: .*down_layers"):
         Pretrained(model=str(model_of(folder, "bundle")), output="head")(PATCHES, {})
+    network = Pretrained(model=str(model_of(folder, "bundle")))
+    with pytest.raises(DataError, match="expected items of 1 channels, found 3"):
+        network(np.repeat(PATCHES, 3, axis=4), {})
+    with pytest.raises(DataError, match="a network that runs on these items, found RuntimeError"):
+        network(PATCHES[:, :9, :13], {})
     broken = WINDOWS.copy()
     broken[2] = np.nan
     with pytest.raises(DataError, match="finite features"):

@@ -264,7 +264,7 @@ def test_archives_that_torch_does_not_write_are_refused(whole, tmp_path):
 
 
 def test_mutants_are_refused_or_run(whole, tmp_path, many):
-    """Flipped, cut, spliced, zeroed: nothing but our errors, and no silent change of a weight (the archive's CRC-32)."""
+    """Flipped, cut, spliced, zeroed: nothing but our errors, no silent change of a weight (the archive's CRC-32)."""
     content, draw = whole.read_bytes(), random.Random(0)
     expected = Pretrained(model=str(whole))(WINDOWS, {})
     path, ran = tmp_path / "m.pt2", 0
