@@ -15,16 +15,11 @@ import yaml
 from torch import Tensor, nn
 
 from medfuse.errors import ConfigError
-from medfuse.extractors._pt2_archive import refuse
+from medfuse.extractors._pt2_archive import CONVERT_WEIGHTS, refuse
 
 WEIGHTS = "models/model.safetensors"
 _CONFIGS = tuple(f"configs/{n}{end}" for n in ("inference", "train") for end in (".json", ".yaml", ".yml"))
 _LARGEST = 1 << 22  # bytes of a configuration
-CONVERT = (
-    'convert it once, if you trust where it is from: python -c "import torch; from safetensors.torch import save_file; '
-    "state = torch.load('{old}', weights_only=True); save_file({{k: v.contiguous() for k, v in state.items()}}, "
-    "'{new}')\""
-)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -41,8 +36,8 @@ def files(folder: Path) -> list[Path]:
     weights = folder / WEIGHTS
     if not weights.is_file():
         old = next((p for p in sorted((folder / "models").glob("*")) if p.suffix in {".pt", ".pth", ".ts"}), None)
-        found = f"{old.name}, a pickle or TorchScript, which can run code," if old else "none"
-        do = CONVERT.format(old=f"models/{old.name}", new=WEIGHTS) if old else "fetch the whole bundle"
+        found = f"{old.name}, which can run code when it is read" if old else "none"
+        do = CONVERT_WEIGHTS if old and old.suffix != ".ts" else "fetch the whole bundle with its weights (model.pt)"
         raise refuse(folder, WEIGHTS, found, do)
     config = next(folder / name for name in _CONFIGS if (folder / name).is_file())
     more = folder / "configs/metadata.json"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medfuse.errors import ConfigError, DataError
-from medfuse.extractors._pt2_archive import refuse
+from medfuse.extractors._pt2_archive import CONVERT_WEIGHTS, refuse
 
 IMAGE = "preprocessor_config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -78,7 +78,10 @@ def files(folder: Path) -> list[Path]:
     if not any(p.suffix == ".safetensors" for p in found):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
         what = f"{pickles[0]}, which can run code when it is read" if pickles else "none"
-        raise refuse(folder, "weights as model.safetensors", what, _CONVERT if pickles else "fetch the whole model")
+        do = "fetch the whole model"
+        if pickles:
+            do = _CONVERT if pickles[0].startswith("pytorch_model") else CONVERT_WEIGHTS
+        raise refuse(folder, "weights as model.safetensors", what, do)
     for path in found:
         if path.suffix == ".json" and path.name.endswith("config.json") and "auto_map" in _settings(path):
             do = "it is never run: export the model with torch.export and name the .pt2 file"

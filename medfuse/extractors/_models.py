@@ -9,6 +9,7 @@ from typing import Literal
 
 from medfuse.errors import ConfigError
 from medfuse.extractors import _bundle, _huggingface
+from medfuse.extractors._pt2_archive import CONVERT_WEIGHTS
 from medfuse.files import sha256_file
 
 Source = Literal["huggingface", "torch_export", "monai_bundle"]
@@ -51,19 +52,12 @@ def source_of(path: Path) -> Source:
         return "torch_export"
     pickle = path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".ts"}
     found = "a file that can run code when it is read" if pickle else "something else"
-    do = " Weights alone are no model: convert them with " + _CONVERT if pickle else ""
+    do = f"; {CONVERT_WEIGHTS}, or export the network with torch.export" if pickle else ""
     msg = (
-        f"extractor pretrained: expected a folder of Hugging Face (config.json), a torch.export file (.pt2) or a MONAI "
-        f"bundle (configs/), found {found} at {path.name}.{do}"
+        "extractor pretrained: expected a folder of Hugging Face (config.json), a torch.export file (.pt2) or a MONAI "
+        f"bundle (configs/), found {found} at {path.name}{do}"
     )
     raise ConfigError(msg)
-
-
-_CONVERT = (
-    "python -c \"import torch; from safetensors.torch import save_file; state = torch.load('OLD', weights_only=True); "
-    "save_file({k: v.contiguous() for k, v in state.items()}, 'model.safetensors')\" and put them beside their "
-    "config.json, or export the network with torch.export."
-)
 
 
 def files_of(path: Path, source: Source) -> list[Path]:

@@ -27,6 +27,11 @@ DTYPES = {
 }
 _SCHEMA = 8  # major version of the JSON, that of torch 2.9 to 2.13
 _LARGEST_JSON = 1 << 28
+CONVERT_WEIGHTS = (
+    'convert it once, if you trust where it is from: python -c "import torch; from safetensors.torch import save_file; '
+    "state = torch.load('OLD', weights_only=True); save_file({k: v.contiguous() for k, v in state.items()}, 'NEW')\" "
+    "with the paths as OLD and NEW (model.safetensors in the place of OLD)"
+)
 
 
 def refuse(path: Path, expected: str, found: str, do: str) -> DataError:

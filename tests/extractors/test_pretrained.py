@@ -335,32 +335,39 @@ def test_pickles_are_refused_with_the_command_that_converts_them(folder, tmp_pat
     (path / name).write_bytes(pickle.dumps(Payload(tmp_path / "mark")))
     extractor = Pretrained(model=str(path))
     for call in (lambda: extractor.settings, lambda: extractor(TILES, {})):
-        with pytest.raises(DataError, match=rf"found {name}, which can run code .*from_pretrained\('DIR'\).save_pre"):
+        command = "AutoModel.from_pretrained" if name == "pytorch_model.bin" else "torch.load"
+        with pytest.raises(DataError, match=rf"found {name}, which can run code .*{command}\("):
             call()
     with pytest.raises(ConfigError, match=r"can run code when it is read.*torch.load\('OLD', weights_only=True\)"):
         Pretrained(model=str(path / name))
     assert not (tmp_path / "mark").exists()
 
 
-def test_the_command_that_converts_a_model_does(folder, tmp_path):
-    """As printed, with the folder in the place of DIR."""
+def command_in(error) -> str:
+    """The Python of ``python -c "..."`` in a message."""
+    return str(error.value).split('python -c "')[1].split('"')[0]
+
+
+def test_the_commands_that_convert_models_do(folder, tmp_path):
     path = shutil.copytree(model_of(folder, "vit"), tmp_path / "vit")
     from safetensors.torch import load_file
-    from transformers import AutoModel
 
     expected = Pretrained(model=str(path))(TILES, {})
-    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
-    (path / "model.safetensors").unlink()
-    AutoModel.from_pretrained(str(path)).save_pretrained(str(path))
-    close(Pretrained(model=str(path))(TILES, {}), expected)
+    for name in ("pytorch_model.bin", "model.pt"):
+        torch.save(load_file(path / "model.safetensors"), path / name)
+        (path / "model.safetensors").unlink()
+        with pytest.raises(DataError) as caught:
+            _ = Pretrained(model=str(path)).settings
+        command = command_in(caught).replace("DIR", str(path)).replace("OLD", str(path / name))
+        exec(command.replace("NEW", str(path / "model.safetensors")))
+        close(Pretrained(model=str(path))(TILES, {}), expected)
+        (path / name).unlink()
 
 
 def test_a_bundle_with_a_pickle_is_refused(folder, tmp_path):
     path = shutil.copytree(model_of(folder, "bundle"), tmp_path / "bundle")
     (path / "models/model.safetensors").rename(path / "models/model.pt")
-    with pytest.raises(
-        DataError, match=r"found model.pt, a pickle .*torch.load\('models/model.pt', weights_only=True\)"
-    ):
+    with pytest.raises(DataError, match=r"found model.pt, which can run code .*torch.load\('OLD', weights_only=True\)"):
         _ = Pretrained(model=str(path)).settings
 
 
