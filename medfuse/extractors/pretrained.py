@@ -112,6 +112,11 @@ class Pretrained(Extractor):
             "expects": self.expects,
         }
 
+    def facts(self, raw: RawSample) -> Mapping[str, Any]:
+        """The facts of the raw sample, and which model and options the features are of."""
+        of = {name: value for name, value in self.settings.items() if name != "expects"}
+        return {**raw.facts, "model": of}
+
     def names(self, raw: RawSample) -> tuple[str, ...]:
         """Numbers: directions of a learned space have no names."""
         width = self(raw.fetch([0]), raw.facts).shape[1]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medfuse.errors import CohortError
 from medfuse.loaders.ecg import synthesise, write_wfdb
 from medfuse.training import load_fold
 from medfuse.workflow import predict, train
@@ -84,3 +85,16 @@ def test_predictions_come_back_from_the_run_directory(run, place, tmp_path):
     one, two = (pd.read_csv(predict(run, place / "data/card.md", **where, out=tmp_path / f"{k}.csv")) for k in range(2))
     pd.testing.assert_frame_equal(one, two)
     assert len(one) == N
+
+
+def test_another_order_of_leads_is_refused(run, place, tmp_path):
+    """As many numbers, of the same unit, that mean something else."""
+    (place / "data/other.md").write_text(CARD.replace("leads: [II, V2, V5]", "leads: [V5, V2, II]"))
+    with pytest.raises(CohortError, match=r"modality ecg: expected .* raw items of the same channels, step and unit"):
+        predict(
+            run,
+            place / "data/other.md",
+            data_root=place / "data",
+            store_root=place / "store",
+            out=tmp_path / "predictions.csv",
+        )

@@ -13,6 +13,7 @@ from tiny_models import IMAGE, NETWORK, Maps, bert, bundle, export, resnet, vit,
 
 from medfuse.card import CohortCard
 from medfuse.cohort import read_cohort
+from medfuse.dataset import load_modalities
 from medfuse.errors import ConfigError, DataError
 from medfuse.extraction import extract
 from medfuse.extractors import build_extractor
@@ -274,7 +275,10 @@ def test_the_number_of_workers_changes_nothing_above_the_precision_of_the_store(
         largest = np.abs(one.sample.tokens).max()
         assert np.abs(one.sample.tokens.astype(float) - two.sample.tokens).max() <= largest * 2**-10
         assert len(one.names) == one.sample.tokens.shape[1]
+        path = models["windows" if item.modality == "ecg" else "bert"]
+        assert one.facts["model"]["sha256"] == Pretrained(model=str(path)).settings["sha256"]
     assert {item.status for item in extract(cohort, store_root=tmp_path / "store0", workers=0).items} == {"kept"}
+    assert '"sha256"' in load_modalities(cohort, names=["ecg"], store_root=tmp_path / "store0")["ecg"].meaning
 
 
 # --- the key ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Raw windows and patches: from files through the store to a batch, in one order, one step and one unit."""
 
 import dataclasses
+import json
 
 import nibabel
 import numpy as np
@@ -164,6 +165,8 @@ def test_items_come_back_with_their_shape(loaded):
     expected = np.stack([signal[rows][:, start : start + 100] for start in (0, 100, 150)])
     assert np.abs(stored.tokens.reshape(3, 3, 100) - expected).max() < 2e-3 + 2**-11 * np.abs(expected).max()
     assert set(data["ct"].samples) == {"p0", "p1", "p2", "p3"}
+    assert json.loads(data["ecg"].meaning)["item"]["channels"] == LEADS
+    assert json.loads(data["ct"].meaning)["item"]["step"] == [2, 2, 2]
 
 
 def test_scaling_is_per_channel_and_drops_nothing(loaded):
