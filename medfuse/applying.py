@@ -27,7 +27,7 @@ from medfuse.types import PatientId
 
 
 def align(
-    modality: ModalityData, *, columns: Sequence[Column], identities: Sequence[str], features: int
+    modality: ModalityData, *, columns: Sequence[Column], identities: Sequence[str], features: int, meaning: str = ""
 ) -> ModalityData:
     """A modality of other patients in the coding of a run.
 
@@ -39,9 +39,10 @@ def align(
         columns: the run's columns (layout ``columns``).
         identities: the run's token identities (layout ``vectors``).
         features: the run's number of features per token.
+        meaning: of these features, where the run knows it.
 
     Raises:
-        CohortError: a column that is not there, one of another kind or unit, or vectors of another length.
+        CohortError: a column that is not there, one of another kind or unit, vectors of another length or meaning.
     """
     if modality.layout == "columns" and columns:
         return _align_columns(modality, columns)
@@ -50,6 +51,12 @@ def align(
         msg = (
             f"modality {modality.name}: expected vectors of {features} features with token identities {ours}, as in "
             f"the run, found {modality.features} with {theirs}; use the extractor of the run"
+        )
+        raise CohortError(msg)
+    if meaning and modality.meaning and modality.meaning != meaning:  # what a served table holds is not said
+        msg = (
+            f"modality {modality.name}: expected vectors of the same model, or raw items of the same channels, step "
+            "and unit, as in the run, found others; use the extractor of the run"
         )
         raise CohortError(msg)
     return _align_identities(modality, identities)
@@ -171,6 +178,7 @@ def read_for_run(
             columns=spec_columns(specs[name]),
             identities=specs[name]["identities"],
             features=int(specs[name]["features"]),
+            meaning=str(specs[name].get("meaning", "")),
         )
         for name, modality in loaded.items()
     }

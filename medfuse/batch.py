@@ -4,6 +4,7 @@ Which modalities a patient has is data (``present``): modality dropout, a missin
 are one operation, a new ``present``. What stands in an absent slot is never read.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -32,6 +33,7 @@ class ModalityShape:
         pathways: names of features per gene set, of the sets that the card names.
         identities: names of the token identities; empty for a free bag.
         coordinates: P, numbers per token position.
+        item: shape of one raw item, channels first, whose flattened numbers are the features; () where there is none.
     """
 
     layout: Layout
@@ -43,10 +45,14 @@ class ModalityShape:
     pathways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     coordinates: int = 1
+    item: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.features < 1:
             msg = f"ModalityShape: expected at least one feature, found {self.features}; was every column dropped?"
+            raise ModelError(msg)
+        if self.item and (self.layout != "vectors" or math.prod(self.item) != self.features):
+            msg = f"ModalityShape: expected items {self.item} of layout vectors, found {self.layout}, {self.features}"
             raise ModelError(msg)
         if self.layout == "columns" and not self.column_of_feature:
             object.__setattr__(self, "column_of_feature", tuple(range(self.features)))

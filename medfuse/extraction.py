@@ -421,7 +421,7 @@ def extract_item(item: Item, store_root: Path, *, verify: bool = True) -> Extrac
             sample=extractor.extract(raw),
             names=extractor.names(raw),
             unit=raw.unit,
-            facts=raw.facts,
+            facts=extractor.facts(raw),
             warnings=tuple(unnamed(text, item) for text in raw.warnings),
         )
         store.put_item(stored, key=key, sources={f"{k:06d}": sha for k, sha in enumerate(item.hashes)})

@@ -13,6 +13,7 @@ from medfuse.types import Layout, PatientId
 
 # Standardised values beyond this carry no more information than "extreme", and one outlier must not own a network.
 CLIP = 8.0
+RAW_CLIP = 64.0  # of raw windows and patches, where an R wave is ten standard deviations high and must not be cut
 _TINY = 1e-8
 Array = NDArray[np.float64]
 
@@ -34,6 +35,7 @@ class Preprocessing:
         missing: (p,) True where some train patient misses the feature.
         identities: names of the token identities.
         dropped: columns that were dropped, with the reason.
+        item: shape of one raw item, channels first, or (): then mean and scale are those of its channel.
     """
 
     modality: str
@@ -49,6 +51,7 @@ class Preprocessing:
     missing: NDArray[np.bool_]
     identities: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
+    item: tuple[int, ...] = ()
 
 
 def stack(data: ModalityData, ids: Sequence[PatientId]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -83,7 +86,8 @@ def fit_preprocessing(data: ModalityData, ids: Sequence[PatientId]) -> Preproces
             "drop it from the recipe"
         )
         raise DataError(msg)
-    fitted = _fit_columns(data, ids) if data.layout == "columns" else _fit_vectors(data, ids)
+    fit = _fit_columns if data.layout == "columns" else _fit_items if data.item else _fit_vectors
+    fitted = fit(data, ids)
     if not fitted.feature_names:
         msg = (
             f"modality {data.name}: expected a column that varies in train, found {len(fitted.dropped)} "
@@ -149,7 +153,7 @@ def _identity(data_identities: Sequence[str], sample: ModalitySample) -> NDArray
     return sample.position[:, 0].astype(np.int64)
 
 
-def _moments(data: ModalityData, sample: ModalitySample) -> tuple[Array, Array, Array]:
+def _bag_moments(data: ModalityData, sample: ModalitySample) -> tuple[Array, Array, Array]:
     """Number of tokens (I,), their mean and squared deviations from it (I, F), per identity; kept with the bag."""
     kept: tuple[Array, Array, Array] | None = getattr(sample, "_moments", None)
     if kept is not None and len(kept[0]) == max(1, len(data.identities)):
@@ -166,6 +170,43 @@ def _moments(data: ModalityData, sample: ModalitySample) -> tuple[Array, Array, 
     return count, mean, around
 
 
+def _fit_items(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
+    """Raw items: one mean and one scale per channel, over all places of all items of train; no feature is dropped."""
+    groups, channels = max(1, len(data.identities)), data.item[0]
+    samples = [data.samples[i] for i in ids if i in data.samples]
+    count = sum(sample.tokens.shape[0] for sample in samples) * (data.features // channels)
+    mean = np.zeros(channels)
+    square = np.zeros(channels)
+    for sample in samples:
+        mean += sample.tokens.reshape(len(sample.tokens), channels, -1).sum(axis=(0, 2), dtype=np.float64) / count
+    for sample in samples:
+        apart = sample.tokens.reshape(len(sample.tokens), channels, -1) - mean[:, None]
+        square += (apart**2).sum(axis=(0, 2)) / count
+    spread = np.sqrt(square)
+    varies = bool((spread > _TINY).any())
+    known = np.isin(np.arange(groups), np.concatenate([_identity(data.identities, s) for s in samples]))
+    rows = np.where(known[:, None], np.where(spread > _TINY, spread, 1.0), np.inf)
+    size = data.features if varies else 0
+    every = all(len(np.unique(_identity(data.identities, s))) == groups for s in samples)
+    places = data.features // channels
+    return Preprocessing(
+        modality=data.name,
+        layout="vectors",
+        feature_names=tuple(f"{data.name}[{j}]" for j in range(size)),
+        source=np.arange(size, dtype=np.int64),
+        level=np.full(size, -1, dtype=np.int64),
+        reference=np.full(size, -1, dtype=np.int64),
+        column_of_feature=np.arange(size, dtype=np.int64),
+        n_columns=size,
+        mean=np.tile(np.repeat(mean, places), (groups, 1))[:, :size],
+        scale=np.repeat(rows, places, axis=1)[:, :size],
+        missing=np.full(size, not every),
+        identities=data.identities,
+        dropped=() if varies else ((data.name, "constant in train"),),
+        item=data.item,
+    )
+
+
 def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
     groups = max(1, len(data.identities))
     mean = np.zeros((groups, data.features))
@@ -177,7 +218,7 @@ def _fit_vectors(data: ModalityData, ids: Sequence[PatientId]) -> Preprocessing:
             continue
         # Chan, Golub, LeVeque (1983): moments of two sets joined without cancellation. A bag is read once, however many
         # folds it takes part in.
-        n, centre, around = _moments(data, data.samples[patient])
+        n, centre, around = _bag_moments(data, data.samples[patient])
         every &= bool((n > 0).all())
         both = np.maximum(count + n, 1)[:, None]
         shift = centre - mean
@@ -243,7 +284,8 @@ def transform(p: Preprocessing, sample: ModalitySample) -> ModalitySample:
     which = _identity(p.identities, sample) if p.identities else 0
     z -= p.mean.astype(np.float32)[which]
     z /= p.scale.astype(np.float32)[which]
-    return ModalitySample.trusted(tokens=np.clip(z, -CLIP, CLIP, out=z), position=sample.position)
+    limit = RAW_CLIP if p.item else CLIP
+    return ModalitySample.trusted(tokens=np.clip(z, -limit, limit, out=z), position=sample.position)
 
 
 def transform_many(
@@ -264,7 +306,8 @@ def dense_matrix(
 
     Layout ``columns``: standardised values, 0 (the train mean) where missing, and one indicator per column that some
     train patient misses. Layout ``vectors``: token identities side by side, 0 and an indicator where one is absent; a
-    free bag is the mean of its tokens. Absent patients are rows of zeros.
+    free bag is the mean of its tokens. Raw items (windows, patches) are the mean and the standard deviation of each
+    channel: single samples and voxels mean nothing by their place. Absent patients are rows of zeros.
 
     Returns:
         (n, q) float64 and (n,) bool who has the modality.
@@ -276,7 +319,7 @@ def dense_matrix(
         flagged = np.flatnonzero(p.missing)[first]
         absent = (1.0 - tokens[:, flagged, 1]) * present[:, None]
         return np.concatenate([tokens[:, :, 0].astype(np.float64), absent], axis=1), present
-    groups, width = max(1, len(p.identities)), len(p.source)
+    groups, width = max(1, len(p.identities)), 2 * p.item[0] if p.item else len(p.source)
     x = np.zeros((len(ids), groups, width + 1))
     for i, patient in enumerate(ids):
         if not present[i]:
@@ -284,11 +327,17 @@ def dense_matrix(
         sample = transform(p, data.samples[patient])
         which = _identity(p.identities, sample)
         count = np.bincount(which, minlength=groups)
-        np.add.at(x[i, :, :width], which, sample.tokens)
+        np.add.at(x[i, :, :width], which, _moments(sample.tokens, p.item[0]) if p.item else sample.tokens)
         x[i, :, :width] /= np.maximum(count, 1)[:, None]
         x[i, :, width] = count == 0
     indicators = x[:, :, width] if p.missing.any() and p.identities else x[:, :0, width]
     return np.concatenate([x[:, :, :width].reshape(len(ids), -1), indicators], axis=1), present
+
+
+def _moments(tokens: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Mean and standard deviation (T, 2 C) of the channels of raw items."""
+    items = tokens.reshape(len(tokens), channels, -1)
+    return np.concatenate([items.mean(axis=2), items.std(axis=2)], axis=1)
 
 
 def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -309,6 +358,7 @@ def to_arrays(p: Preprocessing) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         "n_columns": p.n_columns,
         "identities": list(p.identities),
         "dropped": [list(row) for row in p.dropped],
+        **({"item": list(p.item)} if p.item else {}),
     }
     return arrays, rest
 
@@ -329,4 +379,5 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], rest: Mapping[str, Any]) -> 
         missing=arrays["missing"].astype(bool),
         identities=tuple(rest["identities"]),
         dropped=tuple((row[0], row[1]) for row in rest["dropped"]),
+        item=tuple(rest.get("item", ())),
     )

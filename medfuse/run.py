@@ -268,6 +268,7 @@ def modality_specs(data: Mapping[str, ModalityData]) -> dict[str, Any]:
             "features": m.features,
             "columns": [[c.name, c.kind, c.unit, list(c.levels)] for c in m.columns],
             "identities": list(m.identities),
+            **({"meaning": m.meaning} if m.meaning else {}),
         }
         for name, m in data.items()
     }

@@ -121,6 +121,10 @@ class ModalityData:
         samples: one entry per patient who has the modality.
         key: content address in the feature store, empty before it was stored.
         gene_sets: set name -> column names, where the card names a GMT file; cut to the columns, none empty.
+        item: shape of one raw item, channels first, whose flattened numbers are the features (windows, patches); empty
+            where features are features.
+        meaning: what the numbers of a token are where their count does not say it (channels, step and unit of raw
+            items, the SHA-256 of a pretrained model), as JSON; a run refuses data of another meaning.
         warnings: what the loader saw and a person should know (mangled or duplicated names, for instance).
     """
 
@@ -132,4 +136,6 @@ class ModalityData:
     identities: tuple[str, ...] = ()
     key: str = ""
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    item: tuple[int, ...] = ()
+    meaning: str = ""
     warnings: tuple[str, ...] = field(default=())

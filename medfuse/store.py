@@ -126,6 +126,8 @@ class FeatureStore:
                 "identities": list(data.identities),
                 "gene_sets": {name: list(genes) for name, genes in data.gene_sets.items()},
                 "warnings": list(data.warnings),
+                **({"item": list(data.item)} if data.item else {}),
+                **({"meaning": data.meaning} if data.meaning else {}),
                 "patient_ids": ids,
                 "lengths": lengths,
             }
@@ -169,6 +171,8 @@ class FeatureStore:
             identities=tuple(index["identities"]),
             gene_sets={gene_set: tuple(genes) for gene_set, genes in index["gene_sets"].items()},
             warnings=tuple(index["warnings"]),
+            item=tuple(index.get("item", ())),
+            meaning=str(index.get("meaning", "")),
             samples=samples,
             key=key,
         )
@@ -241,23 +245,39 @@ class FeatureStore:
         return self.get(key)
 
     def _gather(self, index: Mapping[str, Any], *, key: str) -> ModalityData:
-        samples, widths = {}, set()
+        samples, widths, meanings = {}, set(), set()
         for patient, items in index["items"].items():
             parts = [(identity, self.get_item(item, check=False)) for identity, item in items]
             widths |= {part.sample.tokens.shape[1] for _, part in parts}
+            meanings |= {_meaning(part.facts) for _, part in parts}
             samples[PatientId(patient)] = _joined(parts)
         if len(widths) > 1:
             msg = f"modality {index['name']}: expected items of one width, found {sorted(widths)}; extract them alike"
             raise StoreError(msg)
+        if len(meanings) > 1:  # raw windows or patches: the same numbers would mean something else
+            msg = (
+                f"modality {index['name']}: expected items alike in shape, channels, step and unit, found "
+                f"{len(meanings)} kinds; state them in the extractor's options"
+            )
+            raise StoreError(msg)
+        meaning = meanings.pop() if meanings else ""
         return ModalityData(
             name=index["name"],
             layout="vectors",
+            item=tuple(json.loads(meaning).get("item", {}).get("shape", ())) if meaning else (),
+            meaning=meaning,
             features=widths.pop() if widths else 0,
             identities=tuple(index["identities"]),
             warnings=tuple(index["warnings"]),
             samples=samples,
             key=key,
         )
+
+
+def _meaning(facts: Mapping[str, Any]) -> str:
+    """What the numbers of an item are, where its facts say it."""
+    said = {name: facts[name] for name in ("item", "model") if name in facts}
+    return json.dumps(said, sort_keys=True) if said else ""
 
 
 def _joined(parts: Sequence[tuple[int, StoredItem]]) -> ModalitySample:

@@ -16,6 +16,9 @@ EXTRACTORS: dict[str, str] = {
     "waveform": "medfuse.extractors.waveform:Waveform",
     "tile": "medfuse.extractors.tile:TileFeatures",
     "volume": "medfuse.extractors.volume:VolumeStatistics",
+    "windows": "medfuse.extractors.raw:RawWindows",
+    "pretrained": "medfuse.extractors.pretrained:Pretrained",
+    "patches": "medfuse.extractors.raw:RawPatches",
 }
 # the extractor of a kind of item when the card names none
 DEFAULTS: dict[ItemKind, str] = {

@@ -34,6 +34,10 @@ class Extractor(ABC):
     def __call__(self, items: NDArray[Any], facts: Mapping[str, Any]) -> NDArray[np.float32]:
         """Features (k, F), finite, of k items; no item's features depend on its neighbours."""
 
+    def facts(self, raw: RawSample) -> Mapping[str, Any]:
+        """What is stored beside the features, as JSON values: the facts of the raw sample."""
+        return raw.facts
+
     def extract(self, raw: RawSample, *, batch: int = 64) -> ModalitySample:
         """All items of a sample.
 

@@ -140,6 +140,7 @@ def shapes_of(preprocessing: Mapping[str, Preprocessing], data: Mapping[str, Mod
                 features=len(p.feature_names),
                 identities=p.identities,
                 coordinates=position.shape[1],
+                item=p.item,
             )
     return shapes
 

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from invariants import assert_keeps_its_promises, outputs
-from model_cases import HEADS_OF, PATHWAYS, SHAPES, make_batch, settings_for
+from model_cases import HEADS_OF, PATHWAYS, RAW_SHAPES, make_batch, settings_for
+from model_cases import SHAPES as FEATURE_SHAPES
 
 from medfuse.batch import without_modality
 from medfuse.errors import ConfigError
 from medfuse.models import ENCODERS, build_model, default_encoder
 
+SHAPES = {**FEATURE_SHAPES, **RAW_SHAPES}
+BAGS = {"bag", "prototype_tokens", "ecg_resnet", "volume_resnet"}
 CASES = [
     ("table", {}, "table"),
     ("table", {"column_dropout": 0.4, "dropout": 0.2}, "wide"),
@@ -25,6 +28,11 @@ CASES = [
     ("prototype_tokens", {"prototypes": 2, "dropout": 0.0}, "stains"),
     ("pathway", {"pathways": PATHWAYS}, "wide"),
     ("pathway", {"pathways": PATHWAYS, "tokens": 2, "least_genes": 1}, "wide"),
+    ("ecg_resnet", {"blocks": 2, "filters": 8, "kernel": 5}, "ecg"),
+    ("ecg_resnet", {"blocks": 1, "filters": 4, "tokens": 2}, "views"),
+    ("ecg_resnet", {"blocks": 1, "filters": 4, "pooling": "none"}, "ecg"),
+    ("volume_resnet", {"filters": 4}, "ct"),
+    ("volume_resnet", {"filters": 2, "layers": [2, 1, 1, 1], "pooling": "none", "stride": 2}, "ct"),
 ]
 
 
@@ -40,7 +48,7 @@ def test_encoder_keeps_its_promises(name, options, modality):
         settings = settings_for("late", **{modality: {"name": name, **options}})
         return build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
 
-    assert_keeps_its_promises(build, batch, bags=(modality,) if name in ("bag", "prototype_tokens") else ())
+    assert_keeps_its_promises(build, batch, bags=(modality,) if name in BAGS else ())
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)
@@ -109,3 +117,10 @@ def test_a_patient_whose_only_modality_is_taken_away_is_a_patient_without_any():
     batch = make_batch(names=("table",))
     found = outputs(model, without_modality(batch, "table"))
     assert torch.equal(found, found[:1].expand_as(found))
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), CASES)
+def test_no_encoder_normalises_over_patients(name, options, modality):
+    settings = settings_for("late", **{modality: {"name": name, **options}})
+    model = build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
+    assert not [part for part in model.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]

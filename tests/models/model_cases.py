@@ -12,6 +12,11 @@ SHAPES = {
     "bag": ModalityShape(layout="vectors", features=5, coordinates=2),
     "stains": ModalityShape(layout="vectors", features=3, identities=("he", "cd3", "cd8")),
 }
+RAW_SHAPES = {  # raw items; apart, so that only the tests of encoders pay for their networks
+    "ecg": ModalityShape(layout="vectors", features=3 * 40, item=(3, 40)),
+    "ct": ModalityShape(layout="vectors", features=2 * 8 * 8 * 6, coordinates=3, item=(2, 8, 8, 6)),
+    "views": ModalityShape(layout="vectors", features=2 * 32, identities=("rest", "stress"), item=(2, 32)),
+}
 HEADS_OF = {
     "os": HeadSettings(kind="survival", name="discrete_hazard", time_grid=(5.0, 10.0, 20.0), prior=(-1.0, -2.0, -1.5)),
     "dfs": HeadSettings(kind="survival", name="cox"),
@@ -62,7 +67,7 @@ def targets_of(n: int, g: torch.Generator) -> dict[str, TargetTensors]:
 def make_batch(n: int = 24, *, names: tuple[str, ...] = tuple(SHAPES), seed: int = 0) -> Batch:
     """n patients with every subset of the modalities among the first 2^M, and every kind of outcome."""
     g = torch.Generator().manual_seed(seed)
-    parts = {name: tokens_of(SHAPES[name], n, g) for name in names}
+    parts = {name: tokens_of({**SHAPES, **RAW_SHAPES}[name], n, g) for name in names}
     present = (torch.arange(n)[:, None] >> torch.arange(len(names))) % 2 == 1  # patient 0 has none
     masks = {name: parts[name][1] & present[:, i, None] for i, name in enumerate(names)}
     return Batch(

@@ -3,10 +3,12 @@
 from medfuse.batch import ModalityShape
 from medfuse.models.encoders.bag import BagEncoder
 from medfuse.models.encoders.base import Encoder
+from medfuse.models.encoders.ecg_resnet import EcgResnetEncoder
 from medfuse.models.encoders.linear import LinearEncoder
 from medfuse.models.encoders.pathway import PathwayEncoder
 from medfuse.models.encoders.prototype_tokens import PrototypeTokensEncoder
 from medfuse.models.encoders.table import TableEncoder
+from medfuse.models.encoders.volume_resnet import VolumeResnetEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "table": TableEncoder,
@@ -14,25 +16,29 @@ ENCODERS: dict[str, type[Encoder]] = {
     "bag": BagEncoder,
     "pathway": PathwayEncoder,
     "prototype_tokens": PrototypeTokensEncoder,
+    "ecg_resnet": EcgResnetEncoder,
+    "volume_resnet": VolumeResnetEncoder,
 }
 
 _MOST_COLUMN_TOKENS = 8
 
 
 def default_encoder(shape: ModalityShape) -> str:
-    """Encoder of a modality whose recipe names none: column tokens while they are few."""
+    """Encoder of a modality whose recipe names none: column tokens while they are few, raw items by their axes."""
     if shape.layout == "vectors":
-        return "bag"
+        return {2: "ecg_resnet", 4: "volume_resnet"}.get(len(shape.item), "bag")
     return "table" if shape.columns <= _MOST_COLUMN_TOKENS else "linear"
 
 
 __all__ = [
     "ENCODERS",
     "BagEncoder",
+    "EcgResnetEncoder",
     "Encoder",
     "LinearEncoder",
     "PathwayEncoder",
     "PrototypeTokensEncoder",
     "TableEncoder",
+    "VolumeResnetEncoder",
     "default_encoder",
 ]
