@@ -26,10 +26,10 @@ from medfuse.explaining_parts import (
     write_parts,
 )
 from medfuse.files import new_folder, write_bytes, write_json
+from medfuse.jobs import with_outcome
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.training import cpu_threads, load_fold
 from medfuse.types import PatientId
-from medfuse.workflow import with_outcome
 
 Say = Callable[[str], None]
 

@@ -32,12 +32,11 @@ LAYERS = [
         "stress",
     },
     {"explain"},
-    {"screening", "checking", "run", "frames", "applying"},
+    {"screening", "checking", "run", "frames", "applying", "jobs", "explaining_parts", "explained"},
     {"tracking", "report", "figures"},
     {
         "workflow",
         "explaining",
-        "explaining_parts",
         "within",
         "stressing",
         "benchmark_table",
