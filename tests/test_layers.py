@@ -33,7 +33,7 @@ LAYERS = [
     },
     {"explain"},
     {"screening", "checking", "run", "frames", "applying", "jobs", "explaining_parts", "explained"},
-    {"tracking", "report", "figures"},
+    {"tracking", "report", "report_sections", "figures", "pages", "documents"},
     {
         "workflow",
         "explaining",
@@ -44,6 +44,7 @@ LAYERS = [
         "demo",
     },
     {"review"},
+    {"exporting", "jupyter"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
