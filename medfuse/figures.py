@@ -19,7 +19,7 @@ MARKS = ("o", "s", "^", "D", "v", "X")
 FEW_EVENTS = 10  # below which a subgroup is drawn hollow
 
 
-def _svg(
+def svg(
     draw: Callable[[Any, Any], None], *, width: float, height: float, rows: int = 1, grid: tuple[int, int] | None = None
 ) -> str:
     """Draw on a fresh figure, without pyplot's global state, and return its SVG element.
@@ -81,7 +81,7 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
         table.title.set_size(8)
         table.axis("off")
 
-    return _svg(draw, width=6.2, height=4.4, rows=2)
+    return svg(draw, width=6.2, height=4.4, rows=2)
 
 
 def calibration(content: Mapping[str, Mapping[str, Any]], smooth: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -115,7 +115,7 @@ def calibration(content: Mapping[str, Mapping[str, Any]], smooth: Mapping[str, M
         axes.set_aspect("equal")
         axes.legend(frameon=False, loc="upper left")
 
-    return _svg(draw, width=4.4, height=4.2)
+    return svg(draw, width=4.4, height=4.2)
 
 
 def decision(content: Mapping[str, Any], *, horizon: str) -> str:
@@ -137,7 +137,7 @@ def decision(content: Mapping[str, Any], *, horizon: str) -> str:
         )
         axes.legend(frameon=False)
 
-    return _svg(draw, width=4.4, height=3.6)
+    return svg(draw, width=4.4, height=3.6)
 
 
 def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
@@ -154,7 +154,7 @@ def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
         axes.axvline(0.5, color="0.7", lw=1, ls="--")
         axes.set(xlabel=f"{score}, pairs within the same fold, 95 % interval", ylim=(-len(known) + 0.4, 0.6))
 
-    return _svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
+    return svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
 
 
 def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
@@ -171,7 +171,7 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
     measures = ((content["score"], "score"), ("calibration slope", "calibration_slope"))
     if mechanism == "subsets":
-        return _svg(
+        return svg(
             lambda _, axes: _patterns(axes[0], rows, patterns, models=models, measures=measures),
             width=9.6,
             height=1.4 + 0.17 * (len(models) + 1) * len(patterns),
@@ -191,7 +191,7 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
                     panel.set_ylim(*_SLOPES)
         axes[0][0].legend(frameon=False, fontsize=7)
 
-    return _svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
+    return svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
 
 
 def _curve(
@@ -259,7 +259,7 @@ def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[fl
         axes[0][1].axhline(1.0, color="0.7", lw=1, ls="--")
         axes[0][0].legend(frameon=False)
 
-    return _svg(draw, width=9.0, height=3.2, grid=(1, 2))
+    return svg(draw, width=9.0, height=3.2, grid=(1, 2))
 
 
 def importance(rows: Sequence[Mapping[str, Any]], *, unit: str) -> str:
@@ -286,7 +286,7 @@ def importance(rows: Sequence[Mapping[str, Any]], *, unit: str) -> str:
         axes.set_yticks([-k for k in range(len(known))], [f"{r['modality']} (n = {r['patients']})" for r in known])
         axes.set(xlabel=f"mean absolute contribution to {unit}", ylim=(-len(known) + 0.4, 0.6))
 
-    return _svg(draw, width=6.2, height=0.8 + 0.36 * max(len(known), 1))
+    return svg(draw, width=6.2, height=0.8 + 0.36 * max(len(known), 1))
 
 
 def groups(rows: Sequence[Mapping[str, Any]], *, score: str, overall: float | None) -> str:
@@ -316,4 +316,4 @@ def groups(rows: Sequence[Mapping[str, Any]], *, score: str, overall: float | No
             axes.axvline(overall, color="0.5", lw=1, ls="--")
         axes.set(xlabel=f"{score} (dashed: all)", ylim=(-len(rows) + 0.4, 0.6))
 
-    return _svg(draw, width=7.6, height=0.8 + 0.3 * max(len(rows), 1))
+    return svg(draw, width=7.6, height=0.8 + 0.3 * max(len(rows), 1))

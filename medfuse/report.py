@@ -10,6 +10,7 @@ import numpy as np
 
 from medfuse import figures
 from medfuse.config import read_card
+from medfuse.documents import DOCUMENTS, write_documents
 from medfuse.errors import MedfuseError
 from medfuse.evaluation import Evaluation, from_json, summary_table
 from medfuse.files import read_json, write_text
@@ -273,11 +274,17 @@ def _training(run: Run) -> str:
     return f"<h2>Training</h2>{''.join(parts)}" if parts else ""
 
 
-def write_report(run: Run) -> Path:
-    """Write ``report.html`` of a run.
+def _documents() -> str:
+    links = ", ".join(f"<a href={name}.html>{name.replace('_', ' ')}</a>" for name in DOCUMENTS)
+    return f"<h2>Documents</h2><p>Beside this page, as HTML, Markdown and JSON: {links}.</p>"
+
+
+def write_report(run: Run, *, opened: int | None = None) -> Path:
+    """Write ``report.html`` of a run, and its documents: model card, TRIPOD+AI table and data-card checks.
 
     Args:
         run: with its parts written; ``metrics.json`` included.
+        opened: how often held-out results were opened in reviews.
 
     Returns:
         The file.
@@ -294,8 +301,10 @@ def write_report(run: Run) -> Path:
             _stress(run),
             _training(run),
             _audit(run),
+            _documents(),
         ]
     )
+    write_documents(run, opened=opened)
     path = run.path / "report.html"
     write_text(path, page("medfuse report", body))
     return path

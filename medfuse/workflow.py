@@ -462,14 +462,18 @@ def evaluate(
     return evaluation, path
 
 
-def rewrite_report(run: str | Path | Run) -> Path:
-    """Write a run's ``report.html`` again, and seal the run with it.
+def rewrite_report(run: str | Path | Run, *, opened: int | None = None) -> Path:
+    """Write a run's ``report.html`` and documents again, and seal the run with them.
+
+    Args:
+        run: run directory.
+        opened: how often held-out results were opened in reviews, for the model card.
 
     Raises:
         StoreError: a part of the run has changed since it was written.
     """
-    opened = run if isinstance(run, Run) else open_run(run)
-    opened.verify()
-    path = write_report(opened)
-    opened.seal()
+    found = run if isinstance(run, Run) else open_run(run)
+    found.verify()
+    path = write_report(found, opened=opened)
+    found.seal()
     return path
