@@ -114,7 +114,8 @@ class _Paper:
         """Cells below each other, wrapped; two columns give the second most of the room."""
         columns = len(rows[0])
         whole = WIDTH - 2 * MARGIN
-        widths = [0.27 * whole, 0.73 * whole] if columns == 2 else [whole / columns] * columns
+        shares = {2: (0.27, 0.73), 4: (0.3, 0.15, 0.2, 0.35)}.get(columns, (1 / columns,) * columns)
+        widths = [share * whole for share in shares]
         if header:
             self.row(header, widths, bold=True)
         for row in rows:

@@ -131,7 +131,7 @@ def export_patient(
     write_bytes(path, content)
     path.chmod(0o600)
     if log.path.is_file():
-        log.append("export", {"by": "command line", "form": name, "sha256": digest, "run_sha256": opened.sha256})
+        log.append("export", {"by": "command line", "form": name, "file_sha256": digest, "run_sha256": opened.sha256})
     return path, digest
 
 
