@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from medfuse.config import read_recipe
+from medfuse.jobs import fold_settings
 from medfuse.metrics.discrimination import auroc
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.splits import Split
 from medfuse.targets import Labels
 from medfuse.training import Outcomes, fit_fold, predict_fold
 from medfuse.types import PatientId
-from medfuse.workflow import fold_settings
 
 COLUMNS = 5
 RATE = 0.8

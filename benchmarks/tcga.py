@@ -20,11 +20,11 @@ from medfuse.baselines import FoldData, fit_baselines
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
+from medfuse.jobs import fold_settings
 from medfuse.metrics.comparison import bootstrap_values
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.splits import inner_folds, make_splits
 from medfuse.training import Outcomes, fit_fold, predict_fold
-from medfuse.workflow import fold_settings
 
 TCGA = ["tcga_blca", "tcga_brca", "tcga_gbmlgg", "tcga_kirc", "tcga_luad"]
 RESAMPLES = 2000

@@ -23,13 +23,13 @@ from medfuse.config import Recipe, read_card, read_recipe, recipe_names
 from medfuse.errors import ConfigError, StoreError, nearest
 from medfuse.evaluation import EvaluationSettings, FoldPrediction, headline_score
 from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, write_json, write_text
+from medfuse.jobs import Job, first_tabular, fold_settings, inner_of, outcomes_of, prepare_job
 from medfuse.models import FUSIONS
 from medfuse.prediction import Prediction
 from medfuse.run import now, only_writer, versions
 from medfuse.splits import Split
 from medfuse.training import CHOSEN, JOINT, FoldModel, cpu_threads, fit_fold, predict_fold
 from medfuse.types import PatientId
-from medfuse.workflow import Job, first_tabular, fold_settings, inner_of, outcomes_of, prepare_job
 
 FORMAT_VERSION = 1
 ENSEMBLE = "ensemble"  # the base recipe as it stands: its fusion with a network per modality beside it

@@ -299,11 +299,18 @@ def stress(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
-    """Write the run's self-contained HTML page again."""
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    review: Annotated[Path | None, typer.Option(help="Reviews and audit log; default: RUN-review, if there.")] = None,
+) -> None:
+    """Write the run's self-contained HTML page again, with model card, TRIPOD+AI table and data-card checks."""
+    from medfuse.documents import DOCUMENTS
+    from medfuse.exporting import times_opened
     from medfuse.workflow import rewrite_report
 
-    _say(f"written: {rewrite_report(run)}")
+    path = rewrite_report(run, opened=times_opened(run, review))
+    for one in (path, *(path.with_name(f"{name}.html") for name in DOCUMENTS)):
+        _say(f"written: {one}")
 
 
 @app.command()
@@ -349,6 +356,38 @@ def explain(
         for one in checks:
             _say(one.line())
         raise typer.Exit(1 if any(one.passed is False for one in checks) else 0)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory, explained with medfuse explain.")],
+    patient: Annotated[str, typer.Option(help="Key of a held-out patient.", show_default=False)],
+    form: Annotated[str, typer.Option("--format", help="html, pdf, json or csv.")] = "pdf",
+    out: Annotated[Path | None, typer.Option(help="File; default: patient-report-HASH.FORMAT.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
+    horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
+    withheld: Annotated[bool, typer.Option("--withheld", help="Also a prediction that is withheld.")] = False,
+) -> None:
+    """Write the review of one patient as a document with hashes; medfuse verify checks it against the run."""
+    from medfuse.exporting import export_patient
+
+    path, digest = export_patient(run, patient, form=form, at=horizon, outcome=outcome, out=out, withheld=withheld)
+    _say(f"written: {path}")
+    _say(f"SHA-256: {digest}")
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    file: Annotated[Path, typer.Argument(help="A file of medfuse export, or of the review.")],
+) -> None:
+    """Say whether an exported file is whole, shows what its record says, and has the numbers of the run."""
+    from medfuse.exporting import verify_export
+
+    found = verify_export(run, file)
+    for one in found:
+        _say(one.line())
+    raise typer.Exit(1 if any(one.ok is False for one in found) else 0)
 
 
 @app.command(name="app")

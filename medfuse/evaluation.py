@@ -15,6 +15,7 @@ from medfuse.cohort import Cohort
 from medfuse.metrics.calibration import binary_calibration, brier, calibration_at, d_calibration, integrated_brier
 from medfuse.metrics.comparison import Interval, bootstrap_c, paired_differences
 from medfuse.metrics.discrimination import auprc, auroc, cumulative_dynamic_auc, harrell_c, uno_c
+from medfuse.metrics.goodness_of_fit import a_calibration, smooth_calibration
 from medfuse.metrics.utility import decision_curve
 from medfuse.prediction import Prediction
 from medfuse.targets import Labels, Survival, Target, Values
@@ -126,23 +127,21 @@ def _survival_row(fold: FoldPrediction, cohort: Cohort, outcome: str, horizons: 
         row |= {f"brier@{t:g}": b for t, b in zip(horizons, brier(held, curves, horizons, train=train), strict=True)}
         grid = p.times[p.times < held.time.max()]
         row["integrated_brier"] = integrated_brier(held, survival_between(p, grid), grid, train=train)
-        own = np.array([survival_between(_one(p, i), held.time[i : i + 1])[0, 0] for i in range(len(p))])
+        own = at_own_time(p, held.time)
         row["d_calibration_p"] = d_calibration(held, own).p_value
+        row["a_calibration_p"] = a_calibration(held, own).p_value
         for k, t in enumerate(horizons):
             calibration = calibration_at(held, 1 - curves[:, k], float(t))
             row |= {f"calibration_ratio@{t:g}": calibration.ratio, f"calibration_slope@{t:g}": calibration.slope}
+            row[f"ici@{t:g}"] = smooth_calibration(held, 1 - curves[:, k], float(t)).index
     return row
 
 
-def _one(p: Prediction, i: int) -> Prediction:
-    return Prediction(
-        patient_ids=p.patient_ids[i : i + 1],
-        present=p.present[i : i + 1],
-        modalities=p.modalities,
-        risk_score=p.risk_score[i : i + 1],
-        times=p.times,
-        survival=None if p.survival is None else p.survival[i : i + 1],
-    )
+def at_own_time(prediction: Prediction, time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) predicted survival of each patient at their own time; see :func:`survival_between`."""
+    grid = np.concatenate([[0.0], cast(NDArray[np.float64], prediction.times)])
+    curves = cast(NDArray[np.float64], prediction.survival)
+    return np.array([np.interp(t, grid, [1.0, *curve]) for t, curve in zip(time, curves, strict=True)])
 
 
 def _labels_row(fold: FoldPrediction, cohort: Cohort, outcome: str, _: NDArray[np.float64]) -> Row:
@@ -387,14 +386,40 @@ def _curves(folds: Sequence[FoldPrediction], pooled: _Pooled, horizons: Sequence
         return {}
     curves = np.concatenate([survival_between(f.prediction, np.array(horizons)) for f in folds if len(f.prediction)])
     thresholds = np.linspace(0.05, 0.95, 19)
-    out: Row = {"calibration": {}, "decision": {}}
+    out: Row = {"calibration": {}, "decision": {}, "smooth": {}}
     for k, t in enumerate(horizons):
         probability = 1 - curves[:, k]
         out["calibration"][f"{t:g}"] = asdict(calibration_at(pooled.target, probability, float(t)))
         out["decision"][f"{t:g}"] = asdict(
             decision_curve(pooled.target, probability, horizon=float(t), thresholds=thresholds)
         )
+        out["smooth"][f"{t:g}"] = _smooth(pooled.target, probability, float(t))
+    own = np.concatenate(
+        [
+            at_own_time(f.prediction, pooled.target.time[pooled.strata == k])
+            for k, f in enumerate(folds)
+            if len(f.prediction)
+        ]
+    )
+    out["a_calibration"] = asdict(a_calibration(pooled.target, own))
     return out
+
+
+_POINTS = 50  # of a stored calibration curve, at quantiles of the predictions
+
+
+def _smooth(target: Survival, probability: NDArray[np.float64], horizon: float) -> Row:
+    """Smooth calibration curve and the mean, median and 90th percentile of its distance to the diagonal."""
+    found = smooth_calibration(target, probability, horizon)
+    predicted = probability[target.observed]
+    gap = np.abs(found.observed - predicted)
+    out: Row = {"index": found.index, "e50": float("nan"), "e90": float("nan"), "reason": found.reason}
+    if found.reason:
+        return {**out, "predicted": [], "observed": []}
+    order = np.argsort(predicted, kind="stable")
+    shown = order[np.unique(np.linspace(0, len(order) - 1, _POINTS).astype(int))]
+    ends = {"e50": float(np.quantile(gap, 0.5)), "e90": float(np.quantile(gap, 0.9))}
+    return {**out, **ends, "predicted": predicted[shown], "observed": found.observed[shown]}
 
 
 def summary_table(evaluation: Evaluation) -> list[Row]:

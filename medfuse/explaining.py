@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
-from medfuse.errors import CohortError, ConfigError, StoreError, nearest
-from medfuse.explain import Coalitions, Importance, coalition_values, contributions, importance_of
+from medfuse.errors import CohortError
+from medfuse.explain import Coalitions, coalition_values
 from medfuse.explain.faithfulness import Check
+from medfuse.explained import chosen_outcome, read_fold
+from medfuse.explained import contribution_table as contribution_table
+from medfuse.explained import default_horizon as default_horizon
+from medfuse.explained import pooled_importance as pooled_importance
+from medfuse.explained import read_coalitions as read_coalitions
 from medfuse.explaining_parts import FOLDER as FOLDER
 from medfuse.explaining_parts import (
     Source,
@@ -26,10 +30,10 @@ from medfuse.explaining_parts import (
     write_parts,
 )
 from medfuse.files import new_folder, write_bytes, write_json
+from medfuse.jobs import with_outcome
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.training import cpu_threads, load_fold
 from medfuse.types import PatientId
-from medfuse.workflow import with_outcome
 
 Say = Callable[[str], None]
 
@@ -68,7 +72,7 @@ def explain_run(
     """
     opened = run if isinstance(run, Run) else open_run(run)
     names = [str(split["name"]) for split in opened.read("splits")["splits"]]
-    outcome = _outcome(opened, outcome)
+    outcome = chosen_outcome(opened, outcome)
     if all((_folder(opened, outcome, name) / "index.json").is_file() for name in names) and all(
         has_parts(opened, outcome, name) for name in names
     ):
@@ -93,7 +97,7 @@ def explain_run(
             if not (folder / "index.json").is_file():
                 values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
                 write_coalitions(values, folder)
-            write_parts(source, fold, _read(opened, folder), folder, unseen=unseen, say=say)
+            write_parts(source, fold, read_fold(opened, folder), folder, unseen=unseen, say=say)
         opened.seal()
     return read_coalitions(opened, outcome)
 
@@ -144,16 +148,6 @@ def check_run(
     return checks
 
 
-def _outcome(run: Run, outcome: str | None) -> str:
-    ours: list[str] = run.read("run")["facts"]["outcomes"]
-    if outcome is None:
-        return ours[0]
-    if outcome not in ours:
-        msg = f"explain: the run has no outcome {outcome!r}; {nearest(outcome, ours)}"
-        raise ConfigError(msg)
-    return outcome
-
-
 def _folder(run: Run, outcome: str, fold: str) -> Path:
     return fold_folder(run, outcome, fold)
 
@@ -182,115 +176,6 @@ def _npy(array: NDArray[Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
-
-
-def read_coalitions(run: str | Path | Run, outcome: str | None = None) -> list[Coalitions]:
-    """Stored values of a run, one per outer fold, memory-mapped; no model is needed.
-
-    Raises:
-        ConfigError: no such outcome.
-        StoreError: the run has not been explained, or a part is damaged or of a newer format.
-    """
-    opened = run if isinstance(run, Run) else open_run(run)
-    outcome = _outcome(opened, outcome)
-    found = []
-    for split in opened.read("splits")["splits"]:
-        folder = _folder(opened, outcome, str(split["name"]))
-        if not (folder / "index.json").is_file():
-            msg = f"{opened.path}: outcome {outcome!r} has not been explained; run medfuse explain {opened.path}"
-            raise StoreError(msg)
-        found.append(_read(opened, folder))
-    return found
-
-
-def _read(run: Run, folder: Path) -> Coalitions:
-    index = run.read(str((folder / "index").relative_to(run.path)))
-
-    def array(name: str) -> NDArray[Any]:
-        try:
-            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-        except (OSError, ValueError) as error:
-            msg = f"{folder / name}.npy: expected an array, found none that can be read; explain the run again"
-            raise StoreError(msg) from error
-
-    return Coalitions(
-        outcome=index["outcome"],
-        kind=index["kind"],
-        patient_ids=tuple(PatientId(i) for i in index["patient_ids"]),
-        modalities=tuple(index["modalities"]),
-        present=array("present"),
-        values=array("values"),
-        replicates=array("replicates"),
-        times=array("times") if index["kind"] == "survival" else None,
-        fold=tuple(index["fold"]),
-    )
-
-
-def default_horizon(run: Run, found: Sequence[Coalitions]) -> float | None:
-    """The middle one of the run's reporting horizons that every fold's curves reach; None for other outcomes.
-
-    Raises:
-        StoreError: a part of the run is missing or damaged.
-    """
-    if found[0].times is None:
-        return None
-    end = min(float(c.times[-1]) for c in found if c.times is not None)
-    horizons = [float(h) for h in run.read("metrics")["outcomes"][found[0].outcome].get("horizons") or ()]
-    within = [h for h in horizons if h <= end]
-    return within[len(within) // 2] if within else end
-
-
-def contribution_table(
-    found: Sequence[Coalitions], *, horizon: float | None = None, label: int | None = None
-) -> pd.DataFrame:
-    """One row per patient and modality that the patient has.
-
-    Args:
-        found: of :func:`explain_run` or :func:`read_coalitions`.
-        horizon: days, for survival outcomes.
-        label: index of the class, for multi-class outcomes.
-
-    Returns:
-        Columns ``fold patient_id modality contribution low high`` (on the link: log cumulative hazard, log odds or
-        value), ``ratio`` (its exponential: of cumulative hazards or odds), ``points`` (its part of the difference in
-        risk, a Shapley value of its own) and ``risk`` (of the patient); the last three are NaN for values.
-
-    Raises:
-        ConfigError: no horizon or class where one is needed, or one that the outcome does not have.
-    """
-    tables = []
-    for one in found:
-        link = contributions(one, horizon=horizon, label=label)
-        risk = contributions(one, horizon=horizon, label=label, scale="risk")
-        if link.contribution.ndim != 2:
-            msg = f"explain: outcome {one.outcome!r} has several numbers per patient; choose a horizon or a class"
-            raise ConfigError(msg)
-        row, column = np.nonzero(one.present)
-        part: dict[str, object] = {
-            "fold": [one.fold[i] for i in row],
-            "patient_id": [one.patient_ids[i] for i in row],
-            "modality": [one.modalities[i] for i in column],
-        }
-        for name in ("contribution", "low", "high"):
-            part[name] = getattr(link, name)[row, column]
-        has_risk = one.kind != "continuous"
-        part["ratio"] = np.exp(link.contribution[row, column]) if has_risk else np.nan
-        part["points"] = risk.contribution[row, column] if has_risk else np.nan
-        part["risk"] = risk.everybody[row] if has_risk else np.nan
-        tables.append(pd.DataFrame(part))
-    return pd.concat(tables, ignore_index=True)
-
-
-def pooled_importance(
-    found: Sequence[Coalitions], *, horizon: float | None = None, label: int | None = None, seed: int = 0
-) -> list[Importance]:
-    """Importance of each modality over the held-out patients of all folds; see :func:`medfuse.explain.importance`.
-
-    Raises:
-        ConfigError: a horizon or class that the outcome does not have.
-    """
-    each = [contributions(one, horizon=horizon, label=label) for one in found]
-    return importance_of(np.concatenate([c.contribution for c in each]), each[0].modalities, seed=seed)
 
 
 def lines(found: Sequence[Coalitions], *, horizon: float | None, patient: str | None = None) -> list[str]:

@@ -13,9 +13,13 @@ from medfuse.targets import Survival
 # Okabe and Ito's palette: told apart with every common colour vision.
 _SLOPES = (-0.5, 3.0)  # of calibration, as shown
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+# Lines and marks say the same without colour, for print in black and white.
+LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
+MARKS = ("o", "s", "^", "D", "v", "X")
+FEW_EVENTS = 10  # below which a subgroup is drawn hollow
 
 
-def _svg(
+def svg(
     draw: Callable[[Any, Any], None], *, width: float, height: float, rows: int = 1, grid: tuple[int, int] | None = None
 ) -> str:
     """Draw on a fresh figure, without pyplot's global state, and return its SVG element.
@@ -55,7 +59,8 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
             low, high = curve.limits()
             x = np.concatenate([[0.0], curve.times])
             colour = COLOURS[k % len(COLOURS)]
-            top.step(x, np.concatenate([[1.0], curve.survival]), where="post", color=colour, label=label)
+            line = LINES[k % len(LINES)]
+            top.step(x, np.concatenate([[1.0], curve.survival]), where="post", color=colour, ls=line, label=label)
             top.fill_between(
                 x,
                 np.concatenate([[1.0], low]),
@@ -67,7 +72,8 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
             )
             for t in ticks:
                 at_risk = int((survival.time[rows] >= t).sum())
-                table.text(t, -k, str(at_risk), ha="center", va="center", color=colour)
+                table.text(t, -k, str(at_risk), ha="center", va="center", color="0.1")
+            table.text(-0.02 * end, -k, label, ha="right", va="center", color=colour)
         top.set(xlim=(0, end), ylim=(0, 1.02), ylabel="event-free", xlabel="days")
         top.set_xticks(ticks)
         top.legend(frameon=False, loc="lower left")
@@ -75,11 +81,11 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
         table.title.set_size(8)
         table.axis("off")
 
-    return _svg(draw, width=6.2, height=4.4, rows=2)
+    return svg(draw, width=6.2, height=4.4, rows=2)
 
 
-def calibration(content: Mapping[str, Mapping[str, Any]]) -> str:
-    """Observed against predicted probability of an event, per horizon, with 95 % limits."""
+def calibration(content: Mapping[str, Mapping[str, Any]], smooth: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Observed against predicted probability of an event, per horizon: groups with 95 % limits, and smooth curves."""
 
     def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
         axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
@@ -90,14 +96,26 @@ def calibration(content: Mapping[str, Mapping[str, Any]]) -> str:
             if points:
                 x, y, low, high = np.array(points, dtype=np.float64).T
                 error = np.clip(np.stack([y - low, high - y]), 0, None)
-                axes.errorbar(
-                    x, y, yerr=error, fmt="o-", ms=4, lw=1, capsize=2, color=COLOURS[k % 6], label=f"{horizon} days"
-                )
+                axes.errorbar(x, y, yerr=error, fmt=MARKS[k % 6], ms=4, lw=1, capsize=2, color=COLOURS[k % 6])
+            curve = (smooth or {}).get(horizon, {})
+            px, py = (
+                (curve["predicted"], curve["observed"]) if curve.get("predicted") else (c["predicted"], c["observed"])
+            )
+            axes.plot(
+                px,
+                [np.nan if v is None else v for v in py],
+                ls=LINES[k % 6],
+                lw=1.4,
+                marker=MARKS[k % 6],
+                markevery=[],
+                color=COLOURS[k % 6],
+                label=f"{horizon} days",
+            )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability of an event", ylabel="observed (Kaplan-Meier)")
         axes.set_aspect("equal")
         axes.legend(frameon=False, loc="upper left")
 
-    return _svg(draw, width=4.4, height=4.2)
+    return svg(draw, width=4.4, height=4.2)
 
 
 def decision(content: Mapping[str, Any], *, horizon: str) -> str:
@@ -112,14 +130,14 @@ def decision(content: Mapping[str, Any], *, horizon: str) -> str:
         model, everyone = line(content["model"]), line(content["everyone"])
         axes.plot(x, model, color=COLOURS[0], label="model")
         axes.plot(x, everyone, color=COLOURS[1], ls="--", label="treat everyone")
-        axes.axhline(0, color="0.4", lw=1, label="treat no one")
+        axes.axhline(0, color="0.4", lw=1, ls=":", label="treat no one")
         top = max([v for v in [*model, *everyone] if v == v], default=0.1)
         axes.set(
             ylim=(-0.05, max(0.05, 1.1 * top)), xlabel="threshold probability", ylabel=f"net benefit at {horizon} days"
         )
         axes.legend(frameon=False)
 
-    return _svg(draw, width=4.4, height=3.6)
+    return svg(draw, width=4.4, height=3.6)
 
 
 def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
@@ -136,7 +154,7 @@ def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
         axes.axvline(0.5, color="0.7", lw=1, ls="--")
         axes.set(xlabel=f"{score}, pairs within the same fold, 95 % interval", ylim=(-len(known) + 0.4, 0.6))
 
-    return _svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
+    return svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
 
 
 def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
@@ -153,7 +171,7 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
     measures = ((content["score"], "score"), ("calibration slope", "calibration_slope"))
     if mechanism == "subsets":
-        return _svg(
+        return svg(
             lambda _, axes: _patterns(axes[0], rows, patterns, models=models, measures=measures),
             width=9.6,
             height=1.4 + 0.17 * (len(models) + 1) * len(patterns),
@@ -165,14 +183,15 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
             for panel, (label, key) in zip(line, measures, strict=True):
                 for k, model in enumerate(models):
                     own = [r for r in rows if r["model"] == model and r["pattern"] == pattern and r[key] is not None]
-                    _curve(panel, own, key, colour=COLOURS[k], label=model, band=k == 0 or model == own[0]["reference"])
+                    if own:
+                        _curve(panel, own, key, number=k, label=model, band=k == 0 or model == own[0]["reference"])
                 panel.axhline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
                 panel.set(xlabel=f"{mechanism} rate: {pattern}", ylabel=label)
                 if key != "score":
                     panel.set_ylim(*_SLOPES)
         axes[0][0].legend(frameon=False, fontsize=7)
 
-    return _svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
+    return svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
 
 
 def _curve(
@@ -180,12 +199,12 @@ def _curve(
     rows: Sequence[Mapping[str, Any]],
     key: str,
     *,
-    colour: str,
+    number: int,
     label: str,
     band: bool,
 ) -> None:
-    x, y = [r["rate"] for r in rows], [r[key] for r in rows]
-    panel.plot(x, y, "o-", ms=3, lw=1.4, color=colour, label=label)
+    x, y, colour = [r["rate"] for r in rows], [r[key] for r in rows], COLOURS[number]
+    panel.plot(x, y, marker=MARKS[number], ls=LINES[number], ms=3.5, lw=1.4, color=colour, label=label)
     if band and all(r[f"{key}_low"] is not None for r in rows):
         panel.fill_between(
             x, [r[f"{key}_low"] for r in rows], [r[f"{key}_high"] for r in rows], color=colour, alpha=0.15
@@ -210,7 +229,7 @@ def _patterns(
             if row[f"{key}_low"] is not None:
                 panel.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=COLOURS[k], lw=1)
             first = row["pattern"] == patterns[0]
-            panel.plot(row[key], y, "o", ms=3.5, color=COLOURS[k], label=row["model"] if first else None)
+            panel.plot(row[key], y, MARKS[k], ms=3.8, color=COLOURS[k], ls="", label=row["model"] if first else None)
         panel.axvline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
         shown = patterns if panel is axes[0] else [""] * len(patterns)
         panel.set_yticks([-k for k in range(len(patterns))], shown)
@@ -235,9 +254,66 @@ def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[fl
         for panel, name in zip(axes[0], labels, strict=True):
             for k, (modality, values) in enumerate(curves[name].items()):
                 y = [float("nan") if v is None else v for v in values]
-                panel.plot(epochs, y, color=COLOURS[k % len(COLOURS)], label=modality)
+                panel.plot(epochs, y, color=COLOURS[k % len(COLOURS)], ls=LINES[k % len(LINES)], label=modality)
             panel.set(xlabel="epoch", ylabel=labels[name])
         axes[0][1].axhline(1.0, color="0.7", lw=1, ls="--")
         axes[0][0].legend(frameon=False)
 
-    return _svg(draw, width=9.0, height=3.2, grid=(1, 2))
+    return svg(draw, width=9.0, height=3.2, grid=(1, 2))
+
+
+def importance(rows: Sequence[Mapping[str, Any]], *, unit: str) -> str:
+    """Mean absolute contribution of each modality with its 95 % interval, the largest on top.
+
+    Args:
+        rows: ``modality patients value low high``; rows without a value are left out.
+        unit: of the contributions.
+    """
+    known = sorted((r for r in rows if np.isfinite(r["value"])), key=lambda r: -r["value"])
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        for k, row in enumerate(known):
+            axes.barh(-k, row["value"], height=0.6, color="#A6CEE3", edgecolor=COLOURS[0], lw=1)
+            if np.isfinite(row["low"]):
+                axes.errorbar(
+                    row["value"],
+                    -k,
+                    xerr=[[max(row["value"] - row["low"], 0)], [max(row["high"] - row["value"], 0)]],
+                    color="0.1",
+                    capsize=3,
+                    lw=1.2,
+                )
+        axes.set_yticks([-k for k in range(len(known))], [f"{r['modality']} (n = {r['patients']})" for r in known])
+        axes.set(xlabel=f"mean absolute contribution to {unit}", ylim=(-len(known) + 0.4, 0.6))
+
+    return svg(draw, width=6.2, height=0.8 + 0.36 * max(len(known), 1))
+
+
+def groups(rows: Sequence[Mapping[str, Any]], *, score: str, overall: float | None) -> str:
+    """A forest of subgroups: score with 95 % interval, patients and events; few events are drawn hollow.
+
+    Args:
+        rows: ``group level patients events estimate low high``; rows without an estimate have no mark.
+        score: what is measured.
+        overall: of everybody, as a dashed line.
+    """
+
+    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
+        names = []
+        for k, row in enumerate(rows):
+            events = "" if row["events"] is None else f", {row['events']} events"
+            names.append(f"{row['group']}: {row['level']} (n = {row['patients']}{events})")
+            if row["estimate"] is None:
+                axes.text(0.02, -k, "undefined", va="center", color="0.3", transform=axes.get_yaxis_transform())
+                continue
+            few = row["events"] is not None and row["events"] < FEW_EVENTS
+            if row["low"] is not None:
+                axes.plot([row["low"], row["high"]], [-k, -k], color="0.45" if few else COLOURS[0], lw=1.6)
+            face = "white" if few else COLOURS[0]
+            axes.plot(row["estimate"], -k, "o", ms=6, color="0.45" if few else COLOURS[0], markerfacecolor=face)
+        axes.set_yticks([-k for k in range(len(rows))], names)
+        if overall is not None:
+            axes.axvline(overall, color="0.5", lw=1, ls="--")
+        axes.set(xlabel=f"{score} (dashed: all)", ylim=(-len(rows) + 0.4, 0.6))
+
+    return svg(draw, width=7.6, height=0.8 + 0.3 * max(len(rows), 1))

@@ -1,7 +1,7 @@
 """A run as one self-contained HTML page: no script, no request to anywhere, everything escaped."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,43 +10,14 @@ import numpy as np
 
 from medfuse import figures
 from medfuse.config import read_card
+from medfuse.documents import DOCUMENTS, write_documents
 from medfuse.errors import MedfuseError
 from medfuse.evaluation import Evaluation, from_json, summary_table
 from medfuse.files import read_json, write_text
+from medfuse.pages import BANNER, page, span, table
+from medfuse.report_sections import calibration_section, contribution_section, group_section
 from medfuse.run import Run
 from medfuse.targets import Survival
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;max-width:64rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ccc}
-h3{font-size:1rem;margin-bottom:.3rem}table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4}th{font-weight:600}
-th:first-child,td:first-child{text-align:left}tr.carrying{background:#e8f1f8;font-weight:600}
-.note{color:#555;font-size:.9rem}.warn{border-left:4px solid #D55E00;padding:.3rem .8rem;background:#fdf3ec}
-.figs{display:flex;flex-wrap:wrap;gap:1.5rem}svg{max-width:100%;height:auto}code{font-size:.85rem}
-@media print{body{margin:0}h2{break-after:avoid}table,svg{break-inside:avoid}}
-"""
-
-
-def _cell(value: Any) -> str:  # noqa: ANN401  # any JSON value
-    if value is None:
-        return "undefined"
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1000 else f"{value:.0f}"
-    return escape(str(value))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, marked: int | None = None) -> str:
-    head = "".join(f"<th>{escape(h)}</th>" for h in header)
-    body = "".join(
-        f"<tr{' class=carrying' if k == marked else ''}>{''.join(f'<td>{_cell(v)}</td>' for v in row)}</tr>"
-        for k, row in enumerate(rows)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "undefined" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]]) -> str:
@@ -60,13 +31,13 @@ def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]
             else (
                 "undefined"
                 if row["difference"] is None
-                else f"{row['difference']:+.3f} ({_span(row['difference_low'], row['difference_high'])})"
+                else f"{row['difference']:+.3f} ({span(row['difference_low'], row['difference_high'])})"
             )
         )
         inner = f"{np.mean(known):.3f}" if known else "none"
         mean = "undefined" if row["mean"] is None else f"{row['mean']:.3f}"
         spread = "undefined" if row["sd"] is None else f"{row['sd']:.3f}"
-        body.append((row["model"], mean, spread, row["pooled"], _span(row["low"], row["high"]), gap, inner))
+        body.append((row["model"], mean, spread, row["pooled"], span(row["low"], row["high"]), gap, inner))
     header = (
         "model",
         "mean over folds",
@@ -76,7 +47,7 @@ def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]
         "carrying model minus this",
         "inner (tuning)",
     )
-    return _table(header, body, marked=0) + figures.forest(rows, score=evaluation.score)
+    return table(header, body, marked=(0,)) + figures.forest(rows, score=evaluation.score)
 
 
 def _notes(evaluation: Evaluation) -> str:
@@ -95,28 +66,11 @@ def _notes(evaluation: Evaluation) -> str:
 def _per_fold(evaluation: Evaluation) -> str:
     rows = evaluation.models[evaluation.carrying]["folds"]
     keys = [k for k in rows[0] if k not in {"fold", "patients", "events", "reason"}] if rows else []
+    keys.sort(key=lambda key: (key.partition("@")[0], float(key.partition("@")[2] or 0)))
     header = ("metric", *(f"fold {r['fold']} ({r['patients']} patients, {r['events']} events)" for r in rows))
-    table = _table(header, [(key, *(r.get(key) for r in rows)) for key in keys])
+    shown = table(header, [(key, *(r.get(key) for r in rows)) for key in keys])
     reasons = [f"fold {r['fold']}: {r['reason']}" for r in rows if r.get("reason")]
-    return table + "".join(f"<p class=note>{escape(reason)}</p>" for reason in reasons)
-
-
-def _groups(evaluation: Evaluation) -> str:
-    parts = []
-    for name, rows in evaluation.groups.items():
-        body = [
-            (
-                r["level"],
-                r["patients"] if r["patients"] is not None else "",
-                r["events"] if r["events"] is not None else "",
-                r["estimate"] if not r.get("reason") else r["reason"],
-                _span(r["low"], r["high"]) if r["low"] is not None else "",
-            )
-            for r in rows
-        ]
-        header = (name, "patients", "events", evaluation.score, "95 % interval")
-        parts.append(f"<h3>{escape(name)}</h3>" + _table(header, body))
-    return "".join(parts)
+    return shown + "".join(f"<p class=note>{escape(reason)}</p>" for reason in reasons)
 
 
 def _risk_groups(run: Run, evaluation: Evaluation) -> str:
@@ -147,16 +101,6 @@ def _risk_groups(run: Run, evaluation: Evaluation) -> str:
 def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
     tuning = content.get("tuning", {})
     evaluation = from_json({k: v for k, v in content.items() if k != "tuning"})
-    curves = evaluation.curves
-    figs = ""
-    if curves:
-        middle = list(curves["decision"])[len(curves["decision"]) // 2] if curves["decision"] else None
-        decision = figures.decision(curves["decision"][middle], horizon=middle) if middle else ""
-        figs = (
-            "<h2>Calibration and decision curve</h2><div "
-            f"class=figs>{figures.calibration(curves['calibration'])}{decision}</div>"
-            "<p class=note>Groups of equal size; observed values are Kaplan-Meier estimates with 95 % limits.</p>"
-        )
     overlap = (
         "<p class=note>The splits share held-out patients, so they are not pooled; differences use each split once.</p>"
         if evaluation.models[evaluation.carrying]["pooled"] is None
@@ -167,8 +111,8 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
         f"<b>{escape(evaluation.carrying)}</b>, was settled by the recipe and the inner folds before any held-out row "
         "was read. Differences are paired, on the same "
         f"resamples, with simultaneous 95 % intervals.</p>{_results(evaluation, tuning)}{overlap}{_notes(evaluation)}"
-        f"<h3>Each fold</h3>{_per_fold(evaluation)}{_risk_groups(run, evaluation)}{figs}"
-        f"<h2>Subgroups</h2>{_groups(evaluation)}"
+        f"<h3>Each fold</h3>{_per_fold(evaluation)}{_risk_groups(run, evaluation)}"
+        f"{calibration_section(evaluation)}{group_section(evaluation)}{contribution_section(run, evaluation)}"
     )
 
 
@@ -189,10 +133,7 @@ def _header(run: Run) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         *((f"data {name}", key[:16]) for name, key in facts["facts"]["data"].items()),
     ]
-    return (
-        f"<h1>{escape(title)}</h1><p class=warn>Research use only. Not a medical device: not for "
-        "decisions about a patient.</p>" + _table(("", "this run"), rows)
-    )
+    return f"<h1>{escape(title)}</h1><p class=warn>{BANNER}</p>" + table(("", "this run"), rows, kind="text")
 
 
 def _patients(run: Run) -> str:
@@ -207,7 +148,7 @@ def _patients(run: Run) -> str:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     rows += [(f"- {reason}", count) for reason, count in reasons.items()]
     problems = "".join(f"<p class=note>{escape(p['file'])}: {escape(p['message'])}</p>" for p in a["problems"])
-    return f"<h2>Patients</h2>{_table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>" + _table(
+    return f"<h2>Patients</h2>{table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>" + table(
         ("pattern", "patients"), list(a["availability"].items())[:20]
     )
 
@@ -217,8 +158,8 @@ def _audit(run: Run) -> str:
     said = "No leak found." if not content["findings"] else ""
     allowed = "<p class=warn>Leaks were allowed explicitly (allow_leaks).</p>" if content.get("allowed") else ""
     rows = [(f["kind"], f["severity"], f["message"], ", ".join(f["evidence"][:5])) for f in content["findings"]]
-    table = _table(("finding", "severity", "message", "evidence"), rows) if rows else ""
-    return f"<h2>Leak audit</h2>{allowed}<p>{said} Checked: {escape(', '.join(content['checks']))}.</p>{table}"
+    found = table(("finding", "severity", "message", "evidence"), rows, kind="text") if rows else ""
+    return f"<h2>Leak audit</h2>{allowed}<p>{said} Checked: {escape(', '.join(content['checks']))}.</p>{found}"
 
 
 _CAPTIONS = {
@@ -249,14 +190,14 @@ def _stress(run: Run) -> str:
                     f"{100 * r['hidden']:.0f} %",
                     f"{100 * r['empty']:.0f} %",
                     r["score"],
-                    _span(r["score_low"], r["score_high"]),
+                    span(r["score_low"], r["score_high"]),
                     r["calibration_slope"],
-                    _span(r["calibration_slope_low"], r["calibration_slope_high"]),
+                    span(r["calibration_slope_low"], r["calibration_slope_high"]),
                     r["calibration_ratio"],
                     r["error"],
                     ""
                     if "difference" not in r or r["difference"] is None
-                    else f"{r['difference']:+.3f} ({_span(r['difference_low'], r['difference_high'])})",
+                    else f"{r['difference']:+.3f} ({span(r['difference_low'], r['difference_high'])})",
                     r["shift"],
                 )
                 for r in rows
@@ -278,13 +219,14 @@ def _stress(run: Run) -> str:
             parts.append(
                 f"<h3>{escape(path.stem)}: {escape(outcome)}</h3><p class=note>{_CAPTIONS.get(mechanism, '')}</p>"
                 f"{figures.stress(one, mechanism=mechanism)}<details><summary>table</summary>"
-                f"{_table(header, body)}</details>"
+                f"{table(header, body)}</details>"
             )
     note = (
         "<p class=note>Held-out patients and the stored networks, no refit; nobody is dropped: a patient without any "
         "modality gets the population estimate. Intervals: case bootstrap within folds, 95 %.</p>"
     )
-    return f"<h2>Stress tests</h2>{note}{''.join(parts)}" if parts else ""
+    none = "<p>Not run; <code>medfuse stress RUN --mechanism subsets</code> hides modalities and measures.</p>"
+    return f"<h2>Stress tests</h2>{note}{''.join(parts)}" if parts else f"<h2>Stress tests</h2>{none}"
 
 
 def _training(run: Run) -> str:
@@ -301,8 +243,7 @@ def _training(run: Run) -> str:
         header = ("modality", *(f"fold {fold}" for fold in folds))
         parts.append(
             "<h3>Presence made independent of the outcome</h3><p class=note>Share of the training patients who have a "
-            "modality and were shown with it; below 1 where who has it went with the outcome.</p>"
-            + _table(header, body)
+            "modality and were shown with it; below 1 where who has it went with the outcome.</p>" + table(header, body)
         )
     names = list(dict.fromkeys(k.removeprefix("strength.") for r in rows for k in r if k.startswith("strength.")))
     if names:
@@ -328,16 +269,22 @@ def _training(run: Run) -> str:
                 f"<h3>Competition strength: {escape(outcome)}</h3><p class=note>Share of what a network of the "
                 "modality alone says of unseen training patients that cannot be read, linearly, from the joint "
                 "network's state: 0 = all of it is there, 1 or more = none.</p>"
-                + _table(("modality", *(f"fold {fold}" for fold in measured)), body)
+                + table(("modality", *(f"fold {fold}" for fold in measured)), body)
             )
     return f"<h2>Training</h2>{''.join(parts)}" if parts else ""
 
 
-def write_report(run: Run) -> Path:
-    """Write ``report.html`` of a run.
+def _documents() -> str:
+    links = ", ".join(f"<a href={name}.html>{name.replace('_', ' ')}</a>" for name in DOCUMENTS)
+    return f"<h2>Documents</h2><p>Beside this page, as HTML, Markdown and JSON: {links}.</p>"
+
+
+def write_report(run: Run, *, opened: int | None = None) -> Path:
+    """Write ``report.html`` of a run, and its documents: model card, TRIPOD+AI table and data-card checks.
 
     Args:
         run: with its parts written; ``metrics.json`` included.
+        opened: how often held-out results were opened in reviews.
 
     Returns:
         The file.
@@ -354,12 +301,10 @@ def write_report(run: Run) -> Path:
             _stress(run),
             _training(run),
             _audit(run),
+            _documents(),
         ]
     )
-    page = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>medfuse report</title><style>{_STYLE}</style></head><body>{body}</body></html>"
-    )
+    write_documents(run, opened=opened)
     path = run.path / "report.html"
-    write_text(path, page)
+    write_text(path, page("medfuse report", body))
     return path

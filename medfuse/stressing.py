@@ -15,6 +15,7 @@ from medfuse.config import Recipe, read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, StoreError
 from medfuse.files import json_bytes, write_bytes, write_text
+from medfuse.jobs import first_tabular
 from medfuse.report import write_report
 from medfuse.run import FORMAT_VERSION, Run, open_run
 from medfuse.sample import ModalityData
@@ -22,7 +23,6 @@ from medfuse.scenarios import Scenario, plan
 from medfuse.splits import Split, inner_folds
 from medfuse.stress import MODEL, Row, StressFold, StressSettings, stress
 from medfuse.training import load_fold
-from medfuse.workflow import first_tabular
 
 FOLDER = "stress"
 

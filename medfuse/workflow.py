@@ -5,7 +5,7 @@ Everything here is orchestration; each step is a public function of the module t
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,11 @@ from medfuse.applying import (
     require_same_outcome,
     same_names,
 )
-from medfuse.audit import AuditReport, audit, require_clean
-from medfuse.baselines import BASELINES, FoldData, fit_baselines
-from medfuse.card import CohortCard, OutcomeCard
-from medfuse.cohort import Cohort, read_cohort
+from medfuse.baselines import FoldData, fit_baselines
+from medfuse.card import CohortCard
 from medfuse.config import Recipe, read_card, read_recipe
-from medfuse.dataset import load_modalities, manifest
-from medfuse.errors import CohortError, ConfigError, MedfuseError, nearest
+from medfuse.dataset import manifest
+from medfuse.errors import CohortError, MedfuseError, nearest
 from medfuse.evaluation import (
     Evaluation,
     EvaluationSettings,
@@ -39,7 +37,16 @@ from medfuse.evaluation import (
     summary_table,
 )
 from medfuse.files import json_bytes, sha256_bytes, write_json, write_text
-from medfuse.models import ModelSettings
+from medfuse.jobs import (
+    Job,
+    baseline_names,
+    check_job,
+    first_tabular,
+    fold_settings,
+    inner_of,
+    outcomes_of,
+    prepare_job,
+)
 from medfuse.prediction import Prediction
 from medfuse.report import write_report
 from medfuse.run import (
@@ -52,17 +59,12 @@ from medfuse.run import (
     predictions_frame,
     set_status,
 )
-from medfuse.sample import ModalityData
-from medfuse.splits import Split, inner_folds, make_splits
+from medfuse.splits import Split
 from medfuse.tracking import Tracker, track
 from medfuse.training import (
     CHOSEN,
     FoldModel,
-    FoldSettings,
-    Outcomes,
     Progress,
-    TrainSettings,
-    check_fold,
     competition,
     cpu_threads,
     encoder_notes,
@@ -83,135 +85,6 @@ def _silent(_: str) -> None:
 
 def _unwatched(part: float, what: str) -> None:
     """Show nothing."""
-
-
-def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = None) -> FoldSettings:
-    """What a recipe says of members, as the plain settings that training takes.
-
-    Args:
-        recipe: its heads are keyed by outcome or by kind of outcome.
-        outcomes: outcomes to predict, by name.
-    """
-    heads = {}
-    for name, outcome in (outcomes or {}).items():
-        chosen = recipe.model.heads.get(name, recipe.model.heads.get(outcome.kind))
-        if chosen is not None:
-            heads[name] = chosen
-    return FoldSettings(
-        model=ModelSettings(width=recipe.model.width, encoders=recipe.model.encoders, fusion=recipe.model.fusion),
-        heads=heads,
-        seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
-        committee=tuple(recipe.model.committee),
-        unimodal=recipe.train.unimodal,
-        merge=recipe.train.merge,
-        tune_epochs=recipe.train.tune_epochs,
-        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal", "merge", "tune_epochs"})),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that a training run knows before it fits."""
-
-    cohort: Cohort
-    recipe: Recipe
-    outcomes: tuple[str, ...]
-    data: dict[str, ModalityData]
-    splits: list[Split]
-    report: AuditReport
-
-    @property
-    def overlapping(self) -> bool:
-        """Whether held-out patients stand in several splits, as in two official test sets."""
-        seen = [i for split in self.splits for i in split.held_out]
-        return len(set(seen)) < len(seen)
-
-
-def prepare_job(card: CohortCard, recipe: Recipe, *, data_root: Path | None, store_root: Path | None, say: Say) -> Job:
-    """Read a cohort's patients and modalities, split them, and audit them.
-
-    Raises:
-        ConfigError: an outcome that the card does not have.
-        LeakError: what the audit found, unless the recipe allows it.
-    """
-    cohort = read_cohort(card, data_root=data_root)
-    wanted = recipe.outcomes or [next(iter(card.outcomes))]
-    for name in wanted:
-        if name not in card.outcomes:
-            msg = f"recipe outcomes: card {card.name} has no outcome {name!r}; {nearest(name, card.outcomes)}"
-            raise ConfigError(msg)
-    cohort = with_outcome(cohort, wanted)
-    data = load_modalities(cohort, names=recipe.modalities, store_root=store_root)
-    splits = make_splits(cohort, recipe.splits, wanted[0])
-    say(f"{card.name}: {cohort.attrition.modelled} of {cohort.attrition.total} patients, {len(splits)} splits")
-    report = audit(cohort, data, splits, wanted, group_by_site=recipe.splits.group_by_site)
-    for finding in report.findings:
-        say(f"audit {finding.severity}: {finding.message}")
-    require_clean(report, allow=recipe.allow_leaks)
-    return Job(cohort=cohort, recipe=recipe, outcomes=tuple(wanted), data=data, splits=splits, report=report)
-
-
-def with_outcome(cohort: Cohort, outcomes: Sequence[str]) -> Cohort:
-    """The patients of whom at least one of the outcomes is known: those that a run is about."""
-    known = np.logical_or.reduce([cohort.targets[name].observed for name in outcomes])
-    return cohort.subset([i for i, k in zip(cohort.patient_ids, known, strict=True) if k])
-
-
-def inner_of(job: Job, split: Split) -> list[Split]:
-    """Inner folds of an outer training side."""
-    folds, seed = job.recipe.splits.inner_folds, job.recipe.seed
-    return inner_folds(split.train, cohort=job.cohort, outcome=job.outcomes[0], folds=folds, seed=seed)
-
-
-def outcomes_of(job: Job) -> Outcomes:
-    """The outcomes that a job predicts, of all its patients."""
-    targets = {name: job.cohort.targets[name] for name in job.outcomes}
-    return Outcomes(patient_ids=job.cohort.patient_ids, targets=targets)
-
-
-def _baseline_names(recipe: Recipe, kind: str) -> list[str] | None:
-    """The recipe's baselines for a kind of outcome; None: all of that kind. A name is for the kinds that have it."""
-    return None if recipe.baselines is None else [name for name in recipe.baselines if name in BASELINES[kind]]
-
-
-def _check(job: Job, *, say: Say) -> None:
-    """Raise what the fits would raise, before a run directory is made; say which baselines an outcome has no use for.
-
-    Raises:
-        CohortError: a training side with nothing to learn from, with its split and outcome in notes.
-        ConfigError: an unknown baseline, component or option.
-    """
-    cards = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
-    known = {name for card in cards.values() for name in BASELINES[card.kind]}
-    everywhere = {name for table in BASELINES.values() for name in table}
-    for name in job.recipe.baselines or ():
-        if name not in everywhere:
-            msg = f"baselines: no baseline {name!r} for {', '.join(cards)}; {nearest(name, known)}"
-            raise ConfigError(msg)
-    for outcome, card in cards.items():
-        other = [name for name in job.recipe.baselines or () if name not in BASELINES[card.kind]]
-        if other:
-            say(f"{outcome}: left out {', '.join(other)}, baselines of other kinds of outcome")
-    settings = fold_settings(job.recipe, cards)
-    for number, split in enumerate(job.splits):
-        try:
-            check_fold(
-                job.data,
-                outcomes_of(job),
-                train_ids=split.train,
-                inner=inner_of(job, split),
-                settings=settings,
-                build=number == 0,
-            )
-        except MedfuseError as error:
-            error.add_note(f"split {split.name}, {len(split.train)} training patients")
-            raise
-
-
-def first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:
-    """The modality of clinical baselines."""
-    tabular = [name for name in data if card.modalities[name].loader == "tabular"]
-    return (tabular or list(data))[0]
 
 
 @dataclass(kw_only=True)
@@ -288,7 +161,7 @@ def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: T
             seed=recipe.seed,
         )
         kind = cohort.card.outcomes[outcome].kind
-        for result in fit_baselines(context, kind=kind, names=_baseline_names(recipe, kind)):
+        for result in fit_baselines(context, kind=kind, names=baseline_names(recipe, kind)):
             baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
             results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
 
@@ -384,7 +257,7 @@ def train(
     card = read_card(cohort)
     settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
     job = prepare_job(card, settings, data_root=data_root, store_root=store_root, say=say)
-    _check(job, say=say)
+    check_job(job, say=say)
     path = out or _default_out(card, settings)
     data_keys = {name: m.key for name, m in job.data.items()}
     facts = {
@@ -589,14 +462,18 @@ def evaluate(
     return evaluation, path
 
 
-def rewrite_report(run: str | Path | Run) -> Path:
-    """Write a run's ``report.html`` again, and seal the run with it.
+def rewrite_report(run: str | Path | Run, *, opened: int | None = None) -> Path:
+    """Write a run's ``report.html`` and documents again, and seal the run with them.
+
+    Args:
+        run: run directory.
+        opened: how often held-out results were opened in reviews, for the model card.
 
     Raises:
         StoreError: a part of the run has changed since it was written.
     """
-    opened = run if isinstance(run, Run) else open_run(run)
-    opened.verify()
-    path = write_report(opened)
-    opened.seal()
+    found = run if isinstance(run, Run) else open_run(run)
+    found.verify()
+    path = write_report(found, opened=opened)
+    found.seal()
     return path

@@ -32,12 +32,11 @@ LAYERS = [
         "stress",
     },
     {"explain"},
-    {"screening", "checking", "run", "frames", "applying"},
-    {"tracking", "report", "figures"},
+    {"screening", "checking", "run", "frames", "applying", "jobs", "explaining_parts", "explained"},
+    {"tracking", "report", "report_sections", "figures", "pages", "documents"},
     {
         "workflow",
         "explaining",
-        "explaining_parts",
         "within",
         "stressing",
         "benchmark_table",
@@ -45,6 +44,7 @@ LAYERS = [
         "demo",
     },
     {"review"},
+    {"exporting", "jupyter"},
     {"cli", "__main__", "_pyfunc"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,10 +2,8 @@
 
 import math
 
-BANNER = (
-    "Research use only. Not a medical device; not validated for diagnosis, prognosis or treatment of individual "
-    "patients. Estimates describe groups like the training cohort."
-)
+from medfuse.pages import BANNER as BANNER
+
 NOT_EXPLAINED = "not computed: this run has not been explained; run medfuse explain on it"
 
 

@@ -13,8 +13,8 @@ from medfuse.benchmarking import benchmark, recipe_of, trial
 from medfuse.cli import main
 from medfuse.config import read_recipe
 from medfuse.errors import ConfigError, StoreError
+from medfuse.jobs import fold_settings
 from medfuse.models import FUSIONS
-from medfuse.workflow import fold_settings
 
 WORDS = (*made_up.QUICK, *made_up.LEARN, "train.epochs=6", "baselines=[kaplan_meier, clinical_cox, late_average]")
 MODELS = ("concat", "transformer", "ensemble")
