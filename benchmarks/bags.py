@@ -45,10 +45,10 @@ class PaddedAttention(nn.Module):
         return torch.einsum("bt,btd->bd", a, h)
 
 
-def bags() -> list[Item]:
+def bags(least: int = 4000, most: int = 20_000) -> list[Item]:
     draw = np.random.default_rng(2)
     items = []
-    for k, n in enumerate(np.linspace(4000, 20000, 8).astype(int)):
+    for k, n in enumerate(np.linspace(least, most, 8).astype(int)):
         tokens = draw.standard_normal((n, FEATURES), dtype=np.float32)
         sample = ModalitySample(tokens=tokens, position=np.zeros((n, 1), np.float32))
         target = Labels(label=np.array([k % 2]), classes=("no", "yes"), observed=np.array([True]))
@@ -107,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bags.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    before, items = load(), bags()
+    before, items = load(), bags(40, 200) if options.small else bags()
     shape = ModalityShape(layout="vectors", features=FEATURES)
     single = [collate([item], shapes={"slides": shape}) for item in items]
     padded = collate(items, shapes={"slides": shape})

@@ -231,26 +231,29 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ehr.json")
     args = parser.parse_args()
     if args.child:
         child(args.child, args.folder)
         return
-    path = Path(__file__).parent / "results" / "ehr.json"
-    result = json.loads(path.read_text()) if path.exists() else {"format_version": 1}
+    result = json.loads(args.out.read_text()) if args.out.exists() else {"format_version": 1}
+    size = (20_000, 100) if args.small else (10_000_000, 50_000)
+    large = (20_000, 100) if args.small else (100_000_000, 500_000)
     if args.large:
         folder = FOLDER / "meds100m"
-        make(folder, events=100_000_000, patients=500_000, shards=20)
+        make(folder, events=large[0], patients=large[1], shards=20)
         rows = {"load": load(), "goal_mib": 8192, "times": measured(folder, ["medfuse, groups"], 1)}
         result["hundred_million"] = rows
     else:
         folder = FOLDER / "meds10m"
-        make(folder, events=10_000_000, patients=50_000, shards=1)
+        make(folder, events=size[0], patients=size[1], shards=1)
         before = load()
         checked = equal(folder)
         times = measured(folder, list(CANDIDATES), args.turns)
         result["machine"] = machine("duckdb", "pandas", "pyarrow", "numpy")
         result["ten_million"] = {"load": [before, load()], "equal": checked, "times": times, "judged": judged(times)}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--once", nargs=2)
     parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "expression.json")
     options = parser.parse_args()
     if options.once:
         once(options.once[0], Path(options.once[1]))
@@ -150,8 +151,7 @@ def main() -> None:
     result["memory_of_pandas"] = round(ours["extra_peak_mib"] / max(middle["pandas"]["extra_peak_mib"], 1e-9), 2)
     result |= {"load_after": load(), "machine": machine("pandas", "polars", "pyarrow", "numpy", "numba")}
     print(json.dumps(result, indent=1))
-    if not options.small:
-        Path(__file__).with_name("results").joinpath("expression.json").write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

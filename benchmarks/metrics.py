@@ -127,7 +127,7 @@ def limits(s: Survival, risk: np.ndarray, *, repeats: int) -> dict:
     steps = int(sum(_adds(rank, r.ranks) + s.event[row] * rank.bit_count() for row, rank in enumerate(r.rank.tolist())))
     tree = np.zeros((r.ranks, lanes), np.uint32)
     rng = np.random.default_rng(0)
-    portion = max(1, 2**16 // n)
+    portion = min(lanes, max(1, 2**16 // n))
     counts, spare = np.zeros((2, n, lanes), np.uint8)
     draws, rows = rng.integers(0, n, size=(portion, n), dtype=np.uint32), np.arange(n)
     work = np.empty((2 * r.ranks + 1, lanes), np.uint32)
@@ -203,24 +203,26 @@ def curves(n: int, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer turns, nothing at 100,000 patients")
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "metrics.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     turns, large = (3, False) if options.quick else (7, True)
+    few, some, sizes = (1_000, 10_000, (1_000, 10_000, 100_000) if large else (1_000, 10_000))
+    if options.small:
+        turns, large, few, some, sizes = 1, False, 200, 300, (200, 300)
     results = {
         "format_version": 2,
         "machine": machine("numpy", "numba", "lifelines", "scikit-survival", "torchsurv", "torch"),
         "load_before": load(),
         "bootstrap": {
-            "n=1000": bootstrap(1_000, turns, sksurv_too=True),
-            "n=10000": bootstrap(10_000, turns, sksurv_too=True),
-            "n=10000, distinct scores": bootstrap(10_000, turns, digits=None),
+            f"n={few}": bootstrap(few, turns, sksurv_too=True),
+            f"n={some}": bootstrap(some, turns, sksurv_too=True),
+            f"n={some}, distinct scores": bootstrap(some, turns, digits=None),
         }
         | ({"n=100000": bootstrap(100_000, 3)} if large else {}),
-        "concordance": {
-            str(n): concordance(n, turns) for n in ((1_000, 10_000, 100_000) if large else (1_000, 10_000))
-        },
-        "curves": {str(n): curves(n, 3) for n in (1_000, 10_000)},
+        "concordance": {str(n): concordance(n, turns) for n in sizes},
+        "curves": {str(n): curves(n, 3) for n in sizes[:2]},
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     for name, found in results["bootstrap"].items():

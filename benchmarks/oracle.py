@@ -128,8 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fusions", nargs="+", default=list(FUSIONS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "oracle.json")
     args = parser.parse_args()
+    if args.small:
+        few = {"TRAIN": 90, "TEST": 60, "EXPLAINED": 20, "SETTINGS": replace(SETTINGS, epochs=1)}
+        globals().update(few)
     simulation, data, inner = cohort(args.seed)
     held = np.arange(TRAIN, TRAIN + TEST)
     best = harrell_c(

@@ -135,9 +135,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "packed.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    globals()["B"] = 4 if options.small else B
     results = {
         "format_version": 1,
         "half missing": measure(0.5, options.repeats),

@@ -207,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result: dict[str, object] = {
@@ -216,7 +217,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "synthetic.tif"
-        synthetic(path)
+        synthetic(path, *((1536, 1280) if options.small else ()))
         result["synthetic"] = {"mib": round(path.stat().st_size / 2**20, 1), **tiles(path, 0.25, options.repeats)}
     cmu = options.data / "wsi" / "CMU-1-Small-Region.svs"
     if cmu.exists():

@@ -53,10 +53,10 @@ def batches(patients: list[str], draw: Callable[[str], ModalitySample]) -> torch
     return tokens
 
 
-def reading(folder: Path, *, bags: int, repeats: int) -> dict:
+def reading(folder: Path, *, bags: int, repeats: int, most: int = 20_000) -> dict:
     """P15."""
     rng = np.random.default_rng(3)
-    sizes = rng.integers(4000, 20000, bags)
+    sizes = rng.integers(most // 5, most, bags)
     data = {f"{k:03d}": rng.normal(size=(n, WIDTH)).astype(np.float32) for k, n in enumerate(sizes)}
     store = FeatureStore(folder / "store")
     key = fill(store, data, name="bag")
@@ -143,10 +143,15 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "store.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    bags, cohorts = (24, (500, 1000, 2000))
+    if options.quick or options.small:
+        bags, cohorts, options.repeats = (2, (5,), 1) if options.small else (8, (500,), 3)
     before = load()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -154,8 +159,8 @@ def main() -> None:
             "what": "P15: 4,096 random tokens of each bag of 4,000 to 20,000 x 1,024, to a float32 batch of 8 bags",
             "machine": machine("numpy", "torch", "h5py"),
             "threads": 1,
-            "reading": reading(folder, bags=8 if options.quick else 24, repeats=3 if options.quick else 7),
-            "by_cohort": by_cohort(folder, (500,) if options.quick else (500, 1000, 2000), repeats=5),
+            "reading": reading(folder, bags=bags, repeats=options.repeats, most=200 if options.small else 20_000),
+            "by_cohort": by_cohort(folder, cohorts, repeats=5),
             "load": {"before": before, "after": load()},
         }
     fastest = min(v for k, v in result["reading"]["times_of_ours"].items() if k.startswith("h5py fancy"))

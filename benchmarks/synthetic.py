@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patients", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "synthetic.json")
     options = parser.parse_args()
     runs = []
     for seed in range(options.seeds):
@@ -95,8 +96,7 @@ def main() -> None:
         "seconds_are": "processor time of one process",
         "runs": runs,
     }
-    path = Path(__file__).parent / "results" / "synthetic.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(least))
 
 
