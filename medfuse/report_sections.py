@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _importance(found: Sequence[Coalitions], *, horizon: float | None, label: in
     where = "" if horizon is None else f" at {horizon:g} days"
     where += "" if label is None else f", class {label + 1}"
     each = pooled_importance(found, horizon=horizon, label=label)
-    drawn = [{"modality": one.modality, "patients": one.patients, **_named(one.mean_absolute)} for one in each]
+    drawn = importance_rows(found, horizon=horizon, label=label)
     body = []
     for one in each:
         cells = [f"{number(v)} ({span(low, high)})" for v, low, high in (one.mean_absolute, one.mean) if np.isfinite(v)]
@@ -129,8 +130,15 @@ def _importance(found: Sequence[Coalitions], *, horizon: float | None, label: in
     )
 
 
-def _named(triple: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), triple, strict=True))
+def importance_rows(
+    found: Sequence[Coalitions], *, horizon: float | None, label: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of :func:`medfuse.figures.importance`: mean absolute contributions with 95 % intervals."""
+    rows = []
+    for one in pooled_importance(found, horizon=horizon, label=label):
+        value, low, high = one.mean_absolute
+        rows.append({"modality": one.modality, "patients": one.patients, "value": value, "low": low, "high": high})
+    return rows
 
 
 def _together(found: Sequence[Coalitions], *, horizon: float | None, label: int | None) -> str:

@@ -38,6 +38,7 @@ LAYERS = [
         "workflow",
         "explaining",
         "within",
+        "prototypes",
         "stressing",
         "benchmark_table",
         "benchmarking",

@@ -11,6 +11,7 @@ from medfuse.errors import DataError, MedfuseError
 from medfuse.exporting.record import comparable, content_sha256, patient_record, run_id
 from medfuse.exporting.writing import FORMATS, record_of
 from medfuse.review.source import open_review
+from medfuse.run import Run, open_run
 
 _CLOSE = 1e-9  # relative: another machine may round the last digit otherwise
 
@@ -35,7 +36,7 @@ class Verified:
         return f"{word} {self.what}" + (f": {self.why}" if self.why else "")
 
 
-def verify_export(run: str | Path, path: Path) -> list[Verified]:
+def verify_export(run: str | Path | Run, path: Path) -> list[Verified]:
     """Verify an exported file against its run.
 
     Args:
@@ -49,6 +50,7 @@ def verify_export(run: str | Path, path: Path) -> list[Verified]:
         DataError: the file is no export, or cannot be read.
         StoreError: no run there.
     """
+    run = run.path if isinstance(run, Run) else run
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -95,8 +97,6 @@ def _shown(form: str, record: Mapping[str, Any], content: bytes) -> Verified:
 
 
 def _sealed(run: str | Path) -> Verified:
-    from medfuse.run import open_run
-
     try:
         open_run(run).verify()
     except MedfuseError as error:

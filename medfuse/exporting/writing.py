@@ -14,6 +14,7 @@ from medfuse.files import sha256_bytes, write_bytes
 from medfuse.review.log import ChainedLog
 from medfuse.review.settings import ReviewSettings, beside
 from medfuse.review.source import ReviewRun, open_review
+from medfuse.run import Run
 
 Record = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def record_of(content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def export_patient(
-    run: str | Path | ReviewRun,
+    run: str | Path | Run | ReviewRun,
     patient: str,
     *,
     form: str = "pdf",
@@ -116,7 +117,7 @@ def export_patient(
         known = [key.lower() for key in FORMATS]
         msg = f"export: no format {form!r}; {nearest(form.lower(), known)}"
         raise ConfigError(msg)
-    opened = run if isinstance(run, ReviewRun) else open_review(run, outcome)
+    opened = run if isinstance(run, ReviewRun) else open_review(run.path if isinstance(run, Run) else run, outcome)
     log = ChainedLog(ReviewSettings(run=str(opened.path), folder=str(beside(opened.path))).audit_file)
     record = patient_record(opened, patient, at, audit_head=log.head() if log.path.is_file() else "")
     if record["familiar"] == "withheld" and not withheld:
