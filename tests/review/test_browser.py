@@ -1,4 +1,7 @@
-"""The review in a real browser: Playwright with the distribution's Chromium; skips with the reason where they lack."""
+"""The review in a real browser: Playwright with the distribution's Chromium.
+
+They skip with the reason where these lack, and fail instead where MEDFUSE_BROWSER=required, as in .ci/run.
+"""
 
 import http.client
 import os
@@ -20,14 +23,18 @@ from medfuse.review.settings import ENVIRONMENT, to_environment
 from medfuse.review.source import open_review
 from medfuse.review.words import BANNER
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])"
-)
+REQUIRED = os.environ.get("MEDFUSE_BROWSER") == "required"
+if REQUIRED:
+    import playwright.sync_api as playwright  # where it is not, this is the failure
+else:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])"
+    )
 CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or "") if p and os.access(p, os.X_OK)), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="chromium is not installed (apt-get install chromium)"),
 ]
 ROUTES = ("worklist", "patient", "evidence", "missing", "performance", "reviews")
 
@@ -60,6 +67,7 @@ def served(one):
 
 @pytest.fixture(scope="module")
 def browser():
+    assert CHROMIUM, "chromium is not installed (apt-get install chromium), and MEDFUSE_BROWSER=required"
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox"])
         yield chromium
