@@ -236,11 +236,30 @@ def my_rows(kind: str | None = None) -> list[dict[str, object]]:
     return [r for r in rows if r["who"] == who and (kind is None or r["kind"] == kind)]
 
 
+def same_case(row: dict[str, object], patient: str) -> bool:
+    """Whether a record is of this patient and of the outcome on show."""
+    return row.get("patient") == patient and row.get("outcome", run().outcome) == run().outcome
+
+
 def cleared(patient: str) -> bool:
     """Whether predictions of a patient may be shown to this reader: estimate first, or a reason to skip it."""
+    return patient in cleared_of([patient])
+
+
+def cleared_of(patients: list[str]) -> set[str]:
+    """Those of some patients whose predictions may be shown to this reader."""
     if not settings().reader_first:
-        return True
-    return any(r.get("patient") == patient and r["kind"] in {"estimate", "skip"} for r in my_rows())
+        return set(patients)
+    rows = [r for r in my_rows() if r["kind"] in {"estimate", "skip"}]
+    mine = {str(r["patient"]) for r in rows if same_case(r, str(r["patient"]))}
+    return mine & set(patients)
+
+
+def held_out_open() -> bool:
+    """Whether a steward has opened the held-out results of this run."""
+    from medfuse.review.export import unlock_count
+
+    return unlock_count(settings(), run().sha256) > 0
 
 
 def require_cleared(patient: str) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from made import key, make_run, settings, spec_of
 
+from medfuse.files import seal
 from medfuse.review.access import Users
 from medfuse.review.launch import app_file, prepare
 from medfuse.review.log import ChainedLog
@@ -167,6 +168,40 @@ def test_D7_nothing_of_the_prediction_before_the_own_estimate(start, full) -> No
     next(t for t in other.text_input if "skip" in t.label).set_value("known patient")
     next(b for b in other.button if b.label == "Keep and go on").click().run()
     assert other.get("plotly_chart")
+
+
+def test_D7_two_models_that_disagree_look_alike_before_the_own_estimate(start, tmp_path) -> None:
+    said = []
+    for name, times in (("one", 1.0), ("two", 3.0)):
+        run = make_run(tmp_path / name / "run", parts=True)
+        for path in (run / "explanations").rglob("*.npy"):
+            if path.stem in {"values", "replicates", "draws", "risk"}:
+                np.save(path, (np.load(path) * times).astype(np.load(path).dtype))
+        metrics = (run / "metrics.json").read_text()
+        (run / "metrics.json").write_text(metrics.replace('"ratio": 1.1', f'"ratio": {1.1 * times:.2f}'))
+        seal(run, {"format_version": 1, "kind": "run"})
+        one = settings(run)
+        for who, kind in (("bob", "review"), ("bob", "estimate")):  # what others said must not tell either
+            more = {"verdict": "agree" if times == 1.0 else "disagree", "decisive": "", "text": "", "seconds": 1}
+            row = {"who": who, "patient": key(0), "percent": 10 * times, "day": 500.0, "confidence": "sure"}
+            ChainedLog(one.reviews_file).append(kind, {**row, **more, "run_sha256": open_review(run).sha256})
+        page = start(one)
+        pages = [text_of(page(where, key(0))) for where in ("patient", "evidence", "missing", "reviews", "worklist")]
+        said.append([re.sub(r"\b[0-9a-f]{12,64}\b|\d{4}-\d\d-\d\dT\S+", "#", text) for text in pages])
+    assert said[0] == said[1]
+
+
+def test_D16_the_patient_page_keeps_held_out_calibration_locked(start, full) -> None:
+    one = replace(settings(full, reader_first=False), folder=str(full.parent / "ratio"))
+    page = start(one)
+
+    def shown() -> str:
+        return next(m.value for m in page("patient", key(0)).metric if "Calibration" in m.label)
+
+    assert shown() == "locked"
+    opened = {"who": "ada", "reason": "final", "run_sha256": open_review(full).sha256}
+    ChainedLog(one.audit_file).append("held-out opened", opened)
+    assert shown() == "1.10"
 
 
 def test_D8_withheld_until_asked_for_and_recorded(start, full) -> None:
