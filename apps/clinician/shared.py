@@ -16,6 +16,7 @@ from medfuse.review.source import ReviewRun, open_review
 from medfuse.review.words import BANNER, NOT_EXPLAINED
 from medfuse.review.worklist import worklist_path
 
+MOST_ROWS = 300
 STYLE = """<style>
 .block-container{padding-top:3.2rem;max-width:76rem}
 .research{border-left:6px solid #D55E00;background:#fdf3ec;color:#1a1a1a;padding:.5rem .9rem;margin-bottom:.6rem}
@@ -298,15 +299,23 @@ def require_shown(patient: str) -> None:
     st.stop()
 
 
-def draw(chart: Chart, *, key: str) -> None:
-    """A chart with its title, sentences and table."""
+def draw(chart: Chart, *, key: str, pan: bool = False) -> None:
+    """A chart with its title, sentences and table; one of its own width where it states one."""
     st.subheader(chart.title)
     st.plotly_chart(
-        chart.figure, key=key, theme=None, alt=chart.alt, config={"displaylogo": False, "displayModeBar": False}
+        chart.figure,
+        key=key,
+        theme=None,
+        alt=chart.alt,
+        width="content" if chart.figure.layout.width else "stretch",
+        config={"displaylogo": False, "displayModeBar": False, "scrollZoom": pan},
     )
     st.caption(f"{chart.how} {chart.cannot}")
-    with st.expander(f"Table: {chart.title}"):
-        table(chart.table)
+    if len(chart.table):
+        with st.expander(f"Table: {chart.title}"):
+            table(chart.table.head(MOST_ROWS))
+            if len(chart.table) > MOST_ROWS:
+                st.caption(f"The first {MOST_ROWS} of {len(chart.table)} rows.")
 
 
 def table(frame: pd.DataFrame, *, digits: int = 3) -> None:

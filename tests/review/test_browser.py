@@ -34,7 +34,9 @@ CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or ""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="chromium is not installed (apt-get install chromium)"),
+    pytest.mark.skipif(
+        CHROMIUM is None and not REQUIRED, reason="chromium is not installed (apt-get install chromium)"
+    ),
 ]
 ROUTES = ("worklist", "patient", "evidence", "missing", "performance", "reviews")
 
