@@ -19,7 +19,8 @@ from medfuse.errors import ConfigError, DataError
 from medfuse.files import sha256_path
 from medfuse.limits import files_below
 from medfuse.loaders import module_of
-from medfuse.review.charts import DIVERGING, INK, Chart, diverging, jpeg
+from medfuse.review.charts import DIVERGING, INK, Chart, diverging
+from medfuse.review.charts import picture as as_url
 from medfuse.review.source import ReviewRun
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
@@ -265,11 +266,10 @@ class Boxes:
         total, count = np.take(total, 0, axis=axis), np.take(count, 0, axis=axis)
         others = [k for k in range(3) if k != axis]
         for at, value in zip(middle, self.values, strict=True):
-            if np.isnan(value) or not at[axis] - half[axis] <= number <= at[axis] + half[axis]:
+            if np.isnan(value) or not at[axis] - half[axis] <= number < at[axis] + half[axis]:
                 continue
-            box = tuple(
-                slice(max(round(at[k] - half[k] + 0.5), 0), max(round(at[k] + half[k] + 0.5), 0)) for k in others
-            )
+            ends = [(np.ceil(at[k] - half[k] - 1e-6), np.ceil(at[k] + half[k] - 1e-6)) for k in others]
+            box = tuple(slice(max(int(a), 0), max(int(b), 0)) for a, b in ends)
             total[box] += value
             count[box] += 1
         return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
@@ -322,7 +322,7 @@ def slice_chart(
     tall, wide = picture.shape[:2]
     fig = go.Figure(
         go.Image(
-            source=jpeg(np.clip(np.rint(picture), 0, 255).astype(np.uint8)),
+            source=as_url(np.clip(np.rint(picture), 0, 255).astype(np.uint8)),
             dx=across,
             dy=along,
             hoverinfo="skip",

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from medfuse.loaders._slide_files import Reader, Slide, open_slide, reading
-from medfuse.review.charts import DIVERGING, INK, Chart, diverging, jpeg
+from medfuse.review.charts import DIVERGING, INK, Chart, diverging, picture
 
 WIDE, TALL = 900, 600  # pixels of the view
 _MOST = 64_000_000  # pixels that are read for one view
@@ -146,7 +146,9 @@ def slide_view_chart(slide: Slide, place: Place, overlay: Overlay | None, *, mpp
     tall, wide = pixels.shape[:2]
     if overlay is not None and overlay.strength > 0:
         pixels = painted(pixels, corner=(left, top), scale=place.scale, overlay=overlay)
-    fig = go.Figure(go.Image(source=jpeg(pixels), x0=left, y0=top, dx=place.scale, dy=place.scale, hoverinfo="skip"))
+    fig = go.Figure(
+        go.Image(source=picture(pixels, kind="jpeg"), x0=left, y0=top, dx=place.scale, dy=place.scale, hoverinfo="skip")
+    )
     if overlay is not None:
         _mark(fig, overlay)
     _scale_bar(fig, mpp, place.scale, box=(left, top, wide * place.scale, tall * place.scale))

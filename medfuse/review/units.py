@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medfuse.config import read_card
 from medfuse.errors import StoreError
 from medfuse.files import read_json
 from medfuse.review.charts import GREY, INK, LOWERS, RAISES, Chart, figure
@@ -17,7 +18,7 @@ from medfuse.review.source import EXPLANATIONS, ReviewRun
 
 _GAP, _FLOOR = 0.05, 1e-4  # as medfuse.explain.Attribution.complete
 _EACH = 8  # most raising and most lowering units that have a bar
-_WORDS = {"column": "columns", "gene_set": "gene sets", "identity": "groups", "region": "regions", "instance": "parts"}
+_PARTS = {"slide": "tile", "text": "sentence", "ecg": "window", "dicom": "region", "volume": "region"}  # of a loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Units:
 
     Attributes:
         modality, kind: ``column gene_set identity region instance``.
+        word: what to call one unit.
         cells: of the grid of regions, along its longest side.
         horizon: days, or None.
         class_index: of a multi-class outcome, or None.
@@ -40,6 +42,7 @@ class Units:
 
     modality: str
     kind: str
+    word: str
     cells: int
     horizon: float | None
     class_index: int | None
@@ -98,9 +101,10 @@ def units_of(run: ReviewRun, patient: str, modality: str, kind: str = "default")
         row = index["patient_ids"].index(patient)
         own = np.flatnonzero(_array(folder, "patient") == row)
         number = _array(folder, "unit")[own]
+        word = _word(run, modality, index["units"])
         table = pd.DataFrame(
             {
-                "unit": _names(index, number),
+                "unit": [str(index["names"][int(k)]) if index["names"] else f"{word} {int(k) + 1}" for k in number],
                 "contribution": _array(folder, "values")[own].astype(np.float64),
                 "low": _array(folder, "low")[own].astype(np.float64),
                 "high": _array(folder, "high")[own].astype(np.float64),
@@ -112,6 +116,7 @@ def units_of(run: ReviewRun, patient: str, modality: str, kind: str = "default")
         return Units(
             modality=modality,
             kind=index["units"],
+            word=word,
             cells=int(index["cells"]),
             horizon=index["horizon"],
             class_index=index["class_index"],
@@ -133,11 +138,14 @@ def _array(folder: Path, name: str) -> np.ndarray[Any, Any]:
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
 
 
-def _names(index: dict[str, Any], number: np.ndarray[Any, Any]) -> list[str]:
-    if index["names"]:
-        return [str(index["names"][int(k)]) for k in number]
-    word = "region" if index["units"] == "region" else "part"
-    return [f"{word} {int(k) + 1}" for k in number]
+def _word(run: ReviewRun, modality: str, kind: str) -> str:
+    if kind != "instance":
+        return {"identity": "group"}.get(kind, kind.replace("_", " "))
+    key = f"loader {modality}"
+    if key not in run.memory:
+        spec = read_card(run.path / "card.md").modalities.get(modality)
+        run.memory[key] = "" if spec is None else spec.loader
+    return _PARTS.get(run.memory[key], "part")
 
 
 def token_values(found: Units, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
@@ -189,8 +197,9 @@ def units_chart(found: Units, *, scale: str) -> Chart:
     where = "" if found.horizon is None else f" at {found.horizon:g} days"
     fig = figure(x=f"contribution to {scale}{where}", height=130 + 26 * len(bars), showlegend=False)
     colours = [(RAISES if v > 0 else LOWERS) if own else GREY for v, own in zip(values, named, strict=True)]
+    short = [n if len(n) <= 44 else n[:41] + "..." for n in names]
     fig.add_bar(
-        y=[n if len(n) <= 44 else n[:41] + "..." for n in names],
+        y=short,
         x=values,
         orientation="h",
         marker={"color": colours, "pattern": {"shape": ["" if v > 0 else "/" for v in values], "solidity": 0.25}},
@@ -202,13 +211,14 @@ def units_chart(found: Units, *, scale: str) -> Chart:
             "color": INK,
             "thickness": 1.2,
         },
-        text=[f"{'▲' if v > 0 else '▼'} {v:+.3f}" for v in values],
-        textposition="outside",
-        cliponaxis=False,
     )
+    for name, value in zip(short, values, strict=True):
+        said = f"{'▲' if value > 0 else '▼'} {value:+.4f}"
+        fig.add_annotation(y=name, x=1.0, xref="paper", text=said, showarrow=False, xanchor="left")
+    fig.update_layout(margin={"r": 90})
     fig.add_vline(x=0, line={"color": INK, "width": 1})
     fig.update_yaxes(type="category")
-    word = _WORDS.get(found.kind, found.kind)
+    word = f"{found.word}s"
     said = "; ".join(f"{n} {v:+.3f}" for n, v, _, _ in bars)
     return Chart(
         title=f"Within {found.modality}: {word}",
