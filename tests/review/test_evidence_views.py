@@ -13,8 +13,9 @@ from medfuse.explain.attribution import cells as theirs
 from medfuse.files import seal
 from medfuse.loaders import events, slide
 from medfuse.loaders._slide_writer import tissue_like, write_slide
-from medfuse.review import raw, slides, timeline, units
+from medfuse.review import performance, raw, slides, stress, timeline, units
 from medfuse.review.charts import diverging
+from medfuse.review.patient import patient_view
 from medfuse.review.source import open_review
 
 # --- stored units -----------------------------------------------------------------------------------------------------
@@ -260,3 +261,67 @@ def test_files_are_hashed_once_until_they_change(tmp_path, monkeypatch) -> None:
 def test_the_loader_of_slides_groups_what_the_viewer_opens(picture) -> None:
     path, _ = picture
     assert slide.group([path]) == [(path,)]
+
+
+# --- stress and behaviour ---------------------------------------------------------------------------------------------
+
+
+def _stress_rows() -> list[dict]:
+    rows = []
+    for model in ("medfuse", "late_average", "other"):
+        for pattern in ("a + b", "a"):
+            for rate in (0.0, 0.5, 0.9):
+                score = 0.8 - 0.2 * rate - (0.05 if model != "medfuse" else 0)
+                row = {"model": model, "pattern": pattern, "rate": rate, "reference": "late_average", "hidden": rate}
+                row |= {
+                    "patients": 40,
+                    "events": 20,
+                    "score": score,
+                    "score_low": score - 0.1,
+                    "score_high": score + 0.1,
+                }
+                rows.append(row | {"calibration_slope": None if rate > 0.8 else 1.1, "calibration_slope_low": 0.9})
+    return rows
+
+
+def test_stress_results_are_curves_with_intervals(tmp_path) -> None:
+    path = make_run(tmp_path / "run")
+    (path / "stress").mkdir()
+    content = {
+        "mechanism": "mcar",
+        "outcomes": {"death": {"kind": "survival", "score": "harrell_c", "rows": _stress_rows()}},
+    }
+    (path / "stress" / "mcar.json").write_text(json.dumps(content))
+    content["mechanism"] = "subsets"
+    for row in content["outcomes"]["death"]["rows"]:
+        row["rate"] = None
+    (path / "stress" / "subsets.json").write_text(json.dumps(content))
+    run = open_review(path)
+    found = stress.stored(run)
+    assert list(found) == ["mcar", "subsets"]
+    assert stress.patterns(found["mcar"]) == ["a + b", "a"]
+    chart = stress.stress_chart(found["mcar"], "a", "score", model="medfuse")
+    line = next(t for t in chart.figure.data if t.name == "medfuse")
+    np.testing.assert_allclose(line.y, [0.8, 0.7, 0.62])
+    area = next(t for t in chart.figure.data if t.name == "medfuse: 95 %")
+    assert (max(area.y), min(area.y)) == (pytest.approx(0.9), pytest.approx(0.52))
+    assert len(chart.table) == 9
+    slope = stress.stress_chart(found["mcar"], "a", "calibration_slope", model="medfuse")
+    assert len(next(t for t in slope.figure.data if t.name == "medfuse").y) == 2  # undefined ones are left out
+    sets = stress.subsets_chart(found["subsets"], "score", model="medfuse")
+    assert [t.name for t in sets.figure.data] == ["medfuse", "late_average"]
+    assert stress.stored(open_review(make_run(tmp_path / "calm"))) == {}
+
+
+def test_pairs_are_harsanyis_dividends(run) -> None:
+    chart = performance.pairs(run, 500.0)
+    assert chart is not None
+    told = []
+    for patient in run.where:
+        view = patient_view(run, patient, 500.0)
+        own = view.dividends[view.dividends["modalities"] == "clinical + slide"]
+        told += own["dividend"].to_list()
+    row = chart.table[chart.table["pair"] == "clinical + slide"].iloc[0]
+    assert row["patients"] == len(told)
+    assert row["mean"] == pytest.approx(np.mean(told))
+    assert row["mean absolute"] == pytest.approx(np.mean(np.abs(told)))
