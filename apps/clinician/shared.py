@@ -3,6 +3,7 @@
 import base64
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -83,8 +84,11 @@ def identity() -> Identity | None:
     if s.oidc_roles:
         found = identity_of_claims(st.user.to_dict(), role_claim=s.oidc_claim, roles=s.oidc_roles, now=now)
         if found is not None:
-            st.session_state["identity"] = found
-            return found
+            found = replace(found, since=st.session_state.setdefault("since", now))
+            if found.live(now, st.session_state.get("seen", now)):
+                st.session_state["identity"], st.session_state["seen"] = found, now
+                audit_once("login", {"roles": sorted(found.roles)})
+                return found
         st.session_state.pop("identity", None)
         return None
     who = st.session_state.get("identity")

@@ -1,4 +1,4 @@
-"""What became of the model when modalities were hidden, blurred, diluted or swapped: the results of ``medfuse stress``."""
+"""What became of the model when modalities were hidden, blurred, diluted or swapped, as ``medfuse stress`` stored."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def stored(run: ReviewRun) -> dict[str, Mapping[str, Any]]:
         StoreError: a damaged file.
     """
     folder = run.path / "stress"
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         content = read_json(path)
         try:
@@ -137,8 +137,8 @@ def subsets_chart(content: Mapping[str, Any], measure: str, *, model: str, most:
         figure=fig,
         alt=_said(rows, measure, model, ""),
         table=_table(rows, measure),
-        how="Each row is what the model would reach if every patient had these modalities alone; of many sets, all, all "
-        "but one and each alone are drawn, and all are in the table.",
+        how="Each row is what the model would reach if every patient had these modalities alone. Of many sets, all, "
+        "all but one and each alone are drawn; the table has every one.",
         cannot="Sets that are rare in practice are measured by hiding, not on patients who really lack the rest.",
     )
 

@@ -43,14 +43,19 @@ ROUTES = ("worklist", "patient", "evidence", "missing", "performance", "reviews"
 
 @contextmanager
 def served(one):
-    """A server of the review; gives its port."""
-    prepare(one)
+    """A server of the review, of settings or of a function from its port to them; gives its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    one = one(port) if callable(one) else one
+    prepare(one)
     process = subprocess.Popen(
         server_command(one, port=port),
-        env={**os.environ, ENVIRONMENT: to_environment(one), "PYTHONPATH": str(Path.cwd())},
+        env={
+            **os.environ,
+            ENVIRONMENT: to_environment(one),
+            "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
