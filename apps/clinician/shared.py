@@ -303,7 +303,7 @@ def require_shown(patient: str) -> None:
     st.stop()
 
 
-def draw(chart: Chart, *, key: str, pan: bool = False) -> None:
+def draw(chart: Chart, *, key: str, pan: bool = False, table_open: bool = False) -> None:
     """A chart with its title, sentences and table; one of its own width where it states one."""
     st.subheader(chart.title)
     st.plotly_chart(
@@ -316,7 +316,7 @@ def draw(chart: Chart, *, key: str, pan: bool = False) -> None:
     )
     st.caption(f"{chart.how} {chart.cannot}")
     if len(chart.table):
-        with st.expander(f"Table: {chart.title}"):
+        with st.expander(f"Table: {chart.title}", expanded=table_open):
             table(chart.table.head(MOST_ROWS))
             if len(chart.table) > MOST_ROWS:
                 st.caption(f"The first {MOST_ROWS} of {len(chart.table)} rows.")

@@ -461,11 +461,12 @@ def _pairs_chart(
         x=names,
         y=names,
         z=mean,
-        zmin=-largest,
-        zmax=largest,
+        zmin=-1.6 * largest,  # never the full colours, on which no text has enough contrast
+        zmax=1.6 * largest,
         colorscale=DIVERGING,
         text=[["" if np.isnan(v) else f"{v:+.3f}" for v in row] for row in mean],
         texttemplate="%{text}",
+        textfont={"color": INK},
         colorbar={"title": {"text": "mean dividend"}},
         hoverinfo="skip",
     )

@@ -43,7 +43,7 @@ if run.kind == "survival":
         st.info("Survival by risk group: not computed, the run keeps no outcomes or inner predictions.")
     else:
         st.header("Inner out-of-fold patients (for tuning)")
-        shared.draw(performance.groups_chart(inner, who="inner out-of-fold patients"), key="km_inner")
+        shared.draw(performance.groups_chart(inner, who="inner out-of-fold patients"), key="km_inner", table_open=True)
 
 st.header("Held-out patients")
 if not held_open:
@@ -56,7 +56,7 @@ if not held_open:
 else:
     held = performance.risk_groups(run)
     if held is not None:
-        shared.draw(performance.groups_chart(held, who="held-out patients"), key="km")
+        shared.draw(performance.groups_chart(held, who="held-out patients"), key="km", table_open=True)
     curves = run.metrics.get("curves") or {}
     if curves.get("calibration"):
         shared.draw(performance.calibration_chart(curves["calibration"]), key="calibration")
