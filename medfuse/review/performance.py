@@ -18,6 +18,7 @@ from medfuse.targets import Survival
 _TICKS = 6
 _FEW = 10
 RESAMPLES = 500
+_MOST_DRAWN = 5000  # patients
 
 
 def index_at(run: ReviewRun, at: float | None) -> float | None:
@@ -374,16 +375,22 @@ def behaviour(run: ReviewRun, at: float | None, *, seed: int = 0) -> Chart | Non
     """Mean absolute contribution of each modality over held-out patients with bootstrap intervals; None unexplained."""
     if not run.explained:
         return None
+    key = f"behaviour {at}"
+    if key not in run.memory:
+        run.memory[key] = _behaviour(run, at, seed=seed)
+    found: Chart | None = run.memory[key]
+    return found
+
+
+def _behaviour(run: ReviewRun, at: float | None, *, seed: int) -> Chart | None:
     phi = np.concatenate([_phi(run, one, at) for one in run.explained.values()])  # (n, M), NaN where absent
     n, has = len(phi), ~np.isnan(phi)
     if not n:
         return None
     size = np.where(has, np.abs(phi), 0.0)
-    weight = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean, draws = size.sum(axis=0) / has.sum(axis=0), (weight @ size) / (weight @ has)
-        share = size.sum(axis=0) / size.sum()
-    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+        mean, share = size.sum(axis=0) / has.sum(axis=0), size.sum(axis=0) / size.sum()
+        low, high = _limits(size, has, mean, seed=seed)
     table = pd.DataFrame(
         {
             "modality": run.modalities,
@@ -418,6 +425,20 @@ def behaviour(run: ReviewRun, at: float | None, *, seed: int = 0) -> Chart | Non
         how="Absolute values are taken per patient before the mean, among patients who have the modality.",
         cannot="A modality that says the same as another shares its credit: a short bar does not prove it useless.",
     )
+
+
+def _limits(
+    size: np.ndarray[Any, Any], has: np.ndarray[Any, Any], mean: np.ndarray[Any, Any], *, seed: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """95 % limits of means (M,) over patients: bootstrap, or the normal law for many, whose draws fill the memory."""
+    n = len(size)
+    if n > _MOST_DRAWN:
+        spread = np.sqrt(np.where(has, (size - mean) ** 2, 0.0).sum(axis=0)) / has.sum(axis=0)
+        return mean - 1.96 * spread, mean + 1.96 * spread
+    weight = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    draws = (weight @ size) / (weight @ has)
+    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    return low, high
 
 
 def pairs(run: ReviewRun, at: float | None) -> Chart | None:

@@ -325,3 +325,17 @@ def test_pairs_are_harsanyis_dividends(run) -> None:
     assert row["patients"] == len(told)
     assert row["mean"] == pytest.approx(np.mean(told))
     assert row["mean absolute"] == pytest.approx(np.mean(np.abs(told)))
+
+
+def test_limits_of_many_patients_are_those_of_the_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    has = rng.random((4000, 2)) < 0.7
+    size = np.where(has, rng.exponential(0.3, (4000, 2)), 0.0)
+    mean = size.sum(axis=0) / has.sum(axis=0)
+    drawn = performance._limits(size, has, mean, seed=0)
+    copies = performance._limits(np.tile(size, (2, 1)), np.tile(has, (2, 1)), mean, seed=0)  # 8,000: the normal law
+    # The width over 500 draws has a standard error of 4 %; twice the patients have limits narrower by the root of 2.
+    np.testing.assert_allclose((copies[1] - copies[0]) * np.sqrt(2), drawn[1] - drawn[0], rtol=0.12)
+    for low, high in (drawn, copies):
+        assert (low < mean).all()
+        assert (mean < high).all()
