@@ -411,6 +411,7 @@ def review(
         list[str] | None, typer.Option(help="GROUP=ROLE of a login server that Streamlit knows; repeatable.")
     ] = None,
     oidc_claim: Annotated[str, typer.Option(help="Claim that holds the groups.")] = "groups",
+    oidc_secrets: Annotated[Path | None, typer.Option(help="TOML file whose section auth names it.")] = None,
     host: Annotated[list[str] | None, typer.Option(help="Name that browsers may use; repeatable.")] = None,
 ) -> None:
     """Start the clinical review in a browser: worklist, patients, evidence, missing data, performance, reviews."""
@@ -429,6 +430,7 @@ def review(
         store=str(store) if store else None,
         oidc_roles=roles_of(oidc_role or ()),
         oidc_claim=oidc_claim,
+        oidc_secrets=str(oidc_secrets) if oidc_secrets else None,
         hosts=tuple(host or ()),
     )
     if add_user is not None:

@@ -26,8 +26,9 @@ st.set_page_config(page_title="medfuse review", layout="wide", initial_sidebar_s
 shared.banner()
 who = shared.identity()
 if who is None:
-    st.navigation([st.Page(shared.login_page, title="Log in", url_path="login")], position="hidden")
-    shared.login_page()
+    # Under every address, so that a link to a patient leads there after the login.
+    doors = [st.Page(shared.login_page, title="Log in", url_path=name, default=name == "worklist") for name in PAGES]
+    st.navigation(doors, position="hidden").run()
 else:
     pages = [
         st.Page(HERE / "views" / f"{name}.py", title=title, default=name == "worklist")

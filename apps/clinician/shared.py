@@ -3,6 +3,7 @@
 import base64
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ from medfuse.review.source import ReviewRun, open_review
 from medfuse.review.words import BANNER, NOT_EXPLAINED
 from medfuse.review.worklist import worklist_path
 
+MOST_ROWS = 300
 STYLE = """<style>
 .block-container{padding-top:3.2rem;max-width:76rem}
 .research{border-left:6px solid #D55E00;background:#fdf3ec;color:#1a1a1a;padding:.5rem .9rem;margin-bottom:.6rem}
@@ -82,8 +84,11 @@ def identity() -> Identity | None:
     if s.oidc_roles:
         found = identity_of_claims(st.user.to_dict(), role_claim=s.oidc_claim, roles=s.oidc_roles, now=now)
         if found is not None:
-            st.session_state["identity"] = found
-            return found
+            found = replace(found, since=st.session_state.setdefault("since", now))
+            if found.live(now, st.session_state.get("seen", now)):
+                st.session_state["identity"], st.session_state["seen"] = found, now
+                audit_once("login", {"roles": sorted(found.roles)})
+                return found
         st.session_state.pop("identity", None)
         return None
     who = st.session_state.get("identity")
@@ -236,11 +241,30 @@ def my_rows(kind: str | None = None) -> list[dict[str, object]]:
     return [r for r in rows if r["who"] == who and (kind is None or r["kind"] == kind)]
 
 
+def same_case(row: dict[str, object], patient: str) -> bool:
+    """Whether a record is of this patient and of the outcome on show."""
+    return row.get("patient") == patient and row.get("outcome", run().outcome) == run().outcome
+
+
 def cleared(patient: str) -> bool:
     """Whether predictions of a patient may be shown to this reader: estimate first, or a reason to skip it."""
+    return patient in cleared_of([patient])
+
+
+def cleared_of(patients: list[str]) -> set[str]:
+    """Those of some patients whose predictions may be shown to this reader."""
     if not settings().reader_first:
-        return True
-    return any(r.get("patient") == patient and r["kind"] in {"estimate", "skip"} for r in my_rows())
+        return set(patients)
+    rows = [r for r in my_rows() if r["kind"] in {"estimate", "skip"}]
+    mine = {str(r["patient"]) for r in rows if same_case(r, str(r["patient"]))}
+    return mine & set(patients)
+
+
+def held_out_open() -> bool:
+    """Whether a steward has opened the held-out results of this run."""
+    from medfuse.review.export import unlock_count
+
+    return unlock_count(settings(), run().sha256) > 0
 
 
 def require_cleared(patient: str) -> None:
@@ -279,15 +303,23 @@ def require_shown(patient: str) -> None:
     st.stop()
 
 
-def draw(chart: Chart, *, key: str) -> None:
-    """A chart with its title, sentences and table."""
+def draw(chart: Chart, *, key: str, pan: bool = False, table_open: bool = False) -> None:
+    """A chart with its title, sentences and table; one of its own width where it states one."""
     st.subheader(chart.title)
     st.plotly_chart(
-        chart.figure, key=key, theme=None, alt=chart.alt, config={"displaylogo": False, "displayModeBar": False}
+        chart.figure,
+        key=key,
+        theme=None,
+        alt=chart.alt,
+        width="content" if chart.figure.layout.width else "stretch",
+        config={"displaylogo": False, "displayModeBar": False, "scrollZoom": pan},
     )
     st.caption(f"{chart.how} {chart.cannot}")
-    with st.expander(f"Table: {chart.title}"):
-        table(chart.table)
+    if len(chart.table):
+        with st.expander(f"Table: {chart.title}", expanded=table_open):
+            table(chart.table.head(MOST_ROWS))
+            if len(chart.table) > MOST_ROWS:
+                st.caption(f"The first {MOST_ROWS} of {len(chart.table)} rows.")
 
 
 def table(frame: pd.DataFrame, *, digits: int = 3) -> None:

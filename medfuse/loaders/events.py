@@ -8,6 +8,7 @@ where everything else is fitted (:mod:`medfuse.preprocessing`).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from medfuse.errors import ConfigError, DataError, nearest
 from medfuse.loaders import _meds, _mimic, _omop, _wide
 from medfuse.loaders._event_groups import aggregate, tokens
 from medfuse.loaders._event_look import describe, group, identifying, recognise
-from medfuse.loaders._event_options import Options, parse
-from medfuse.loaders._event_query import Source, connection, prepare
+from medfuse.loaders._event_options import Options, Variable, parse
+from medfuse.loaders._event_query import Source, connection, prepare, quoted
 from medfuse.loaders._event_values import values_sql
 from medfuse.loaders._event_writers import write_meds, write_omop
 from medfuse.sample import Column, ModalityData, ModalitySample
@@ -31,6 +32,7 @@ from medfuse.types import PatientId
 
 __all__ = [
     "describe",
+    "events_of",
     "group",
     "group_table",
     "identifying",
@@ -197,9 +199,13 @@ def _prepared(
     options: Options,
     files: Mapping[str, Path],
     id_column: str | None = None,
+    only: str | None = None,
 ) -> list[str]:
     sources = {label: path for label, path in files.items() if label != options.index.table}
     source: Source = _adapter(options).source(con, sources, options, scratch)
+    if only is not None:
+        mine = f"CAST(sid AS VARCHAR) = {quoted(only)}"
+        source = replace(source, sql=f"SELECT * FROM ({source.sql}) WHERE {mine}")
     if options.index.start and not source.relative:
         msg = (
             f"{source.where}: index.start is for sources with relative times, and these are dates; state another index"
@@ -268,6 +274,41 @@ def read(
         samples=summary,
         warnings=tuple(warnings),
     )
+
+
+def events_of(
+    card: ModalityCard, patient: str, *, resolve: Callable[[str], Path], id_column: str | None
+) -> tuple[pd.DataFrame, tuple[Variable, ...]]:
+    """The events of one patient that the model may see, oldest first, and what the card says of their variables.
+
+    They go through the same conversion of units and the same filter as :func:`read`: nothing after the index time.
+
+    Returns:
+        Columns ``variable``, ``days`` before the index time (NaN: without a time), ``value`` in the variable's unit
+        (NaN: none) and ``side`` of the reference range (-1, 0, 1; NaN: no range).
+
+    Raises:
+        ConfigError, DataError: as :func:`read`.
+    """
+    options = parse({**card.options, "output": "tokens"})
+    subject = _subject(patient, options.patient_id)
+    files = {label: resolve(source) for label, source in (card.files or {"events": card.file or ""}).items()}
+    empty = pd.DataFrame(columns=["variable", "days", "value", "side"])
+    if subject is None:
+        return empty, options.variables
+    with connection("events of one patient") as (con, scratch):
+        _prepared(con, scratch, options=options, files=files, id_column=id_column, only=subject)
+        found = tokens(con, options)
+    names = np.array([v.name for v in options.variables] + ["other codes"] * options.buckets, dtype=object)
+    table = pd.DataFrame(
+        {
+            "variable": names[found["var"].astype(np.int64)],
+            "days": found["days"].astype(np.float64),
+            "value": found["v"].astype(np.float64),
+            "side": found.get("side", np.full(len(found["var"]), np.nan)),
+        }
+    )
+    return table if len(table) else empty, options.variables
 
 
 def write_example(folder: Path) -> ModalityCard:

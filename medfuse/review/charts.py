@@ -1,8 +1,11 @@
 """What every chart of the review shares: colours for all eyes, an alternative text, a table, and two sentences."""
 
+import base64
+import io
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -14,6 +17,8 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 INK, GREY, PALE = "#1a1a1a", "#5c5c5c", "#d9d9d9"
 RAISES, LOWERS = VERMILION, BLUE
+_WHITE = "#f7f7f7"
+DIVERGING = [[0.0, LOWERS], [0.5, _WHITE], [1.0, RAISES]]  # signed values, from lowering to raising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,5 +88,26 @@ def _stairs(x: list[float], low: list[float], high: list[float]) -> tuple[list[f
 
 
 def _faint(colour: str, alpha: float = 0.18) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = _rgb(colour)
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def diverging(part: float) -> tuple[float, float, float]:
+    """Colour of a signed value in -1 to 1, as of :data:`DIVERGING`."""
+    end = _rgb(RAISES if part >= 0 else LOWERS)
+    weight = min(abs(part), 1.0)
+    red, green, blue = ((1 - weight) * w + weight * e for w, e in zip(_rgb(_WHITE), end, strict=True))
+    return red, green, blue
+
+
+def picture(pixels: np.ndarray[Any, Any], *, kind: str = "png") -> str:
+    """Pixels (h, w, 3) as an address of data, so that no route of the server ever gives them; ``jpeg`` is smaller."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=kind, quality=88)
+    return f"data:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Evidence:
         facts: of the raw items.
         sources: file as the store names it -> SHA-256.
         positions: (T, P) of tokens with ``unit``; features (T, F) with ``names``.
+        item: (T,) number of the slide, series or record that each token comes from.
     """
 
     modality: str
@@ -47,6 +48,7 @@ class Evidence:
     tokens: np.ndarray[Any, Any]
     names: tuple[str, ...] = ()
     unit: str = ""
+    item: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def _nothing(modality: str, reason: str, key: str = "") -> Evidence:
@@ -173,9 +175,10 @@ def _items(
         sealed = json.loads((store.path(item) / "manifest.json").read_bytes())["sources"]
         sources |= {f"item {number + 1}, file {int(k) + 1 if str(k).isdigit() else k}": v for k, v in sealed.items()}
     first = found[0][1]
-    return _vectors(
+    made = _vectors(
         modality, key, tokens, positions, names=first.names, sources=sources, facts=first.facts, unit=first.unit
     )
+    return replace(made, item=np.repeat(np.arange(len(found)), [len(i.sample.tokens) for _, i, _ in found]))
 
 
 def _vectors(

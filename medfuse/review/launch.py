@@ -57,10 +57,12 @@ def server_command(settings: ReviewSettings, *, port: int = PORT) -> list[str]:
         "theme.textColor": "#1a1a1a",
         "theme.font": "sans-serif",
     }
+    if settings.oidc_secrets:
+        options["secrets.files"] = settings.oidc_secrets
     flags = [f"--{key}={value}" for key, value in options.items()]
     hosts = ("localhost", "127.0.0.1") if local else settings.hosts or (settings.address,)
     flags += [f"--server.allowedHosts={host}" for host in hosts]  # one flag each: a comma would be part of a name
-    return [sys.executable, "-m", "streamlit", "run", str(app_file()), *flags]
+    return [sys.executable, "-m", "medfuse.review.serving", str(app_file()), *flags]
 
 
 def prepare(settings: ReviewSettings, *, say: Callable[[str], None] = lambda text: None) -> None:

@@ -22,7 +22,8 @@ from medfuse.review.source import ReviewRun
 from medfuse.review.words import percent, risk_text
 
 
-def _unit(view: PatientView) -> str:
+def unit_of(view: PatientView) -> str:
+    """Unit of the contributions, in words."""
     return {"survival": "log cumulative hazard", "continuous": "the value", "multiclass": "log probability"}.get(
         view.kind, "log odds"
     )
@@ -148,7 +149,7 @@ def contributions_chart(view: PatientView, *, unsupported: bool = False) -> Char
     """
     table = view.contributions.iloc[::-1]
     fig = figure(
-        x=f"contribution to {_unit(view)}{_when(view)}", height=120 + 44 * max(len(table), 1), showlegend=False
+        x=f"contribution to {unit_of(view)}{_when(view)}", height=120 + 44 * max(len(table), 1), showlegend=False
     )
     up = table["contribution"] >= 0
     fig.add_bar(
@@ -186,7 +187,7 @@ def contributions_chart(view: PatientView, *, unsupported: bool = False) -> Char
     return Chart(
         title="What each modality contributed",
         figure=fig,
-        alt=f"Bars of contributions to {_unit(view)}{_when(view)}: {parts or 'none, this patient has no modality'}.",
+        alt=f"Bars of contributions to {unit_of(view)}{_when(view)}: {parts or 'none, this patient has no modality'}.",
         table=view.contributions,
         how=(
             "A bar to the right (▲) raises the prediction, to the left (▼) lowers it; whiskers span the replicates; "
@@ -202,7 +203,7 @@ def contributions_chart(view: PatientView, *, unsupported: bool = False) -> Char
 def waterfall_chart(view: PatientView) -> Chart:
     """From the estimate without any modality to the prediction, the modalities shown one after the other."""
     table = view.steps
-    fig = figure(y=f"{_unit(view)}{_when(view)}", height=400, showlegend=False)
+    fig = figure(y=f"{unit_of(view)}{_when(view)}", height=400, showlegend=False)
     fig.add_waterfall(
         x=["no modality", *table["modality"], "all"],
         y=[view.nobody, *table["step"], view.link],
@@ -238,7 +239,7 @@ def dividends_chart(view: PatientView) -> Chart:
     clear = view.dividends[view.dividends["clear"]]
     table = clear.reindex(clear["dividend"].abs().sort_values(ascending=False).index).head(12)
     shown = table.iloc[::-1]
-    fig = figure(x=f"dividend, {_unit(view)}{_when(view)}", height=120 + 30 * max(len(shown), 1), showlegend=False)
+    fig = figure(x=f"dividend, {unit_of(view)}{_when(view)}", height=120 + 30 * max(len(shown), 1), showlegend=False)
     fig.add_bar(
         y=shown["modalities"],
         x=shown["dividend"],

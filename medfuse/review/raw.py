@@ -1,13 +1,11 @@
-"""Pictures of a patient's own files: ECG on paper, slices of a volume, the overview of a slide, sentences of a report.
+"""Pictures of a patient's own files: ECG on paper, slices of a volume, sentences of a report; slides in ``slides``.
 
 They need the cohort's files (``--data-root``). A file is shown only when its SHA-256 is the one that the run read.
 """
 
-import base64
 import glob
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,11 @@ import plotly.graph_objects as go
 from medfuse.card import jailed
 from medfuse.config import read_card
 from medfuse.errors import ConfigError, DataError
-from medfuse.files import sha256_file
+from medfuse.files import sha256_path
 from medfuse.limits import files_below
 from medfuse.loaders import module_of
-from medfuse.review.charts import INK, Chart
+from medfuse.review.charts import DIVERGING, INK, Chart, diverging
+from medfuse.review.charts import picture as as_url
 from medfuse.review.source import ReviewRun
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
@@ -39,12 +38,24 @@ VIEWS = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True, kw_only=True)
 class RawFiles:
-    """Files of one patient in one modality, checked against the run, or why there are none."""
+    """Files of one patient in one modality, checked against the run, or why there are none.
+
+    Attributes:
+        loader, options: of the card.
+        items: files of each slide, series or record.
+        numbers: of each item in the feature store; None where its content is not there.
+        reason: why there are none.
+    """
 
     loader: str = ""
     options: Mapping[str, Any]
     items: tuple[tuple[Path, ...], ...] = ()
+    numbers: tuple[int | None, ...] = ()
     reason: str = ""
+
+    def item(self, number: int) -> "RawFiles":
+        """One of several slides, series or records."""
+        return replace(self, items=self.items[number : number + 1], numbers=self.numbers[number : number + 1])
 
 
 def raw_files(
@@ -82,11 +93,34 @@ def raw_files(
     if not found:
         return RawFiles(options={}, reason="the files of this patient are not where the card says")
     known = set(sources.values())
-    if known and not {sha256_file(path) for path in found} & known:
+    if known and not {digest(run, path) for path in found} & known:
         return RawFiles(options={}, reason="the files are not those that the run read (SHA-256 differs)")
     module = module_of(spec.loader, where=f"modality {modality}")
     group = getattr(module, "group", lambda files: [(path,) for path in files])
-    return RawFiles(loader=spec.loader, options=dict(spec.options), items=tuple(tuple(i) for i in group(found)))
+    items = tuple(tuple(i) for i in group(found))
+    return RawFiles(
+        loader=spec.loader,
+        options=dict(spec.options),
+        items=items,
+        numbers=tuple(_number(run, files, sources) for files in items),
+    )
+
+
+def digest(run: ReviewRun, path: Path) -> str:
+    """SHA-256 of a file or folder, read once per change of its sizes and times."""
+    below = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    state = [(p.stat().st_size, p.stat().st_mtime_ns, p.stat().st_ctime_ns) for p in below]
+    key = f"sha256 {path} {state}"
+    if key not in run.memory:
+        run.memory[key] = sha256_path(path)
+    return str(run.memory[key])
+
+
+def _number(run: ReviewRun, files: Sequence[Path], sources: Mapping[str, str]) -> int | None:
+    """Which item of the store was read from these files: sources are named ``item 2, file 1``."""
+    known = {v: int(k.split(",")[0].removeprefix("item ")) - 1 for k, v in sources.items() if k.startswith("item ")}
+    found = {known[d] for d in (digest(run, path) for path in files) if d in known}
+    return found.pop() if len(found) == 1 else None
 
 
 def read_ecg(files: RawFiles) -> tuple[np.ndarray[Any, Any], float, list[str]]:
@@ -207,10 +241,59 @@ def ecg_chart(signal: np.ndarray[Any, Any], frequency: float, leads: Sequence[st
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """Regions of a volume and what they added.
+
+    Attributes:
+        centre: (T, 3) in mm.
+        side: (3,) in mm.
+        values: (T,) signed; NaN where nothing was stored.
+        strength: 0 hides them, 1 hides the volume.
+    """
+
+    centre: np.ndarray[Any, Any]
+    side: np.ndarray[Any, Any]
+    values: np.ndarray[Any, Any]
+    strength: float
+
+    def on(self, shape: Sequence[int], affine: np.ndarray[Any, Any], *, axis: int, number: int) -> Any:  # noqa: ANN401
+        """Mean value of the boxes over each voxel of a slice; NaN outside all of them."""
+        back = np.linalg.inv(affine)
+        middle = self.centre[:, :3] @ back[:3, :3].T + back[:3, 3]
+        half = self.side / np.linalg.norm(affine[:3, :3], axis=0) / 2
+        total, count = np.zeros(tuple(shape)), np.zeros(tuple(shape))
+        total, count = np.take(total, 0, axis=axis), np.take(count, 0, axis=axis)
+        others = [k for k in range(3) if k != axis]
+        for at, value in zip(middle, self.values, strict=True):
+            if np.isnan(value) or not at[axis] - half[axis] <= number < at[axis] + half[axis]:
+                continue
+            ends = [(np.ceil(at[k] - half[k] - 1e-6), np.ceil(at[k] + half[k] - 1e-6)) for k in others]
+            box = tuple(slice(max(int(a), 0), max(int(b), 0)) for a, b in ends)
+            total[box] += value
+            count[box] += 1
+        return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def side_mm(options: Mapping[str, Any], facts: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """(3,) side of a patch in mm, as the card and the stored facts have it; 32 mm where the card is silent."""
+    spacing = np.array(facts.get("spacing_mm") or (1.0, 1.0, 1.0), dtype=np.float64)
+    whole = spacing * np.array(facts.get("volume_shape") or (np.inf,) * 3, dtype=np.float64)
+    patch = options.get("patch")
+    side = spacing * np.array(patch, dtype=np.float64) if patch else np.array(options.get("patch_mm") or 32.0)
+    return np.minimum(np.broadcast_to(side, (3,)).astype(np.float64), whole)
+
+
 def slice_chart(
-    volume: np.ndarray[Any, Any], affine: np.ndarray[Any, Any], *, view: str, number: int, window: str
+    volume: np.ndarray[Any, Any],
+    affine: np.ndarray[Any, Any],
+    *,
+    view: str,
+    number: int,
+    window: str,
+    boxes: Boxes | None = None,
 ) -> Chart:
-    """One orthogonal slice in RAS+ order with orientation letters.
+    """One orthogonal slice in RAS+ order with orientation letters, and the regions that raise or lower.
 
     Args:
         volume: (I, J, K) in RAS+ order: axes point right, forward, up.
@@ -218,6 +301,7 @@ def slice_chart(
         view: of :data:`VIEWS`.
         number: of the slice.
         window: of :data:`WINDOWS`.
+        boxes: regions with their contributions.
     """
     axis = {"axial": 2, "coronal": 1, "sagittal": 0}[view]
     step = np.linalg.norm(affine[:3, :3], axis=0)
@@ -227,13 +311,18 @@ def slice_chart(
         low, high = (float(v) for v in np.quantile(volume, [0.01, 0.99]))
     grey = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
     # Radiological: the patient's right is at the left of the picture, forward or up is at its top.
-    picture = grey.T[::-1, ::-1] if view != "sagittal" else grey.T[::-1]
+    shade = np.repeat((255 * grey)[..., None], 3, axis=-1)
+    shown = boxes is not None and boxes.strength > 0
+    if boxes is not None and shown:
+        shade = _tinted(shade, boxes.on(volume.shape, affine, axis=axis, number=number), boxes)
+    turned = shade.transpose(1, 0, 2)
+    picture = turned[::-1, ::-1] if view != "sagittal" else turned[::-1]
     across, along = [s for k, s in enumerate(step) if k != axis]
     letters = {"axial": "R L A P", "coronal": "R L S I", "sagittal": "P A S I"}[view].split()
-    tall, wide = picture.shape
+    tall, wide = picture.shape[:2]
     fig = go.Figure(
         go.Image(
-            source=_png((255 * picture).astype(np.uint8)),
+            source=as_url(np.clip(np.rint(picture), 0, 255).astype(np.uint8)),
             dx=across,
             dy=along,
             hoverinfo="skip",
@@ -256,12 +345,15 @@ def slice_chart(
             font={"color": "#ffd24d", "size": 16},
             bgcolor="rgba(0,0,0,.6)",
         )
-    scale = 480 / max(width, height)
+    scale = 520 / max(width, height)
+    if boxes is not None and shown:
+        _legend(fig, boxes)
     fig.update_layout(
-        width=round(width * scale) + 20,
+        width=round(width * scale) + (150 if shown else 20),
         height=round(height * scale) + 20,
         template="none",
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        showlegend=False,
+        margin={"l": 10, "r": 140 if shown else 10, "t": 10, "b": 10},
     )
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
@@ -269,71 +361,45 @@ def slice_chart(
         title=f"{view.capitalize()} slice {number + 1} of {volume.shape[axis]}",
         figure=fig,
         alt=f"{view} slice {number + 1} of {volume.shape[axis]}, window {window}, with letters {', '.join(letters)}.",
-        table=pd.DataFrame({"what": ["lowest", "mean", "highest"], "value": [plane.min(), plane.mean(), plane.max()]}),
-        how="R, L, A, P, S, I: the patient's right, left, front, back, upper and lower side.",
+        table=_region_table(boxes)
+        if boxes is not None
+        else pd.DataFrame({"what": ["lowest", "mean", "highest"], "value": [plane.min(), plane.mean(), plane.max()]}),
+        how="R, L, A, P, S, I: the patient's right, left, front, back, upper and lower side."
+        + (" Vermilion regions raise, blue ones lower the prediction; pale is little." if shown else ""),
         cannot="For orientation only: not a diagnostic display.",
     )
 
 
-def _png(pixels: np.ndarray[Any, Any]) -> str:
-    from PIL import Image
+def _tinted(shade: np.ndarray[Any, Any], value: np.ndarray[Any, Any], boxes: Boxes) -> np.ndarray[Any, Any]:
+    largest = float(np.nanmax(np.abs(boxes.values), initial=0.0)) or 1.0
+    for one in np.unique(value[~np.isnan(value)]):
+        part = boxes.strength * (0.12 + 0.88 * abs(one) / largest)
+        here = value == one
+        shade[here] = (1 - part) * shade[here] + part * np.array(diverging(one / largest))
+    return shade
 
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
-
-def slide_chart(files: RawFiles, facts: Mapping[str, Any]) -> Chart:
-    """Overview of a slide with the tiles that were read, and a scale bar where the pixel size is known.
-
-    Raises:
-        DataError: the slide cannot be read.
-    """
-    module = module_of(files.loader, where="review")
-    image = module.picture(files.items[0], files.options)
-    pixels = np.asarray(image.convert("RGB"))
-    tall, wide = pixels.shape[:2]
-    fig = go.Figure(go.Image(source=_png(pixels), hoverinfo="skip"))
-    scale = 720 / max(tall, wide)
-    fig.update_layout(
-        width=round(wide * scale) + 20,
-        height=round(tall * scale) + 20,
-        template="none",
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+def _legend(fig: go.Figure, boxes: Boxes) -> None:
+    largest = float(np.nanmax(np.abs(boxes.values), initial=0.0)) or 1.0
+    fig.add_scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker={
+            "color": [0.0],
+            "colorscale": DIVERGING,
+            "cmin": -largest,
+            "cmax": largest,
+            "showscale": True,
+            "colorbar": {"title": {"text": "▼ lowers<br>▲ raises"}, "thickness": 16, "tickformat": "+.2g"},
+        },
     )
-    fig.update_xaxes(visible=False)
-    fig.update_yaxes(visible=False)
-    mpp, size = facts.get("slide_mpp"), facts.get("slide_size")
-    if mpp and size:
-        microns = float(size[0]) * float(mpp)
-        bar = next((b for b in (10000, 5000, 2000, 1000, 500, 200, 100, 50) if b <= microns / 4), 10)
-        pixels_of_bar = bar / microns * wide
-        fig.add_shape(
-            type="rect",
-            x0=0.04 * wide,
-            x1=0.04 * wide + pixels_of_bar,
-            y0=0.955 * tall,
-            y1=0.965 * tall,
-            fillcolor=INK,
-            line={"width": 0},
-        )
-        fig.add_annotation(
-            x=0.04 * wide + pixels_of_bar / 2,
-            y=0.93 * tall,
-            text=f"<b>{bar} µm</b>",
-            showarrow=False,
-            font={"color": INK, "size": 14},
-            bgcolor="rgba(255,255,255,.8)",
-        )
-    return Chart(
-        title="Overview of the slide",
-        figure=fig,
-        alt=f"Overview of the slide, {facts.get('slide_size')} pixels at {facts.get('slide_mpp')} µm per pixel; green "
-        "frames are the tiles that were read.",
-        table=pd.DataFrame({"fact": [str(k) for k in facts], "value": [str(v) for v in facts.values()]}),
-        how="Green frames are the tiles that the model read, red ones were left out for pen marks.",
-        cannot="An overview for orientation: no deep zoom, and no overlay of contributions.",
-    )
+
+
+def _region_table(boxes: Boxes) -> pd.DataFrame:
+    order = np.argsort(-np.abs(np.nan_to_num(boxes.values)), kind="stable")
+    at = {f"{name}, mm": boxes.centre[order, k] for k, name in enumerate(("right", "front", "up"))}
+    return pd.DataFrame({"region": order + 1, **at, "contribution": boxes.values[order]})
 
 
 def read_text(files: RawFiles) -> list[str]:
@@ -364,15 +430,17 @@ def read_volume(files: RawFiles) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
 __all__ = [
     "VIEWS",
     "WINDOWS",
+    "Boxes",
     "ConfigError",
     "DataError",
     "RawFiles",
+    "digest",
     "ecg_chart",
     "ecg_rows",
     "raw_files",
     "read_ecg",
     "read_text",
     "read_volume",
+    "side_mm",
     "slice_chart",
-    "slide_chart",
 ]

@@ -1,7 +1,9 @@
 """How a review is run: the run, the folder beside it, who may log in, and what readers see first."""
 
+import importlib.util
 import json
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from medfuse.errors import ConfigError
 from medfuse.review.access import ROLES, is_loopback
 
 ENVIRONMENT = "MEDFUSE_REVIEW"
+SECRETS = ("redirect_uri", "cookie_secret", "client_id", "client_secret", "server_metadata_url")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class ReviewSettings:
         threshold: risk above which one would act, for what a missing modality could change.
         oidc_roles: group of the login server -> role; empty without a login server.
         oidc_claim: claim that holds the groups.
+        oidc_secrets: TOML file whose section ``auth`` names the login server, as ``st.login`` reads it; default: where
+            Streamlit looks by itself.
         hosts: names under which browsers may ask for the server, where it listens for other machines.
 
     Raises:
@@ -43,6 +48,7 @@ class ReviewSettings:
     threshold: float = 0.5
     oidc_roles: Mapping[str, str] = field(default_factory=dict)
     oidc_claim: str = "groups"
+    oidc_secrets: str | None = None
     hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -78,13 +84,32 @@ class ReviewSettings:
         """Refuse to serve other machines when nobody has to log in.
 
         Raises:
-            ConfigError: no users, and an address that others reach.
+            ConfigError: no users, and an address that others reach; a login server without what asks it.
         """
+        if self.oidc_roles:
+            self._require_login_server()
         if not self.protected and not is_loopback(self.address):
             msg = (
                 f"review: expected users before others can reach {self.address}, found none; add them with "
                 "medfuse app RUN --add-user NAME, or leave out --address"
             )
+            raise ConfigError(msg)
+
+    def _require_login_server(self) -> None:
+        missing = [name for name in ("authlib", "httpx") if importlib.util.find_spec(name) is None]
+        if missing:
+            msg = f"--oidc-role: expected {' and '.join(missing)} to be installed; pip install medfuse[login]"
+            raise ConfigError(msg)
+        if self.oidc_secrets is None:
+            return
+        try:
+            section = tomllib.loads(Path(self.oidc_secrets).read_text(encoding="utf-8")).get("auth", {})
+        except (OSError, ValueError) as error:
+            msg = f"{self.oidc_secrets}: expected a TOML file with a section auth, found none that can be read"
+            raise ConfigError(msg) from error
+        lost = [k for k in SECRETS if not isinstance(section, dict) or not section.get(k)]
+        if lost:
+            msg = f"{self.oidc_secrets}: expected {', '.join(SECRETS)} in the section auth, found no {', '.join(lost)}"
             raise ConfigError(msg)
 
 

@@ -37,7 +37,7 @@ CARD = {
             "description": "Death",
         }
     },
-    "modalities": {"clinical": {"loader": "tabular", "file": "patients.csv", "columns": ["age"]}},
+    "modalities": {"clinical": {"loader": "tabular", "file": "patients.csv", "columns": {"age": {"kind": "numeric"}}}},
 }
 
 
@@ -293,3 +293,45 @@ def settings(run: Path, **more: Any) -> ReviewSettings:
 def spec_of(chart: Any) -> dict[str, Any]:
     """The Plotly figure of an AppTest element as a dict."""
     return dict(json.loads(chart.proto.spec))
+
+
+def write_units(
+    run: Path, modality: str, *, kind: str, each: int = 0, names: list[str] | None = None, gap: float = 0.0
+) -> None:
+    """Contributions of parts of a modality, as medfuse.within stores them; they sum to those of the stored values."""
+    from medfuse.games import shapley
+
+    for folder in (run / "explanations" / "death").iterdir():
+        index = json.loads((folder / "index.json").read_text())
+        column = index["modalities"].index(modality)
+        present = np.load(folder / "present.npy")[:, column]
+        values = np.load(folder / "values.npy")[..., 2]  # at the 500 days of the default horizon
+        ids = [p for p, has in zip(index["patient_ids"], present, strict=True) if has]
+        if not ids:
+            continue
+        phi = shapley(values.T)[column][present]
+        count = each or len(names or [])
+        rng = np.random.default_rng(1)
+        part = rng.normal(0, 0.1, (len(ids), count))
+        presence = np.full(len(ids), 0.02)
+        part += ((phi - presence - gap - part.sum(axis=1)) / count)[:, None]
+        arrays = {
+            "contribution": phi,
+            "presence": presence,
+            "gap": np.full(len(ids), gap),
+            "stability": np.full(len(ids), 0.7),
+            "patient": np.repeat(np.arange(len(ids)), count),
+            "unit": np.tile(np.arange(count), len(ids)),
+            "positions": np.zeros((len(ids) * count, 2), np.float32),
+            "values": part.ravel(),
+            "low": (part - 0.05).ravel().astype(np.float32),
+            "high": (part + 0.05).ravel().astype(np.float32),
+        }
+        out = folder / "within" / modality / "default"
+        out.mkdir(parents=True)
+        for name, array in arrays.items():
+            _save(out / f"{name}.npy", array)
+        told = {"modality": modality, "units": kind, "method": "path", "cells": 8, "start": "nothing in it"}
+        told |= {"horizon": 500.0, "class_index": None, "patient_ids": ids, "names": names or [], "outcome": "death"}
+        checked = {"badge": "passed 6 of 6", "modality": modality, "units": kind, "patients": 3, "checks": []}
+        write_json(out / "index.json", {"format_version": 1, "fold": folder.name, **told, "checked": checked})

@@ -1,4 +1,7 @@
-"""The review in a real browser: Playwright with the distribution's Chromium; skips with the reason where they lack."""
+"""The review in a real browser: Playwright with the distribution's Chromium.
+
+They skip with the reason where these lack, and fail instead where MEDFUSE_BROWSER=required, as in .ci/run.
+"""
 
 import http.client
 import os
@@ -8,6 +11,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from made import key, make_run, settings
@@ -20,28 +24,39 @@ from medfuse.review.settings import ENVIRONMENT, to_environment
 from medfuse.review.source import open_review
 from medfuse.review.words import BANNER
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])"
-)
+REQUIRED = os.environ.get("MEDFUSE_BROWSER") == "required"
+if REQUIRED:
+    import playwright.sync_api as playwright  # where it is not, this is the failure
+else:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install medfuse[browser])"
+    )
 CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or "") if p and os.access(p, os.X_OK)), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+    pytest.mark.skipif(
+        CHROMIUM is None and not REQUIRED, reason="chromium is not installed (apt-get install chromium)"
+    ),
 ]
 ROUTES = ("worklist", "patient", "evidence", "missing", "performance", "reviews")
 
 
 @contextmanager
 def served(one):
-    """A server of the review; gives its port."""
-    prepare(one)
+    """A server of the review, of settings or of a function from its port to them; gives its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    one = one(port) if callable(one) else one
+    prepare(one)
     process = subprocess.Popen(
         server_command(one, port=port),
-        env={**os.environ, ENVIRONMENT: to_environment(one), "PYTHONPATH": str(Path.cwd())},
+        env={
+            **os.environ,
+            ENVIRONMENT: to_environment(one),
+            "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -60,6 +75,7 @@ def served(one):
 
 @pytest.fixture(scope="module")
 def browser():
+    assert CHROMIUM, "chromium is not installed (apt-get install chromium), and MEDFUSE_BROWSER=required"
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox"])
         yield chromium
@@ -242,6 +258,76 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
         page.keyboard.press("Enter")
         page.wait_for_selector("text=Recorded.", timeout=30_000)
         assert [r["verdict"] for r in ChainedLog(one.reviews_file).rows() if r["kind"] == "review"] == ["agree"]
+        settled(page)
+        reach("Prepare export (recorded)")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("a.save[href^=blob]", timeout=30_000)
+        settled(page)
+        reach("Save patient-report")
+        with page.expect_download(timeout=30_000) as waiting:
+            page.keyboard.press("Enter")
+        assert BANNER in waiting.value.path().read_text()
+        page.close()
+
+
+NAMES = {
+    0: "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'>",
+    3: "مريض-١ ‮txt.exe",
+    4: "[x](javascript:window.hacked=3) **bold** $x^2$ :red[x]",
+    6: "A" * 300,
+}
+
+
+def test_D12_markup_long_keys_and_other_scripts_are_inert_and_leave_the_layout(browser, tmp_path) -> None:
+    run = make_run(tmp_path / "run", names=NAMES, patients=12)
+    with served(settings(run, reader_first=False)) as port:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for name in NAMES.values():
+            for route in ("patient", "reviews", "worklist") if name == NAMES[0] else ("patient",):
+                visit(page, port, route, quote(name))
+                assert name in page.inner_text("body"), f"{route}: the key is not shown as it is"
+                assert page.evaluate("window.hacked") is None
+                assert page.locator("main img, [data-testid=stMain] img[src=x]").count() == 0
+                wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                assert wide <= 0, f"{route}: the page is {wide} pixels wider than the window"
+        page.close()
+    assert not [u for u in asked if "/x" in u and "stcore" not in u and "static" not in u]
+
+
+CONTRAST = """() => {
+  const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const part = v => v <= 10.31 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+  const lum = ([r, g, b]) => .2126 * part(r) + .7152 * part(g) + .0722 * part(b);
+  const over = (f, b) => { const a = f.length > 3 ? f[3] : 1; return [0, 1, 2].map(k => f[k] * a + b[k] * (1 - a)); };
+  const ground = e => { const layers = [];
+    for (; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((b, f) => over(f, b), [255, 255, 255]); };
+  const found = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
+    if (!text || !e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
+    if (e.closest('script,style,[disabled],[aria-disabled=true],[data-testid=stIconMaterial]')) continue;
+    const style = getComputedStyle(e), svg = e.closest('svg');
+    const back = ground(e), colour = over(parse(svg ? style.fill : style.color), back);
+    const [a, b] = [lum(colour), lum(back)], ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) found.push(ratio.toFixed(2) + ' ' + text.slice(0, 40));
+  }
+  return found; }"""
+
+
+def test_D14_every_text_has_a_contrast_of_4_5(browser, tmp_path) -> None:
+    run = make_run(tmp_path / "run", parts=True)
+    with served(settings(run, reader_first=False)) as port:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        for route in ROUTES:
+            visit(page, port, route, key(0))
+            page.wait_for_timeout(500)
+            assert page.evaluate(CONTRAST) == [], route
+        page.evaluate("document.querySelector('h1').style.color = '#999'")
+        assert page.evaluate(CONTRAST), "the measure sees nothing"
         page.close()
 
 

@@ -201,7 +201,7 @@ def test_slices_put_the_patients_right_at_the_left() -> None:
 
     source = chart.figure.data[0].source.split(",", 1)[1]
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))
-    assert picture.shape == (6, 4)
+    assert picture.shape == (6, 4, 3)
     # RAS+: index 3 is furthest to the patient's Right, which stands at the left of the picture.
     assert picture[:, 0].min() == 255
     assert picture[:, 1:].max() == 0

@@ -1,4 +1,4 @@
-"""Evidence: per modality, what the run read of this patient, beside what it contributed."""
+"""Evidence: per modality, what the run read of this patient, beside what it and its parts contributed."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,11 @@ import shared
 import streamlit as st
 
 from medfuse.errors import MedfuseError
-from medfuse.review import raw
+from medfuse.review import raw, slides, units
 from medfuse.review.evidence import Evidence, evidence, sets_chart, tiles_chart, values_chart
 from medfuse.review.patient import patient_view
+from medfuse.review.patient_charts import unit_of
+from medfuse.review.timeline import timeline, timeline_chart
 
 shared.require("evidence")
 st.title("Evidence")
@@ -19,50 +21,185 @@ shared.require_cleared(patient)
 shared.require_shown(patient)
 settings = shared.settings()
 view = patient_view(run, patient, at)
+root = Path(settings.data_root) if settings.data_root else None
 st.text(f"Patient {patient}")
 
 
-def pictures(found: Evidence, name: str) -> None:
+def within(name: str) -> units.Units | None:
+    """Stored contributions of the parts of a modality, with sums and badge."""
+    kinds = units.kinds_of(run, patient, name)
+    kind = kinds[0] if kinds else ""
+    if len(kinds) > 1:
+        label = {k: "as the model reads it" if k == "default" else k.replace("_", " ") for k in kinds}
+        kind = st.radio("Parts", kinds, format_func=lambda k: label[k], horizontal=True, key=f"kind_{name}")
+    found = units.units_of(run, patient, name, kind) if kind else None
+    if found is None:
+        st.caption(
+            f"Within {name}: not computed in this run, so no local sum, no completeness gap and no signed overlay are "
+            f"shown. medfuse explain RUN --within {name} stores them."
+        )
+        return None
+    shared.draw(units.units_chart(found, scale=unit_of(view)), key=f"units_{name}_{kind}")
+    st.text(found.sentence())
+    text = f"Checks of these values: {found.badge}."
+    (st.success if found.badge.startswith("passed") and "not" not in found.badge else st.caption)(text)
+    if found.horizon is not None and at is not None and abs(found.horizon - at) > 1e-6:
+        st.warning(f"These parts were computed for day {found.horizon:g}; the page shows day {at:g}.")
+    else:
+        bars = view.contributions.set_index("modality")["contribution"]
+        if abs(bars[name] - found.contribution) > max(0.05 * abs(bars[name]), 0.005):
+            st.warning(
+                f"The parts explain {found.contribution:+.3f}; the bars of the patient page say {bars[name]:+.3f}, "
+                "because these were corrected for their subset of modalities afterwards."
+            )
+    return found
+
+
+def strength(name: str) -> float:
+    """How much of the picture the overlay covers."""
+    return st.slider("Overlay", 0.0, 1.0, 0.55, 0.05, key=f"strength_{name}", help="0 hides it")
+
+
+def one_item(files: raw.RawFiles, name: str) -> raw.RawFiles:
+    """The slide, series or record to look at, where there are several."""
+    count = len(files.items)
+    number = st.selectbox("Item", range(count), format_func=lambda k: f"{k + 1} of {count}", key=f"item_{name}")
+    return files.item(int(number or 0))
+
+
+def placed(found: Evidence, parts: units.Units | None, files: raw.RawFiles) -> tuple[object, object]:
+    """Positions of the tokens of this item, and what each added; None without them."""
+    values = None if parts is None else units.token_values(parts, found.positions)
+    number = files.numbers[0] if len(files.items) == 1 and files.numbers else None
+    if number is None or values is None:
+        return None, None
+    own = found.item == number
+    return found.positions[own], values[own]
+
+
+def slide(files: raw.RawFiles, found: Evidence, parts: units.Units | None, name: str) -> None:
+    """A viewer: whole slide to level 0, moved by buttons, with the tiles' signed contributions."""
+    slide = slides.header(files.items[0], files.options.get("frames"))
+    steps = slides.scales(slide)
+    state = st.session_state.setdefault(f"place_{patient}_{name}_{files.numbers[0]}", {})
+    wide, tall = slide.sizes[0]
+    now = slides.Place(scale=state.get("scale", steps[0]), x=state.get("x", wide / 2), y=state.get("y", tall / 2))
+    corners, values = placed(found, parts, files)
+    overlay = None
+    if corners is not None:
+        side = slides.tile_side(found.facts, corners)
+        overlay = slides.Overlay(corners=corners, side=side, values=values, strength=strength(name))
+    now = slides.clamped(slide, move(now, steps, overlay, key=name))
+    state.update(scale=now.scale, x=now.x, y=now.y)
+    mpp = found.facts.get("slide_mpp") or slide.mpp
+    shared.draw(slides.slide_view_chart(slide, now, overlay, mpp=mpp), key=f"slide_{name}", pan=True)
+
+
+def move(now: slides.Place, steps: list[int], overlay: slides.Overlay | None, *, key: str) -> slides.Place:
+    """Buttons for magnification and place; every one is reached by keyboard."""
+    row = st.columns(7, vertical_alignment="bottom")
+    level = steps.index(now.scale) if now.scale in steps else 0
+    scale, x, y = now.scale, now.x, now.y
+    if row[0].button("Zoom in", key=f"in_{key}", disabled=level + 1 >= len(steps)):
+        scale = steps[level + 1]
+    if row[1].button("Zoom out", key=f"out_{key}", disabled=level == 0):
+        scale = steps[level - 1]
+    if row[2].button("Whole slide", key=f"all_{key}"):
+        scale = steps[0]
+    far = scale / 2
+    for cell, word, dx, dy in zip(row[3:], ("Left", "Right", "Up", "Down"), (-1, 1, 0, 0), (0, 0, -1, 1), strict=True):
+        if cell.button(word, key=f"{word}_{key}"):
+            x, y = x + dx * slides.WIDE * far, y + dy * slides.TALL * far
+    if overlay is not None:
+        tiles = slides.tile_table(overlay)
+        pick = pd.concat([tiles[tiles["contribution"] > 0].head(8), tiles[tiles["contribution"] < 0].head(8)])
+        names = {int(r["tile"]): f"tile {int(r['tile'])}: {r['contribution']:+.4f}" for _, r in pick.iterrows()}
+        cells = st.columns([3, 1, 3], vertical_alignment="bottom")
+        tile = cells[0].selectbox("Tiles that raise or lower most", list(names), format_func=names.get, key=f"t_{key}")
+        if cells[1].button("Go there", key=f"go_{key}") and tile is not None:
+            x, y = (float(v) + overlay.side / 2 for v in overlay.corners[int(tile) - 1, :2])
+            scale = steps[-1]
+    return slides.Place(scale=scale, x=x, y=y)
+
+
+def volume(files: raw.RawFiles, found: Evidence, parts: units.Units | None, name: str) -> None:
+    """Orthogonal slices with the regions' contributions."""
+    voxels, affine = raw.read_volume(files)
+    row = st.columns(4)
+    side = row[0].selectbox("Plane", raw.VIEWS, key=f"plane_{name}")
+    unit = found.facts.get("unit")
+    windows = [w for w in raw.WINDOWS if unit == "HU" or w == "as read"]
+    window = row[1].selectbox("Window", windows, key=f"window_{name}")
+    last = voxels.shape[{"axial": 2, "coronal": 1, "sagittal": 0}[side]]
+    with row[2]:
+        number = st.slider("Slice", 1, last, (last + 1) // 2, key=f"slice_{name}_{side}") if last > 1 else 1
+    positions, values = placed(found, parts, files)
+    boxes = None
+    if positions is not None:
+        with row[3]:
+            boxes = raw.Boxes(
+                centre=positions,
+                side=raw.side_mm(files.options, found.facts),
+                values=values,
+                strength=strength(name) if len(values) > 1 else 0.0,
+            )
+        if len(values) == 1:
+            st.caption("The model read this volume as one region, so an overlay would say nothing of where.")
+    chart = raw.slice_chart(voxels, affine, view=side, number=number - 1, window=window, boxes=boxes)
+    shared.draw(chart, key=f"volume_{name}")
+
+
+def report(files: raw.RawFiles, parts: units.Units | None) -> None:
+    """Sentences, with what each added."""
+    sentences = raw.read_text(files)
+    value = {} if parts is None else dict(zip(parts.table["number"], parts.table["contribution"], strict=True))
+    st.subheader("Sentences as the run read them")
+    rows = []
+    for number, sentence in enumerate(sentences):
+        told = value.get(number)
+        mark = "" if told is None else f"{'▲' if told > 0 else '▼'} {told:+.3f}"
+        rows.append({"number": str(number + 1), "contribution": mark, "sentence": sentence})
+    shared.table(pd.DataFrame(rows))
+
+
+def ecg(files: raw.RawFiles, name: str) -> None:
+    """The record on paper."""
+    chart = raw.ecg_chart(*raw.read_ecg(files))
+    st.subheader(chart.title)
+    st.plotly_chart(
+        chart.figure, key=f"ecg_{name}", theme=None, alt=chart.alt, width="content", config={"staticPlot": True}
+    )
+    st.caption(f"{chart.how} {chart.cannot}")
+    with st.expander("Table: ECG"):
+        shared.table(chart.table)
+
+
+def pictures(found: Evidence, parts: units.Units | None, name: str) -> None:
     """Own files of the patient, where they are at hand and unchanged."""
-    root = Path(settings.data_root) if settings.data_root else None
     try:
         files = raw.raw_files(run, patient, name, data_root=root, sources=found.sources)
         if files.reason:
             st.caption(f"Pictures: {files.reason}.")
-        elif files.loader == "ecg":
-            chart = raw.ecg_chart(*raw.read_ecg(files))
-            st.subheader(chart.title)
-            st.plotly_chart(
-                chart.figure, key=f"ecg_{name}", theme=None, alt=chart.alt, width="content", config={"staticPlot": True}
-            )
-            st.caption(f"{chart.how} {chart.cannot}")
-            with st.expander("Table: ECG"):
-                shared.table(chart.table)
+            return
+        if len(files.items) > 1:
+            files = one_item(files, name)
+        if files.loader == "ecg":
+            ecg(files, name)
         elif files.loader == "slide":
-            shared.draw(raw.slide_chart(files, found.facts), key=f"slide_{name}")
-        elif files.loader in {"dicom", "nifti"}:
-            voxels, affine = raw.read_volume(files)
-            row = st.columns(3)
-            side = row[0].selectbox("Plane", raw.VIEWS, key=f"plane_{name}")
-            window = row[1].selectbox("Window", list(raw.WINDOWS), key=f"window_{name}")
-            last = voxels.shape[{"axial": 2, "coronal": 1, "sagittal": 0}[side]]
-            number = row[2].slider("Slice", 1, last, (last + 1) // 2, key=f"slice_{name}_{side}") if last > 1 else 1
-            shared.draw(
-                raw.slice_chart(voxels, affine, view=side, number=number - 1, window=window), key=f"volume_{name}"
-            )
+            slide(files, found, parts, name)
+        elif files.loader in {"dicom", "volume"}:
+            volume(files, found, parts, name)
         elif files.loader == "text":
-            with st.expander("Sentences as the run read them", expanded=True):
-                for number, sentence in enumerate(raw.read_text(files), start=1):
-                    st.text(f"{number}. {sentence}")
+            report(files, parts)
     except MedfuseError as error:
         st.caption(f"Pictures: the file could not be read ({type(error).__name__}).")
 
 
-def tokens(found: Evidence, name: str) -> None:
+def tokens(found: Evidence, parts: units.Units | None, name: str) -> None:
     """A modality of files: pictures, places of tokens, facts and stored features."""
-    pictures(found, name)
+    pictures(found, parts, name)
     spatial = found.positions.shape[1] == 2 and len(found.tokens) > 3 and found.unit == "level-0 pixels"
-    if spatial:
+    if spatial and st.toggle("Show a stored feature over the tokens", key=f"features_{name}"):
         feature = st.selectbox("Stored feature", found.names, key=f"feature_{name}")
         shared.draw(tiles_chart(found, feature), key=f"tiles_{name}")
     if found.facts:
@@ -72,6 +209,25 @@ def tokens(found: Evidence, name: str) -> None:
     if not all(n.startswith("hash") for n in found.names):
         with st.expander(f"All {len(found.table)} stored features of {len(found.tokens)} tokens"):
             shared.table(found.table)
+
+
+def columns(found: Evidence, parts: units.Units | None, name: str) -> None:
+    """A modality of columns: timeline of events, gene sets, unusual values, and every column with what it added."""
+    told = timeline(run, patient, name, data_root=root, sources=found.sources)
+    if told is not None and told.reason:
+        st.caption(f"Timeline: {told.reason}.")
+    elif told is not None:
+        shared.draw(timeline_chart(told), key=f"timeline_{name}")
+    if len(found.sets):
+        shared.draw(sets_chart(found), key=f"sets_{name}")
+    if found.table["percentile"].notna().any():
+        shared.draw(values_chart(found), key=f"values_{name}")
+    table = found.table.drop(columns="number")
+    if parts is not None and parts.kind == "column":
+        added = parts.table.set_index("unit")["contribution"]
+        table["contribution"] = [f"{added[c]:+.4f}" if c in added.index else "" for c in table["column"]]
+    with st.expander(f"All {len(table)} columns", expanded=len(table) <= 25):
+        shared.table(table, digits=0)
 
 
 def tab(name: str) -> None:
@@ -85,22 +241,14 @@ def tab(name: str) -> None:
     if run.kind != "continuous":
         text += f", × {row['ratio']:.2f}, {100 * row['points']:+.1f} points of risk"
     st.text(text)
-    st.caption(
-        "Within this modality: not computed in this run, so no local sum, no completeness gap and no signed overlay "
-        "are shown."
-    )
+    parts = within(name)
     found = evidence(run, patient, name, store_root=Path(settings.store) if settings.store else None)
     if found.reason:
         st.info(found.reason[0].upper() + found.reason[1:] + ".")
     elif found.layout == "columns":
-        if len(found.sets):
-            shared.draw(sets_chart(found), key=f"sets_{name}")
-        if found.table["percentile"].notna().any():
-            shared.draw(values_chart(found), key=f"values_{name}")
-        with st.expander(f"All {len(found.table)} columns", expanded=len(found.table) <= 25):
-            shared.table(found.table.drop(columns="number"), digits=0)
+        columns(found, parts, name)
     else:
-        tokens(found, name)
+        tokens(found, parts, name)
     provenance(found)
 
 

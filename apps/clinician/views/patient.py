@@ -29,7 +29,7 @@ if not extra:
 shared.table(pd.DataFrame(people, columns=["identity", "value"]))
 
 st.subheader("Your own estimate")
-mine = [r for r in shared.my_rows("estimate") + shared.my_rows("skip") if r["patient"] == patient]
+mine = [r for r in shared.my_rows("estimate") + shared.my_rows("skip") if shared.same_case(r, patient)]
 book = ChainedLog(shared.settings().reviews_file)
 who = st.session_state["identity"].name
 if mine:
@@ -59,7 +59,8 @@ else:
         shared.audit("estimate kept", {"patient": patient})
         st.rerun()
     elif kept and len(reason.strip()) >= 3:
-        book.append("skip", {"who": who, "patient": patient, "reason": reason.strip(), "run_sha256": run.sha256})
+        record = {"who": who, "patient": patient, "reason": reason.strip()}
+        book.append("skip", {**record, "run_sha256": run.sha256, "outcome": run.outcome})
         shared.audit("estimate skipped", {"patient": patient})
         st.rerun()
     elif kept:
@@ -77,8 +78,9 @@ if run.kind == "continuous":
 else:
     cells = st.columns(3)
     cells[0].metric("Risk [interval]", risk_text(view.risk, view.low, view.high))
-    index = index_at(run, at)
-    cells[1].metric("Calibration ratio at this horizon", "unknown" if index is None else f"{index:.2f}")
+    index = index_at(run, at) if shared.held_out_open() else None
+    locked = "unknown" if shared.held_out_open() else "locked"
+    cells[1].metric("Calibration ratio at this horizon", locked if index is None else f"{index:.2f}")
     near = missing.similar(run, patient)
     resembles = "not computed" if near is None else f"about {near.close} training patients"
     cells[2].metric("Resembles", resembles)

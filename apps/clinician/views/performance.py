@@ -3,8 +3,29 @@
 import shared
 import streamlit as st
 
-from medfuse.review import performance
+from medfuse.review import performance, stress
 from medfuse.review.export import unlock_count
+
+
+def under_stress() -> None:
+    """One stored stress test at a time."""
+    st.header("Stress tests")
+    found = stress.stored(run)
+    if not found:
+        st.info("Not computed in this run: medfuse stress RUN --mechanism mcar (and others) stores them.")
+        return
+    row = st.columns(3)
+    name = row[0].selectbox(
+        "What was done", list(found), format_func=lambda n: stress.WORDS.get(found[n]["mechanism"], n), key="stress"
+    )
+    measure = row[1].selectbox("Measure", list(stress.MEASURES), format_func=stress.MEASURES.get, key="measure")
+    content = found[name]
+    if content["mechanism"] == "subsets":
+        shared.draw(stress.subsets_chart(content, measure, model=run.model), key="stress_chart")
+        return
+    pattern = row[2].selectbox("To which modalities", stress.patterns(content), key=f"pattern_{name}")
+    shared.draw(stress.stress_chart(content, pattern, measure, model=run.model), key="stress_chart")
+
 
 shared.require("performance")
 run, at = shared.run(), shared.horizon()
@@ -22,7 +43,7 @@ if run.kind == "survival":
         st.info("Survival by risk group: not computed, the run keeps no outcomes or inner predictions.")
     else:
         st.header("Inner out-of-fold patients (for tuning)")
-        shared.draw(performance.groups_chart(inner, who="inner out-of-fold patients"), key="km_inner")
+        shared.draw(performance.groups_chart(inner, who="inner out-of-fold patients"), key="km_inner", table_open=True)
 
 st.header("Held-out patients")
 if not held_open:
@@ -35,7 +56,7 @@ if not held_open:
 else:
     held = performance.risk_groups(run)
     if held is not None:
-        shared.draw(performance.groups_chart(held, who="held-out patients"), key="km")
+        shared.draw(performance.groups_chart(held, who="held-out patients"), key="km", table_open=True)
     curves = run.metrics.get("curves") or {}
     if curves.get("calibration"):
         shared.draw(performance.calibration_chart(curves["calibration"]), key="calibration")
@@ -47,6 +68,7 @@ else:
         shared.draw(performance.group_chart(run, name), key=f"group_{name}")
     with st.expander("Every metric of every fold"):
         shared.table(performance.fold_table(run))
+    under_stress()
 
 st.header("Model behaviour")
 chart = performance.behaviour(run, at)
@@ -54,9 +76,11 @@ if chart is None:
     st.info("Not computed: this run has not been explained; run medfuse explain on it.")
 else:
     shared.draw(chart, key="behaviour")
+    pairs = performance.pairs(run, at)
+    if pairs is not None:
+        shared.draw(pairs, key="pairs")
 if run.checks:
     st.subheader("Do the explanations say what the model does?")
     shared.table(performance.checks_table(run))
 else:
     st.caption("Checks of faithfulness: not run; medfuse explain RUN --check stores them.")
-st.caption("Stress tests (missing, noisy and inconsistent modalities): not computed in this run.")

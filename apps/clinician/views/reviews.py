@@ -72,18 +72,23 @@ else:
 st.header("Reviews")
 rows = book.rows()
 everybody = shared.may("audit") or shared.may("performance")
-seen = [r for r in rows if r["kind"] == "review" and (everybody or r["who"] == who)]
+known = shared.cleared_of([str(r["patient"]) for r in rows if "patient" in r])
+seen = [r for r in rows if r["kind"] == "review" and (r["who"] == who or (everybody and r["patient"] in known))]
+hidden = sum(r["kind"] == "review" for r in rows) - len(seen) if everybody else 0
 if seen:
     columns = ["at", "who", "patient", "verdict", "decisive", "text", "seconds"]
     shared.table(pd.DataFrame(seen)[columns].tail(100).iloc[::-1])
 else:
-    st.caption("No review yet.")
+    st.caption("No review that you may see yet.")
+if hidden:
+    st.caption(f"{hidden} reviews of patients for whom you have given no estimate of your own are not shown.")
 if everybody:
     pairs = reviews.agreement(rows)
     if len(pairs):
         st.subheader("Agreement between readers")
         shared.table(pairs)
-    beside = reviews.estimates(run, rows) if run.explained else pd.DataFrame()
+    told = [r for r in rows if r.get("patient") in known]
+    beside = reviews.estimates(run, told) if run.explained else pd.DataFrame()
     if len(beside) and shared.may("performance"):
         st.subheader("Readers beside the model")
         shared.table(beside)

@@ -31,9 +31,9 @@ modality = bar[1].selectbox(
     "Has", modalities, index=modalities.index(asked) if asked in modalities else 0, format_func=lambda m: m or "any"
 )
 groups = ["", "low", "middle", "high"]
-group = bar[2].selectbox(
-    "Risk group", groups, format_func=lambda g: g or "any", disabled=shared.settings().reader_first
-)
+blinded = shared.settings().reader_first
+group = bar[2].selectbox("Risk group", groups, format_func=lambda g: g or "any", disabled=blinded)
+group = "" if blinded else group  # whatever the browser sends
 states = ["", "familiar", "unusual", "withheld"]
 familiar = bar[3].selectbox("Like the training patients", states, format_func=lambda s: s or "any")
 due = bar[4].selectbox("Review", ["", "due", "done"], format_func=lambda d: d or "any")
@@ -44,7 +44,6 @@ for name, value in {"q": search, "has": modality}.items():
         del st.query_params[name]
 
 done = sorted({str(r["patient"]) for r in shared.my_rows("review")})
-seen = {str(r["patient"]) for r in shared.my_rows() if r["kind"] in {"estimate", "skip"}}
 place = (search, modality, group, familiar, due)
 if st.session_state.get("w_place") != place:
     st.session_state["w_place"], st.session_state["w_page"] = place, 0
@@ -60,7 +59,8 @@ shown["Modalities"] = rows["available"]
 at = shared.horizon()
 title = f"Risk by day {at:.0f}" if at is not None else "Prediction"
 if f"risk_{column}" in rows:
-    open_case = [not shared.settings().reader_first or p in seen for p in rows["patient_id"]]
+    seen = shared.cleared_of(rows["patient_id"].to_list())
+    open_case = [p in seen for p in rows["patient_id"]]
     figures = zip(rows[f"risk_{column}"], rows[f"low_{column}"], rows[f"high_{column}"], strict=True)
     texts = [risk_text(*f) if run.kind != "continuous" else f"{f[0]:.2f} [{f[1]:.2f} to {f[2]:.2f}]" for f in figures]
     held = rows["familiar"] == "withheld"
