@@ -29,9 +29,14 @@ class ChainedLog:
 
         Raises:
             StoreError: the file cannot be written, or its last line is damaged.
+            ValueError: content under a name that the log itself uses, which would be lost.
         """
         import fcntl
 
+        taken = sorted({"at", "kind", "previous", "sha256"} & set(content))
+        if taken:
+            msg = f"audit log: expected content under names of its own, found {', '.join(taken)}; rename them"
+            raise ValueError(msg)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from made import HORIZONS, MODALITIES, key, make_run
 
+from medfuse import exporting
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explaining import contribution_table, default_horizon, lines, read_coalitions
 from medfuse.metrics.nonparametric import kaplan_meier
-from medfuse.review import export, missing, patient_charts, performance, worklist
+from medfuse.review import missing, patient_charts, performance, worklist
 from medfuse.review.charts import SERIES
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
 from medfuse.review.raw import ecg_chart, ecg_rows, slice_chart
@@ -65,7 +66,7 @@ def test_D2_the_curve_is_the_stored_prediction(run) -> None:
 
 
 def test_D2_export_and_worklist_hold_the_same_numbers(run, tmp_path) -> None:
-    record = json.loads(export.as_json(export.patient_record(run, key(0), 500.0)))
+    record = json.loads(exporting.FORMATS["JSON"][1](exporting.patient_record(run, key(0), 500.0)))
     view = patient_view(run, key(0), 500.0)
     assert record["risk"]["value"] == view.risk
     assert [c["contribution"] for c in record["contributions"]] == list(view.contributions["contribution"])
@@ -388,12 +389,14 @@ def test_cuts_of_risk_groups_are_those_of_inner_predictions(run) -> None:
 
 
 def test_D6_D18_every_export_has_banner_hashes_versions_and_the_numbers(run) -> None:
-    record = export.patient_record(run, key(0), 500.0, audit_head="f" * 64)
-    for name, (_, write) in export.FORMATS.items():
+    record = exporting.patient_record(run, key(0), 500.0, audit_head="f" * 64)
+    for name, (_, write) in exporting.FORMATS.items():
+        if name == "PDF":
+            continue  # its text is compressed; tests/review/test_exporting.py reads it back
         text = write(record).decode()
         assert "Research use only" in text, name
         assert run.sha256 in text, name
-    page = export.as_html(record).decode()
+    page = exporting.FORMATS["HTML"][1](record).decode()
     assert "medfuse 0.1.0" in page
     assert "f" * 64 in page
     assert not re.search(r"(src|href)=|https?://|<script|@import|url\(", page)
@@ -407,11 +410,11 @@ def test_D12_keys_with_markup_formulas_and_other_scripts_stay_inert(tmp_path) ->
     names = {0: "<script>alert(1)</script>", 3: '=HYPERLINK("http://x")', 4: "مريض-١", 6: "A" * 300}
     run = open_review(make_run(tmp_path / "run", names=names))
     for patient in names.values():
-        record = export.patient_record(run, patient, 500.0)
-        assert b"<script>" not in export.as_html(record)
-        assert b"\n=HYPER" not in export.as_csv(record)
-        assert b",=HYPER" not in export.as_csv(record)
-        assert json.loads(export.as_json(record))["patient"] == patient
+        record = exporting.patient_record(run, patient, 500.0)
+        assert b"<script>" not in exporting.FORMATS["HTML"][1](record)
+        assert b"\n=HYPER" not in exporting.FORMATS["CSV"][1](record)
+        assert b",=HYPER" not in exporting.FORMATS["CSV"][1](record)
+        assert json.loads(exporting.FORMATS["JSON"][1](record))["patient"] == patient
 
 
 def test_reading_needs_no_network_library(run) -> None:

@@ -8,7 +8,8 @@ import pandas as pd
 import shared
 import streamlit as st
 
-from medfuse.review import export, reviews
+from medfuse import exporting
+from medfuse.review import reviews
 from medfuse.review.log import ChainedLog
 
 shared.require("reviews")
@@ -56,14 +57,14 @@ if asked and run.explained and asked in run.where:
         if not cleared:
             st.info("After your own estimate, and for a withheld prediction after it was shown.")
         else:
-            form = st.radio("As", list(export.FORMATS), horizontal=True, key="form")
+            form = st.radio("As", list(exporting.FORMATS), horizontal=True, key="form")
             if st.button("Prepare export (recorded)"):
                 head = ChainedLog(shared.settings().audit_file).head()
-                record = export.patient_record(run, patient, shared.horizon(), audit_head=head)
-                mime, write = export.FORMATS[form]
+                record = exporting.patient_record(run, patient, shared.horizon(), audit_head=head)
+                mime, write = exporting.FORMATS[form]
                 content = write(record)
                 digest = hashlib.sha256(content).hexdigest()
-                shared.audit("export", {"patient": patient, "form": form, "sha256": digest})
+                shared.audit("export", {"patient": patient, "form": form, "file_sha256": digest})
                 st.text(f"SHA-256 of the file: {digest}")
                 shared.offer(content, mime=mime, name=f"patient-report-{digest[:8]}.{form.lower()}")
 else:
