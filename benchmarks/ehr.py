@@ -220,6 +220,7 @@ def judged(times: dict[str, dict[str, float]]) -> dict[str, object]:
         "times_of_duckdb": round(ours["median_s"] / times[plain]["median_s"], 3),
         "times_of_duckdb_cpu": round(ours["median_cpu_s"] / times[plain]["median_cpu_s"], 3),
         "pandas_over_ours": round(pandas["median_s"] / ours["median_s"], 3),
+        "pandas_over_ours_cpu": round(pandas["median_cpu_s"] / ours["median_cpu_s"], 3),
         "rss_over_pandas": round(ours["peak_rss_mib"] / pandas["peak_rss_mib"], 3),
         "goals": {"times_of_duckdb": "<= 1.3", "pandas_over_ours": ">= 4", "rss_over_pandas": "<= 0.4"},
     }
