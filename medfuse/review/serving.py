@@ -17,6 +17,7 @@ def preload() -> None:
     import pyarrow.parquet  # noqa: F401
 
     from medfuse.review import (  # noqa: F401
+        behaviour,
         evidence,
         export,
         missing,

@@ -13,7 +13,7 @@ from medfuse.explain.attribution import cells as theirs
 from medfuse.files import seal
 from medfuse.loaders import events, slide
 from medfuse.loaders._slide_writer import tissue_like, write_slide
-from medfuse.review import performance, raw, slides, stress, timeline, units
+from medfuse.review import behaviour, raw, slides, stress, timeline, units
 from medfuse.review.charts import diverging
 from medfuse.review.patient import patient_view
 from medfuse.review.source import open_review
@@ -314,7 +314,7 @@ def test_stress_results_are_curves_with_intervals(tmp_path) -> None:
 
 
 def test_pairs_are_harsanyis_dividends(run) -> None:
-    chart = performance.pairs(run, 500.0)
+    chart = behaviour.pairs(run, 500.0)
     assert chart is not None
     told = []
     for patient in run.where:
@@ -332,8 +332,8 @@ def test_limits_of_many_patients_are_those_of_the_bootstrap() -> None:
     has = rng.random((4000, 2)) < 0.7
     size = np.where(has, rng.exponential(0.3, (4000, 2)), 0.0)
     mean = size.sum(axis=0) / has.sum(axis=0)
-    drawn = performance._limits(size, has, mean, seed=0)
-    copies = performance._limits(np.tile(size, (2, 1)), np.tile(has, (2, 1)), mean, seed=0)  # 8,000: the normal law
+    drawn = behaviour._limits(size, has, mean, seed=0)
+    copies = behaviour._limits(np.tile(size, (2, 1)), np.tile(has, (2, 1)), mean, seed=0)  # 8,000: the normal law
     # The width over 500 draws has a standard error of 4 %; twice the patients have limits narrower by the root of 2.
     np.testing.assert_allclose((copies[1] - copies[0]) * np.sqrt(2), drawn[1] - drawn[0], rtol=0.12)
     for low, high in (drawn, copies):

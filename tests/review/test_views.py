@@ -13,7 +13,7 @@ from medfuse import exporting
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explaining import contribution_table, default_horizon, lines, read_coalitions
 from medfuse.metrics.nonparametric import kaplan_meier
-from medfuse.review import missing, patient_charts, performance, worklist
+from medfuse.review import behaviour, missing, patient_charts, performance, worklist
 from medfuse.review.charts import SERIES
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
 from medfuse.review.raw import ecg_chart, ecg_rows, slice_chart
@@ -257,7 +257,7 @@ def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) 
         performance.models_chart(run),
         performance.group_chart(run, "site"),
         performance.decision_chart(run.metrics["curves"]["decision"]["500"], horizon="500"),
-        performance.behaviour(run, 500.0),
+        behaviour.behaviour(run, 500.0),
     ]
     for chart in charts:
         assert chart is not None

@@ -3,7 +3,7 @@
 import shared
 import streamlit as st
 
-from medfuse.review import performance, stress
+from medfuse.review import behaviour, performance, stress
 from medfuse.review.export import unlock_count
 
 
@@ -71,12 +71,12 @@ else:
     under_stress()
 
 st.header("Model behaviour")
-chart = performance.behaviour(run, at)
+chart = behaviour.behaviour(run, at)
 if chart is None:
     st.info("Not computed: this run has not been explained; run medfuse explain on it.")
 else:
     shared.draw(chart, key="behaviour")
-    pairs = performance.pairs(run, at)
+    pairs = behaviour.pairs(run, at)
     if pairs is not None:
         shared.draw(pairs, key="pairs")
 if run.checks:
