@@ -14,16 +14,20 @@ from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Coalitions, Importance, coalition_values, contributions, importance_of
+from medfuse.explain.coalitions import AS_SAID, RECALIBRATED
 from medfuse.explain.faithfulness import Check
+from medfuse.explain.recalibration import recalibrated
 from medfuse.explaining_parts import FOLDER as FOLDER
 from medfuse.explaining_parts import (
     Source,
     fold_folder,
     has_parts,
     read_checks,
+    recalibration_of,
     unseen_of,
     write_checks,
     write_parts,
+    write_recalibration,
 )
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
@@ -48,7 +52,10 @@ def explain_run(
 ) -> list[Coalitions]:
     """Values of all coalitions for every held-out patient, each by the model that never saw the patient.
 
-    Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed with it; when they are there already, they
+    Every coalition is moved to what it means by outcomes of training patients (:mod:`medfuse.explain.recalibration`),
+    but for all that a patient has, which stays the run's own prediction; the values as the model says them are kept
+    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed
+    with it; when they are there already, they
     are read. The data must be those that the run was trained on.
 
     Args:
@@ -92,8 +99,13 @@ def explain_run(
             unseen = unseen_of(source, fold, outcome)
             if not (folder / "index.json").is_file():
                 values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
-                write_coalitions(values, folder)
-            write_parts(source, fold, _read(opened, folder), folder, unseen=unseen, say=say)
+                how = recalibration_of(unseen, values)
+                say(f"  recalibrated: {int(how.fitted.sum())} of {len(how.fitted)} coalitions")
+                write_coalitions(recalibrated(values, how), folder, raw=values)
+            shown = _read(opened, folder)
+            if shown.meaning == RECALIBRATED:
+                write_recalibration(recalibration_of(unseen, shown), folder)
+            write_parts(source, fold, _raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
         opened.seal()
     return read_coalitions(opened, outcome)
 
@@ -139,7 +151,8 @@ def check_run(
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
         source = read_source(opened, data_root=data_root, store_root=store_root)
-        checks = write_checks(source, found, horizon=default_horizon(opened, found), say=say)
+        raw = read_coalitions(opened, found[0].outcome, raw=True)
+        checks = write_checks(source, found, raw=raw, horizon=default_horizon(opened, found), say=say)
         opened.seal()
     return checks
 
@@ -158,19 +171,23 @@ def _folder(run: Run, outcome: str, fold: str) -> Path:
     return fold_folder(run, outcome, fold)
 
 
-def write_coalitions(coalitions: Coalitions, folder: Path) -> None:
-    """Write values as arrays that can be memory-mapped, at once or not at all."""
+def write_coalitions(coalitions: Coalitions, folder: Path, *, raw: Coalitions | None = None) -> None:
+    """Write values as arrays that can be memory-mapped, at once or not at all; ``raw`` as the model says them."""
     with new_folder(folder) as temporary:
         for name in ("values", "replicates", "present", "times"):
             array = getattr(coalitions, name)
             if array is not None:
                 write_bytes(temporary / f"{name}.npy", _npy(array))
+        if raw is not None and coalitions.meaning == RECALIBRATED:
+            write_bytes(temporary / "raw_values.npy", _npy(raw.values))
+            write_bytes(temporary / "raw_replicates.npy", _npy(raw.replicates))
         write_json(
             temporary / "index.json",
             {
                 "format_version": FORMAT_VERSION,
                 "outcome": coalitions.outcome,
                 "kind": coalitions.kind,
+                "meaning": coalitions.meaning,
                 "modalities": list(coalitions.modalities),
                 "patient_ids": list(coalitions.patient_ids),
                 "fold": list(coalitions.fold),
@@ -184,8 +201,13 @@ def _npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def read_coalitions(run: str | Path | Run, outcome: str | None = None) -> list[Coalitions]:
+def read_coalitions(run: str | Path | Run, outcome: str | None = None, *, raw: bool = False) -> list[Coalitions]:
     """Stored values of a run, one per outer fold, memory-mapped; no model is needed.
+
+    Args:
+        run: an explained run.
+        outcome: default the run's first.
+        raw: as the model says them, instead of the values that are shown (``meaning`` says which they are).
 
     Raises:
         ConfigError: no such outcome.
@@ -199,11 +221,17 @@ def read_coalitions(run: str | Path | Run, outcome: str | None = None) -> list[C
         if not (folder / "index.json").is_file():
             msg = f"{opened.path}: outcome {outcome!r} has not been explained; run medfuse explain {opened.path}"
             raise StoreError(msg)
-        found.append(_read(opened, folder))
+        found.append(_raw_of(opened, folder) if raw else _read(opened, folder))
     return found
 
 
-def _read(run: Run, folder: Path) -> Coalitions:
+def _raw_of(run: Run, folder: Path) -> Coalitions:
+    """The values as the model says them: kept beside those shown, where these are others."""
+    found = _read(run, folder)
+    return _read(run, folder, prefix="raw_") if found.meaning == RECALIBRATED else found
+
+
+def _read(run: Run, folder: Path, *, prefix: str = "") -> Coalitions:
     index = run.read(str((folder / "index").relative_to(run.path)))
 
     def array(name: str) -> NDArray[Any]:
@@ -219,10 +247,11 @@ def _read(run: Run, folder: Path) -> Coalitions:
         patient_ids=tuple(PatientId(i) for i in index["patient_ids"]),
         modalities=tuple(index["modalities"]),
         present=array("present"),
-        values=array("values"),
-        replicates=array("replicates"),
+        values=array(f"{prefix}values"),
+        replicates=array(f"{prefix}replicates"),
         times=array("times") if index["kind"] == "survival" else None,
         fold=tuple(index["fold"]),
+        meaning=AS_SAID if prefix else index.get("meaning", AS_SAID),  # runs of before kept no others
     )
 
 
@@ -317,7 +346,7 @@ def lines(found: Sequence[Coalitions], *, horizon: float | None, patient: str | 
 
 def _unit(found: Sequence[Coalitions]) -> str:
     units = {"survival": "log cumulative hazard", "continuous": "the value", "multiclass": "log probability"}
-    return units.get(found[0].kind, "log odds")
+    return units.get(found[0].kind, "log odds") + f" ({found[0].meaning})"
 
 
 def _global_lines(found: Sequence[Coalitions], where: str, *, horizon: float | None, label: int | None) -> list[str]:

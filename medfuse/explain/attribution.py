@@ -26,7 +26,7 @@ _GAP, _FLOOR = 0.05, 1e-4  # of the contribution; what single precision cannot t
 class Attribution:
     """Contributions of the units of one modality to the predictions of n patients who have it.
 
-    For each patient, ``presence`` and the ``values`` sum to ``contribution``, but for ``gap``.
+    For each patient, ``presence``, ``recalibration`` and the ``values`` sum to ``contribution``, but for ``gap``.
 
     Attributes:
         outcome: its name.
@@ -40,7 +40,9 @@ class Attribution:
         patient_ids: n ids.
         contribution: (n,) Shapley value of the modality on the link scale.
         presence: (n,) its part that no unit has: the modality is there, but says nothing in particular.
-        gap: (n,) contribution - presence - sum of the values.
+        recalibration: (n,) its part that comes from reading coalitions with and without the modality by different
+            slopes and levels; 0 where they are read as the model says them.
+        gap: (n,) contribution - presence - recalibration - sum of the values.
         stability: (n,) mean Spearman correlation of the values between pairs of replicates; NaN for one unit.
         names: of units that have some, else empty.
         patient: (N,) row of each value's patient.
@@ -61,6 +63,7 @@ class Attribution:
     patient_ids: tuple[PatientId, ...]
     contribution: Array
     presence: Array
+    recalibration: Array
     gap: Array
     stability: Array
     names: tuple[str, ...]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medfuse.explain.coalitions import Coalitions
+from medfuse.explain.coalitions import RECALIBRATED, Coalitions
 from medfuse.targets import Labels, Survival, Target
 from medfuse.training.recalibration import recalibrate
 
@@ -33,6 +33,17 @@ class SubsetRecalibration:
     slope: Array
     level: Array
     fitted: NDArray[np.bool_]
+
+
+def unfitted(values: Coalitions) -> SubsetRecalibration:
+    """One that moves nothing, for values whose training patients cannot be asked."""
+    c, width = values.values.shape[1:]
+    return SubsetRecalibration(slope=np.ones(c), level=np.zeros((c, width)), fitted=np.zeros(c, dtype=bool))
+
+
+def moves(found: SubsetRecalibration, shown: NDArray[np.int64], owned: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which coalitions ``shown`` of patients who own ``owned`` are moved: those fitted, but for all that one owns."""
+    return np.asarray(found.fitted[shown] & (shown != owned))
 
 
 def subset_recalibration(unseen: Coalitions, target: Target) -> SubsetRecalibration:
@@ -81,7 +92,7 @@ def recalibrated(values: Coalitions, found: SubsetRecalibration) -> Coalitions:
     m = len(values.modalities)
     owned = values.present @ (1 << np.arange(m))
     shown = np.arange(1 << m)[None, :] & owned[:, None]  # (n, 2^M) what remains of each coalition
-    move = found.fitted[shown] & (shown != owned[:, None])
+    move = moves(found, shown, owned[:, None])
 
     def moved(link: Array) -> Array:
         there = found.level[shown] + found.slope[shown][..., None] * link
@@ -89,7 +100,8 @@ def recalibrated(values: Coalitions, found: SubsetRecalibration) -> Coalitions:
         return np.where(move[..., None], there, link)
 
     replicates = moved(np.asarray(values.replicates, dtype=np.float64)).astype(np.float32)
-    return replace(values, values=moved(values.values), replicates=replicates)
+    meaning = RECALIBRATED if found.fitted.any() else values.meaning
+    return replace(values, values=moved(values.values), replicates=replicates, meaning=meaning)
 
 
 def cross_fitted(unseen: Coalitions, target: Target, parts: Sequence[int]) -> Coalitions:
@@ -108,4 +120,4 @@ def cross_fitted(unseen: Coalitions, target: Target, parts: Sequence[int]) -> Co
             fit = subset_recalibration(unseen.take(others), target.take(others))
             moved = recalibrated(unseen.take(here), fit)
             values[here], replicates[:, here] = moved.values, moved.replicates
-    return replace(unseen, values=values, replicates=replicates)
+    return replace(unseen, values=values, replicates=replicates, meaning=RECALIBRATED)
