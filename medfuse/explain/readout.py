@@ -33,7 +33,7 @@ class Readout:
         times: (L,) days of a survival outcome.
         horizon: days of a survival outcome.
         label: class of a multi-class outcome.
-        scale: (r,) slope by which a recalibration moves each row; 1 where it does not.
+        scale: (r, L) slopes by which a recalibration moves each row; 1 where it does not.
         shift: (r, L) its level; 0 where it does not.
     """
 
@@ -64,10 +64,10 @@ class Readout:
             link = combined - combined.mean(dim=1, keepdim=True)
         if self.kind == "survival":
             link = combined.cummax(dim=1).values
-        link = self.shift + self.scale[:, None] * link  # no level falls in time, no slope is negative
+        link = self.shift + self.scale * link
         if self.times is None or self.horizon is None:
             return link[:, int(self.label or 0)]
-        return _at(link, self.times, self.horizon)
+        return _at(link.cummax(dim=1).values, self.times, self.horizon)
 
     def slope(self, combined: Tensor) -> Tensor:
         """(r, L) derivative of :meth:`value`."""
@@ -154,13 +154,13 @@ def make_readout(
             scale = ensemble.slope * ensemble.weight[expert] / (ensemble.spread[k] * beside * len(groups))
             coefficient[k] += scale * has[expert]
     base = ensemble.level - coefficient.T @ ensemble.centre  # (r, L)
-    scale, shift = np.ones(len(keep)), np.zeros((len(keep), 1))
+    scale, shift = np.ones((len(keep), 1)), np.zeros((len(keep), 1))
     if recalibration is not None:
         how, owned = recalibration
         bits = 1 << np.arange(keep.shape[1])
         number = keep @ bits
         move = moves(how, number, owned @ bits)
-        scale = np.where(move, how.slope[number], 1.0)
+        scale = np.where(move[:, None], how.slope[number], 1.0)
         shift = np.where(move[:, None], how.level[number], 0.0)
     return Readout(
         outcome=outcome,
