@@ -99,7 +99,9 @@ def test_shown_values_are_recalibrated_and_the_raw_ones_kept(made, run):
     ids = next(s for s in run.read("splits")["splits"] if str(s["name"]) == shown[0].fold[0])["train"]
     known = read_cohort(read_card(run.path / "card.md"), data_root=made).target("survival", ids)
     curve = kaplan_meier(known.time, known.event)
-    assert np.abs(at - (1 - curve(shown[0].times))).max() <= 0.03  # E3
+    supported = shown[0].times <= curve.times[np.flatnonzero(curve.at_risk >= 10)[-1]]
+    assert supported.sum() > 10
+    assert np.abs(at - (1 - curve(shown[0].times)))[supported].max() <= 0.03  # E3
     for fold in ("0", "1"):
         how = read_recalibration(run, "survival", fold)
         gate = read_part(Gate, run.path / FOLDER / "survival" / fold / "gate")
