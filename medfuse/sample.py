@@ -122,6 +122,7 @@ class ModalityData:
         key: content address in the feature store, empty before it was stored.
         gene_sets: set name -> column names, where the card names a GMT file; cut to the columns, none empty.
         warnings: what the loader saw and a person should know (mangled or duplicated names, for instance).
+        feature_names: of the F features of raw items (layout ``vectors`` only), as their extractor calls them.
     """
 
     name: str
@@ -133,3 +134,4 @@ class ModalityData:
     key: str = ""
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())
+    feature_names: tuple[str, ...] = field(default=())

@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from medfuse.errors import CohortError, ConfigError, nearest
-from medfuse.explain.attribution import Attribution, groups, positions_of, set_names, unit_kind, unit_sums
+from medfuse.explain.attribution import Attribution, group_names, groups, positions_of, set_names, unit_kind, unit_sums
 from medfuse.explain.coalitions import MOST_MODALITIES, Shown, member_links
 from medfuse.explain.integrate import Line, integrate, start_values
 from medfuse.explain.reader import Reader, Rows, coalitions_with, readers_of
 from medfuse.explain.readout import Readout, make_readout
 from medfuse.explain.recalibration import SubsetRecalibration
 from medfuse.explain.removal import MOST_UNITS, removed
+from medfuse.explain.waves import waves
 from medfuse.sample import ModalityData
 from medfuse.training.fold import FoldModel, presence
 from medfuse.types import PatientId
@@ -90,8 +91,9 @@ def attribute(
         ids: patients; those without the modality are left out.
         modality: whose units.
         horizon: days, of a survival outcome.
-        units: ``column`` or ``gene_set``; ``instance``, ``identity`` or ``region``. Default: columns, identities where
-            there are some, else instances.
+        units: ``column``, ``gene_set`` or ``group`` (columns made of one variable); ``instance``, ``identity``,
+            ``region`` or ``wave`` (waves of the leads of an ECG). Default: columns, identities where there are some,
+            else instances.
         options: see :class:`Options`.
 
     Raises:
@@ -111,10 +113,13 @@ def attribute(
         msg = f"explain: expected patients who have {modality}, found none of {len(ids)}"
         raise CohortError(msg)
     names = _names(fold, data[modality], units)
-    few = units == "identity" and len(names) <= MOST_UNITS
+    few = units in ("identity", "group") and len(names) <= MOST_UNITS
     method = options.method if options.method != "auto" else "removal" if few else "path"
     if method == "removal" and units == "gene_set":
         msg = "explain: gene sets overlap, so that they cannot be removed one by one; use method path"
+        raise ConfigError(msg)
+    if method == "removal" and units == "wave":
+        msg = "explain: waves are features, which cannot be taken from a network one by one; use method path"
         raise ConfigError(msg)
     ask = _Ask(
         fold=fold, data=dict(data), modality=modality, units=units, names=names, horizon=horizon, options=options
@@ -150,6 +155,10 @@ def _names(fold: FoldModel, data: ModalityData, units: str) -> tuple[str, ...]:
         return tuple(column.name for column in data.columns)
     if units == "identity":
         return data.identities
+    if units == "group":
+        return group_names(data)
+    if units == "wave":
+        return waves(data.feature_names)[0]
     if units != "gene_set":
         return ()
     more: set[str] = set()
@@ -238,7 +247,8 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     else:
         each, empty, start = _walked(ask, readers, readouts[0], fixed, rows=rows, absent=absent, groups=tokens)
         mean = each.mean(axis=0)
-    found = [np.arange(mean.shape[1]) if ask.units == "gene_set" else np.unique(group) for group in tokens]
+    every = ask.units in ("gene_set", "wave")
+    found = [np.arange(mean.shape[1]) if every else np.unique(group) for group in tokens]
     return _Part(
         contribution=contribution,
         presence=empty,
@@ -246,7 +256,9 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
         each=tuple(each[:, row, u] for row, u in enumerate(found)),
         values=tuple(mean[row, u] for row, u in enumerate(found)),
         found=tuple(found),
-        positions=tuple(positions_of(ask.own, i, g, u) for i, g, u in zip(ids, tokens, found, strict=True)),
+        positions=tuple(
+            positions_of(ask.own, i, g, u, units=ask.units) for i, g, u in zip(ids, tokens, found, strict=True)
+        ),
         start=start,
     )
 
@@ -278,6 +290,9 @@ def _walked(
     lines = []
     for reader in readers:
         path = reader.path()
+        if ask.units == "wave" and path.full.ndim != 3:
+            msg = "explain: this encoder counts whole windows and knows no features; take a bag encoder, or instances"
+            raise ConfigError(msg)
         to_units = partial(
             unit_sums,
             path=path,
@@ -287,7 +302,7 @@ def _walked(
             names=ask.names,
             groups=groups,
         )
-        lines.append(Line(reader=reader, path=path, to_units=to_units))
+        lines.append(Line(reader=reader, path=path, to_units=to_units, wide=ask.units == "wave"))
     empty = _summed(rows, start_values(lines, readout, fixed) - absent, len(groups))
     each = integrate(lines, readout, fixed, rows=rows, nodes=ask.options.nodes[0])
     return each, empty, "; ".join(dict.fromkeys(line.path.start for line in lines))
