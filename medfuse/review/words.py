@@ -6,6 +6,13 @@ BANNER = (
     "Research use only. Not a medical device; not validated for diagnosis, prognosis or treatment of individual "
     "patients. Estimates describe groups like the training cohort."
 )
+MEANING = {
+    "recalibrated": (
+        "Contributions are recalibrated: what some of the modalities say alone was moved to what training patients' "
+        "outcomes say it means. The prediction itself is the model's own."
+    ),
+    "as the model says": "Contributions are those that the model says; subsets of modalities were not recalibrated.",
+}
 NOT_EXPLAINED = "not computed: this run has not been explained; run medfuse explain on it"
 
 
