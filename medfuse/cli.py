@@ -320,7 +320,9 @@ def explain(
     horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
     patient: Annotated[str | None, typer.Option(help="One held-out patient instead of all.")] = None,
     within: Annotated[str | None, typer.Option(help="What the units of this modality added instead.")] = None,
-    units: Annotated[str | None, typer.Option(help="column, gene_set, instance, identity or region.")] = None,
+    units: Annotated[
+        str | None, typer.Option(help="column, gene_set, group, instance, identity, region or wave.")
+    ] = None,
     patients: Annotated[list[str] | None, typer.Option(help="With --within: only these; repeat it.")] = None,
     label: Annotated[int | None, typer.Option(help="With --within: class of a multi-class outcome, from 1.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the explanation; stored with the run.")] = False,

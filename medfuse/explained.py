@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import ConfigError, StoreError, nearest
 from medfuse.explain import Coalitions, Importance, contributions, importance_of
+from medfuse.explain.coalitions import AS_SAID, RECALIBRATED
 from medfuse.explaining_parts import fold_folder
 from medfuse.run import Run, open_run
 from medfuse.types import PatientId
@@ -30,8 +31,13 @@ def chosen_outcome(run: Run, outcome: str | None) -> str:
     return outcome
 
 
-def read_coalitions(run: str | Path | Run, outcome: str | None = None) -> list[Coalitions]:
+def read_coalitions(run: str | Path | Run, outcome: str | None = None, *, raw: bool = False) -> list[Coalitions]:
     """Stored values of a run, one per outer fold, memory-mapped; no model is needed.
+
+    Args:
+        run: an explained run.
+        outcome: default the run's first.
+        raw: as the model says them, instead of the values that are shown (``meaning`` says which they are).
 
     Raises:
         ConfigError: no such outcome.
@@ -45,12 +51,22 @@ def read_coalitions(run: str | Path | Run, outcome: str | None = None) -> list[C
         if not (folder / "index.json").is_file():
             msg = f"{opened.path}: outcome {outcome!r} has not been explained; run medfuse explain {opened.path}"
             raise StoreError(msg)
-        found.append(read_fold(opened, folder))
+        found.append(raw_of(opened, folder) if raw else read_fold(opened, folder))
     return found
 
 
-def read_fold(run: Run, folder: Path) -> Coalitions:
-    """Stored values of one outer fold.
+def raw_of(run: Run, folder: Path) -> Coalitions:
+    """The values of one outer fold as the model says them: kept beside those shown, where these are others.
+
+    Raises:
+        StoreError: damaged or of a newer format.
+    """
+    found = read_fold(run, folder)
+    return read_fold(run, folder, prefix="raw_") if found.meaning == RECALIBRATED else found
+
+
+def read_fold(run: Run, folder: Path, *, prefix: str = "") -> Coalitions:
+    """Stored values of one outer fold, those shown or, with ``prefix`` "raw_", those kept beside them.
 
     Raises:
         StoreError: damaged or of a newer format.
@@ -70,10 +86,11 @@ def read_fold(run: Run, folder: Path) -> Coalitions:
         patient_ids=tuple(PatientId(i) for i in index["patient_ids"]),
         modalities=tuple(index["modalities"]),
         present=array("present"),
-        values=array("values"),
-        replicates=array("replicates"),
+        values=array(f"{prefix}values"),
+        replicates=array(f"{prefix}replicates"),
         times=array("times") if index["kind"] == "survival" else None,
         fold=tuple(index["fold"]),
+        meaning=AS_SAID if prefix else index.get("meaning", AS_SAID),  # runs of before kept no others
     )
 
 

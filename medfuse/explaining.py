@@ -13,8 +13,10 @@ from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError
 from medfuse.explain import Coalitions, coalition_values
+from medfuse.explain.coalitions import RECALIBRATED
 from medfuse.explain.faithfulness import Check
-from medfuse.explained import chosen_outcome, read_fold
+from medfuse.explain.recalibration import recalibrated
+from medfuse.explained import chosen_outcome, raw_of, read_fold
 from medfuse.explained import contribution_table as contribution_table
 from medfuse.explained import default_horizon as default_horizon
 from medfuse.explained import pooled_importance as pooled_importance
@@ -25,9 +27,11 @@ from medfuse.explaining_parts import (
     fold_folder,
     has_parts,
     read_checks,
+    recalibration_of,
     unseen_of,
     write_checks,
     write_parts,
+    write_recalibration,
 )
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.jobs import with_outcome
@@ -52,7 +56,10 @@ def explain_run(
 ) -> list[Coalitions]:
     """Values of all coalitions for every held-out patient, each by the model that never saw the patient.
 
-    Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed with it; when they are there already, they
+    Every coalition is moved to what it means by outcomes of training patients (:mod:`medfuse.explain.recalibration`),
+    but for all that a patient has, which stays the run's own prediction; the values as the model says them are kept
+    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed
+    with it; when they are there already, they
     are read. The data must be those that the run was trained on.
 
     Args:
@@ -96,8 +103,13 @@ def explain_run(
             unseen = unseen_of(source, fold, outcome)
             if not (folder / "index.json").is_file():
                 values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
-                write_coalitions(values, folder)
-            write_parts(source, fold, read_fold(opened, folder), folder, unseen=unseen, say=say)
+                how = recalibration_of(unseen, values)
+                say(f"  recalibrated: {int(how.fitted.sum())} of {len(how.fitted)} coalitions")
+                write_coalitions(recalibrated(values, how), folder, raw=values)
+            shown = read_fold(opened, folder)
+            if shown.meaning == RECALIBRATED:
+                write_recalibration(recalibration_of(unseen, shown), folder)
+            write_parts(source, fold, raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
         opened.seal()
     return read_coalitions(opened, outcome)
 
@@ -143,7 +155,8 @@ def check_run(
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
         source = read_source(opened, data_root=data_root, store_root=store_root)
-        checks = write_checks(source, found, horizon=default_horizon(opened, found), say=say)
+        raw = read_coalitions(opened, found[0].outcome, raw=True)
+        checks = write_checks(source, found, raw=raw, horizon=default_horizon(opened, found), say=say)
         opened.seal()
     return checks
 
@@ -152,19 +165,23 @@ def _folder(run: Run, outcome: str, fold: str) -> Path:
     return fold_folder(run, outcome, fold)
 
 
-def write_coalitions(coalitions: Coalitions, folder: Path) -> None:
-    """Write values as arrays that can be memory-mapped, at once or not at all."""
+def write_coalitions(coalitions: Coalitions, folder: Path, *, raw: Coalitions | None = None) -> None:
+    """Write values as arrays that can be memory-mapped, at once or not at all; ``raw`` as the model says them."""
     with new_folder(folder) as temporary:
         for name in ("values", "replicates", "present", "times"):
             array = getattr(coalitions, name)
             if array is not None:
                 write_bytes(temporary / f"{name}.npy", _npy(array))
+        if raw is not None and coalitions.meaning == RECALIBRATED:
+            write_bytes(temporary / "raw_values.npy", _npy(raw.values))
+            write_bytes(temporary / "raw_replicates.npy", _npy(raw.replicates))
         write_json(
             temporary / "index.json",
             {
                 "format_version": FORMAT_VERSION,
                 "outcome": coalitions.outcome,
                 "kind": coalitions.kind,
+                "meaning": coalitions.meaning,
                 "modalities": list(coalitions.modalities),
                 "patient_ids": list(coalitions.patient_ids),
                 "fold": list(coalitions.fold),
@@ -202,7 +219,7 @@ def lines(found: Sequence[Coalitions], *, horizon: float | None, patient: str | 
 
 def _unit(found: Sequence[Coalitions]) -> str:
     units = {"survival": "log cumulative hazard", "continuous": "the value", "multiclass": "log probability"}
-    return units.get(found[0].kind, "log odds")
+    return units.get(found[0].kind, "log odds") + f" ({found[0].meaning})"
 
 
 def _global_lines(found: Sequence[Coalitions], where: str, *, horizon: float | None, label: int | None) -> list[str]:

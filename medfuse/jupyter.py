@@ -19,7 +19,7 @@ from medfuse.exporting import FORMATS, patient_record
 from medfuse.figures import importance
 from medfuse.pages import BANNER
 from medfuse.report_sections import UNITS, importance_rows
-from medfuse.review import missing, patient_charts, performance
+from medfuse.review import behaviour, missing, patient_charts, performance
 from medfuse.review.charts import Chart
 from medfuse.review.patient import PatientView, patient_view
 from medfuse.review.source import ReviewRun, open_review
@@ -198,7 +198,7 @@ class CohortPage:
         Raises:
             ConfigError: the run has not been explained.
         """
-        chart = performance.behaviour(self.run, self.run.default_horizon)
+        chart = behaviour.behaviour(self.run, self.run.default_horizon)
         if chart is None:
             msg = f"{self.run.path}: expected an explained run, found none; run medfuse explain on it"
             raise ConfigError(msg)

@@ -126,6 +126,7 @@ class ModalityData:
         meaning: what the numbers of a token are where their count does not say it (channels, step and unit of raw
             items, the SHA-256 of a pretrained model), as JSON; a run refuses data of another meaning.
         warnings: what the loader saw and a person should know (mangled or duplicated names, for instance).
+        feature_names: of the F features of raw items (layout ``vectors`` only), as their extractor calls them.
     """
 
     name: str
@@ -139,3 +140,4 @@ class ModalityData:
     item: tuple[int, ...] = ()
     meaning: str = ""
     warnings: tuple[str, ...] = field(default=())
+    feature_names: tuple[str, ...] = field(default=())

@@ -245,11 +245,12 @@ class FeatureStore:
         return self.get(key)
 
     def _gather(self, index: Mapping[str, Any], *, key: str) -> ModalityData:
-        samples, widths, meanings = {}, set(), set()
+        samples, widths, meanings, names = {}, set(), set(), set[tuple[str, ...]]()
         for patient, items in index["items"].items():
             parts = [(identity, self.get_item(item, check=False)) for identity, item in items]
             widths |= {part.sample.tokens.shape[1] for _, part in parts}
             meanings |= {_meaning(part.facts) for _, part in parts}
+            names |= {part.names for _, part in parts}
             samples[PatientId(patient)] = _joined(parts)
         if len(widths) > 1:
             msg = f"modality {index['name']}: expected items of one width, found {sorted(widths)}; extract them alike"
@@ -271,6 +272,7 @@ class FeatureStore:
             warnings=tuple(index["warnings"]),
             samples=samples,
             key=key,
+            feature_names=names.pop() if len(names) == 1 else (),
         )
 
 

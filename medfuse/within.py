@@ -12,7 +12,9 @@ import pandas as pd
 
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Attribution, Check, Faithfulness, Options, attribute, check
+from medfuse.explain.recalibration import SubsetRecalibration
 from medfuse.explaining import FOLDER, default_horizon, explain_run, read_source
+from medfuse.explaining_parts import read_recalibration
 from medfuse.files import new_folder, read_json, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.sample import ModalityData
@@ -23,6 +25,7 @@ Say = Callable[[str], None]
 _ARRAYS = (
     "contribution",
     "presence",
+    "recalibration",
     "gap",
     "stability",
     "patient",
@@ -32,7 +35,11 @@ _ARRAYS = (
     "low",
     "high",
 )
+_LATER = "recalibration"  # explanations of before have none: their runs show values as the model says them
 _SHOWN = 12
+
+
+_MOVED = "(coalitions with and without the modality are recalibrated apart)"
 
 
 def _silent(_: str) -> None:
@@ -135,17 +142,27 @@ def explain_within(
             for name, ids in missing.items():
                 say(f"{ask.outcome}, fold {name}: {modality} of {len(ids)} patients")
                 fold, folder = load_fold(opened.fold_folder(name)), _folder(opened, modality, name, ask)
-                _write(_explained(fold, data, ids, modality=modality, name=name, ask=ask), folder, ask)
+                how = read_recalibration(opened, str(ask.outcome), name)
+                found = _attributed(fold, data, ids, modality=modality, ask=ask, how=how)
+                checked = check(fold, data, found) if ask.check else None
+                _write(Within(fold=name, attribution=found, checked=checked), folder, ask)
             opened.seal()
     return [read_one(_folder(opened, modality, name, ask)) for name in wanted]
 
 
-def _explained(
-    fold: FoldModel, data: Mapping[str, ModalityData], ids: Sequence[PatientId], *, modality: str, name: str, ask: Ask
-) -> Within:
-    options = Options(outcome=ask.outcome, class_index=ask.class_index, method=ask.method, cells=ask.cells)
-    found = attribute(fold, data, ids, modality=modality, horizon=ask.horizon, units=ask.units, options=options)
-    return Within(fold=name, attribution=found, checked=check(fold, data, found) if ask.check else None)
+def _attributed(
+    fold: FoldModel,
+    data: Mapping[str, ModalityData],
+    ids: Sequence[PatientId],
+    *,
+    modality: str,
+    ask: Ask,
+    how: SubsetRecalibration | None,
+) -> Attribution:
+    options = Options(
+        outcome=ask.outcome, class_index=ask.class_index, method=ask.method, cells=ask.cells, recalibration=how
+    )
+    return attribute(fold, data, ids, modality=modality, horizon=ask.horizon, units=ask.units, options=options)
 
 
 def _folder(run: Run, modality: str, fold: str, ask: Ask) -> Path:
@@ -207,7 +224,9 @@ def read_one(folder: Path) -> Within:
         msg = f"{folder}: has format {index['format_version']}, this medfuse reads {FORMAT_VERSION}; update medfuse"
         raise StoreError(msg)
     try:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        there = [name for name in _ARRAYS if name != _LATER or (folder / f"{name}.npy").is_file()]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in there}
+        arrays.setdefault(_LATER, np.zeros(len(index["patient_ids"])))
         kept = {f.name for f in dataclasses.fields(Attribution)} - set(_ARRAYS)
         plain = {name: index[name] for name in kept}
         plain |= {"names": tuple(index["names"]), "patient_ids": tuple(PatientId(i) for i in index["patient_ids"])}
@@ -249,11 +268,12 @@ def read_within(run: str | Path | Run, modality: str, *, outcome: str, units: st
 
 
 def within_table(found: Sequence[Within]) -> pd.DataFrame:
-    """One row per patient and unit, and one (``part`` presence) for what no unit has, so that sums hold.
+    """One row per patient and unit, and two (``part`` presence, recalibration) for what no unit has, so that sums hold.
 
     Returns:
         Columns ``fold patient_id modality part unit contribution low high x y z label badge``: the position stands in
-        x, y and z (NaN where it has fewer numbers), low and high are NaN for presence.
+        x, y and z (NaN where it has fewer numbers), low and high are NaN for presence and recalibration; a run whose
+        values are as the model says them has no rows of recalibration.
     """
     tables = []
     for one in found:
@@ -267,8 +287,11 @@ def within_table(found: Sequence[Within]) -> pd.DataFrame:
         units |= {"low": a.low, "high": a.high, "x": at[:, 0], "y": at[:, 1], "z": at[:, 2], "label": label[a.patient]}
         rest = {"fold": one.fold, "patient_id": ids, "modality": a.modality, "part": "presence"}
         rest |= {"unit": "(from the absent modality to " + a.start + ")", "contribution": a.presence, "label": label}
-        both = pd.concat([pd.DataFrame(units), pd.DataFrame(rest)], ignore_index=True)
-        tables.append(both.assign(badge=one.badge))
+        both = [pd.DataFrame(units), pd.DataFrame(rest)]
+        if np.any(a.recalibration):
+            moved = {**rest, "part": "recalibration", "unit": _MOVED, "contribution": a.recalibration}
+            both.append(pd.DataFrame(moved))
+        tables.append(pd.concat(both, ignore_index=True).assign(badge=one.badge))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -299,6 +322,8 @@ def within_lines(found: Sequence[Within], *, patient: str | None = None) -> list
         for unit in np.argsort(-mean, kind="stable")[:_SHOWN]:
             out.append(f"    {a.names[unit]:<28} {mean[unit]:.4f}")
         out.append(f"    {'(in no unit: presence)':<28} {np.abs(a.presence).mean():.4f}")
+        if np.any(a.recalibration):
+            out.append(f"    {'(recalibration)':<28} {np.abs(a.recalibration).mean():.4f}")
     return out
 
 
@@ -316,4 +341,6 @@ def _patient_lines(one: Within, patient: str) -> list[str]:
         rest = float(a.values[rows[_SHOWN:]].sum())
         out.append(f"    {f'{len(rows) - _SHOWN} more':<28} {rest:+.4f}")
     out.append(f"    {'(presence)':<28} {a.presence[row]:+.4f}  from the absent modality to: {a.start}")
+    if np.any(a.recalibration):
+        out.append(f"    {'(recalibration)':<28} {a.recalibration[row]:+.4f}  {_MOVED}")
     return out

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import CohortError, ConfigError, nearest
+from medfuse.explain.waves import is_ecg, waves
 from medfuse.models.encoders.base import Path
 from medfuse.preprocessing import Preprocessing
 from medfuse.sample import ModalityData
@@ -15,8 +16,8 @@ from medfuse.types import Layout, PatientId
 Array = NDArray[np.float64]
 SUMS, RANKING = "sums to the contribution", "ranking only"
 UNITS: dict[Layout, tuple[str, ...]] = {
-    "columns": ("column", "gene_set"),
-    "vectors": ("instance", "identity", "region"),
+    "columns": ("column", "gene_set", "group"),
+    "vectors": ("instance", "identity", "region", "wave"),
 }
 NO_SET = "(in no gene set)"
 _GAP, _FLOOR = 0.05, 1e-4  # of the contribution; what single precision cannot tell from 0
@@ -26,12 +27,12 @@ _GAP, _FLOOR = 0.05, 1e-4  # of the contribution; what single precision cannot t
 class Attribution:
     """Contributions of the units of one modality to the predictions of n patients who have it.
 
-    For each patient, ``presence`` and the ``values`` sum to ``contribution``, but for ``gap``.
+    For each patient, ``presence``, ``recalibration`` and the ``values`` sum to ``contribution``, but for ``gap``.
 
     Attributes:
         outcome: its name.
         modality: its name.
-        units: ``column``, ``gene_set``, ``instance``, ``identity`` or ``region``.
+        units: ``column``, ``gene_set``, ``group``, ``instance``, ``identity``, ``region`` or ``wave``.
         method: ``path`` (integrated gradients) or ``removal``.
         cells: of the grid of regions, along its longest side.
         start: what the path leads from, in words; the step from the absent modality to it is ``presence``.
@@ -40,7 +41,9 @@ class Attribution:
         patient_ids: n ids.
         contribution: (n,) Shapley value of the modality on the link scale.
         presence: (n,) its part that no unit has: the modality is there, but says nothing in particular.
-        gap: (n,) contribution - presence - sum of the values.
+        recalibration: (n,) its part that comes from reading coalitions with and without the modality by different
+            slopes and levels; 0 where they are read as the model says them.
+        gap: (n,) contribution - presence - recalibration - sum of the values.
         stability: (n,) mean Spearman correlation of the values between pairs of replicates; NaN for one unit.
         names: of units that have some, else empty.
         patient: (N,) row of each value's patient.
@@ -61,6 +64,7 @@ class Attribution:
     patient_ids: tuple[PatientId, ...]
     contribution: Array
     presence: Array
+    recalibration: Array
     gap: Array
     stability: Array
     names: tuple[str, ...]
@@ -110,6 +114,8 @@ def unit_kind(data: ModalityData, units: str | None) -> str:
     """
     known = [u for u in UNITS[data.layout] if u != "identity" or data.identities]
     known = [u for u in known if u != "gene_set" or data.gene_sets]
+    known = [u for u in known if u != "group" or len(group_names(data)) < len(data.columns)]
+    known = [u for u in known if u != "wave" or is_ecg(data.feature_names)]
     if units is None:
         return "identity" if "identity" in known else known[0]
     if units not in known:
@@ -135,7 +141,20 @@ def groups(data: ModalityData, patient_id: PatientId, *, units: str, per_side: i
         return sample.position[:, 0].astype(np.int64)
     if units == "region":
         return cells(sample.position, per_side=per_side)
+    if units == "group":
+        names = group_names(data)
+        return np.array([names.index(_group(column.name)) for column in data.columns], dtype=np.int64)
     return np.arange(len(sample.tokens), dtype=np.int64)
+
+
+def _group(column: str) -> str:
+    """Columns that a loader made of one variable share what stands before their last dot: ``creatinine.slope``."""
+    return column.rpartition(".")[0] or column
+
+
+def group_names(data: ModalityData) -> tuple[str, ...]:
+    """Variables of an EHR, each with its last value, slope, counts and whatever else was made of it."""
+    return tuple(dict.fromkeys(_group(column.name) for column in data.columns))
 
 
 def set_names(data: ModalityData, more: Sequence[str] = ()) -> tuple[str, ...]:
@@ -154,10 +173,10 @@ def set_shares(data: ModalityData, names: Sequence[str]) -> Array:
 
 
 def positions_of(
-    data: ModalityData, patient_id: PatientId, group: NDArray[np.int64], found: NDArray[np.int64]
+    data: ModalityData, patient_id: PatientId, group: NDArray[np.int64], found: NDArray[np.int64], *, units: str
 ) -> NDArray[np.float32]:
     """(U, P) mean position of the tokens of each unit in ``found``."""
-    if data.layout == "columns":
+    if data.layout == "columns" or units == "wave":
         return found[:, None].astype(np.float32)
     position = data.samples[patient_id].position
     return np.stack([position[group == unit].mean(axis=0) for unit in found]).astype(np.float32)
@@ -189,6 +208,10 @@ def unit_sums(
 ) -> Array:
     """What the inputs of an encoder's path count for, (B, U) or (B, N, L), as sums over units (B, units)."""
     n = len(found)
+    if units == "wave":
+        out = np.zeros((n, len(names)))
+        np.add.at(out.T, waves(data.feature_names)[1][preprocessing.source], found.sum(axis=1).T)
+        return out
     if data.layout == "vectors":
         out = np.zeros((n, 1 + max(int(group.max()) for group in groups)))
         for row, group in enumerate(groups):
@@ -207,4 +230,6 @@ def unit_sums(
         np.add.at(out.T, index, found.reshape(n, -1).T)  # padded edges hold zeros
     else:
         np.add.at(out.T, source, found.T)
+    if units == "group":
+        return np.asarray(out @ (groups[0][:, None] == np.arange(len(names))))
     return out if units == "column" else out @ set_shares(data, names)

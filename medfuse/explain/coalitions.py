@@ -27,6 +27,7 @@ MOST_MODALITIES = 8
 SCALES = ("link", "risk")
 _ROWS = 1024  # coalitions that pass through the fusion together
 _EDGE = 1e-6
+AS_SAID, RECALIBRATED = "as the model says", "recalibrated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Coalitions:
             mean is ``values`` (made non-decreasing in time).
         times: (L,) days of a survival outcome, else None.
         fold: n names of the outer folds whose models spoke.
+        meaning: ``as the model says``, or ``recalibrated`` (:mod:`medfuse.explain.recalibration`).
     """
 
     outcome: str
@@ -58,6 +60,7 @@ class Coalitions:
     replicates: NDArray[np.float32]
     times: Array | None = None
     fold: tuple[str, ...] = field(default=())
+    meaning: str = AS_SAID
 
     def __post_init__(self) -> None:
         n, c = len(self.patient_ids), 1 << len(self.modalities)

@@ -26,6 +26,7 @@ class Line:
     reader: Reader
     path: Path
     to_units: Callable[[Array], Array]  # (B, U or N, L) of the inputs to (B, units)
+    wide: bool = False  # the features of each token are kept apart: (B, T, F)
 
 
 @torch.no_grad()
@@ -85,4 +86,4 @@ def _gradient(line: Line, t: float, towards: Tensor) -> Array:
     found = (link * towards).sum() + 0.0 * there.sum()  # a fusion may not read the modality at all
     (slope,) = torch.autograd.grad(found, there)
     found = slope.double() * (speed * change)
-    return (found if path.unit == "edge" or found.ndim == 2 else found.sum(-1)).numpy()
+    return (found if path.unit == "edge" or found.ndim == 2 or line.wide else found.sum(-1)).numpy()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medfuse.errors import ConfigError, nearest
 from medfuse.explain.coalitions import replicates_of
+from medfuse.explain.recalibration import SubsetRecalibration, moves
 from medfuse.training.fold import CHOSEN, FoldModel, reads
 
 Array = NDArray[np.float64]
@@ -32,6 +33,8 @@ class Readout:
         times: (L,) days of a survival outcome.
         horizon: days of a survival outcome.
         label: class of a multi-class outcome.
+        scale: (r, L) slopes by which a recalibration moves each row; 1 where it does not.
+        shift: (r, L) its level; 0 where it does not.
     """
 
     outcome: str
@@ -42,6 +45,8 @@ class Readout:
     times: Array | None
     horizon: float | None
     label: int | None
+    scale: Tensor
+    shift: Tensor
 
     def combined(self, links: Mapping[int, Tensor]) -> Tensor:
         """(r, L) link of the ensemble, of all members' links (r, L or 1)."""
@@ -52,13 +57,17 @@ class Readout:
 
     def value(self, combined: Tensor) -> Tensor:
         """(r,) log cumulative hazard at the horizon, log odds, log probability of the class, or value."""
+        link = combined
         if self.kind == "binary":
-            return combined[:, 1] - combined[:, 0]
+            link = combined[:, 1:] - combined[:, :1]
         if self.kind == "multiclass":
-            return combined[:, int(self.label or 0)]
-        if self.kind == "continuous" or self.times is None or self.horizon is None:
-            return combined[:, 0]
-        return _at(combined.cummax(dim=1).values, self.times, self.horizon)
+            link = combined - combined.mean(dim=1, keepdim=True)
+        if self.kind == "survival":
+            link = combined.cummax(dim=1).values
+        link = self.shift + self.scale * link
+        if self.times is None or self.horizon is None:
+            return link[:, int(self.label or 0)]
+        return _at(link.cummax(dim=1).values, self.times, self.horizon)
 
     def slope(self, combined: Tensor) -> Tensor:
         """(r, L) derivative of :meth:`value`."""
@@ -78,6 +87,8 @@ class Readout:
             times=self.times,
             horizon=self.horizon,
             label=self.label,
+            scale=self.scale[rows],
+            shift=self.shift[rows],
         )
 
 
@@ -101,18 +112,26 @@ def make_readout(
     outcome: str | None = None,
     horizon: float | None = None,
     label: int | None = None,
-    variant: str = CHOSEN,
+    recalibration: tuple[SubsetRecalibration, NDArray[np.bool_]] | None = None,
 ) -> Readout:
-    """The readout of rows that show the modalities ``keep`` (r, M).
+    """The readout of rows that show the modalities ``keep`` (r, M), by the chosen model.
+
+    Args:
+        fold: of :func:`medfuse.training.load_fold`.
+        keep: modalities shown.
+        outcome: default the fold's first.
+        horizon: days, of a survival outcome.
+        label: class of a multi-class outcome.
+        recalibration: what coalitions mean, and (r, M) all that the patient of each row owns.
 
     Raises:
-        ConfigError: no such outcome or variant, or a horizon or class that the outcome lacks or needs.
+        ConfigError: no such outcome, or a horizon or class that the outcome lacks or needs.
     """
     outcome = next(iter(fold.ensembles)) if outcome is None else outcome
-    if outcome not in fold.ensembles or variant not in fold.ensembles[outcome]:
-        msg = f"explain: no outcome {outcome!r} with variant {variant!r}; {nearest(outcome, fold.ensembles)}"
+    if outcome not in fold.ensembles:
+        msg = f"explain: no outcome {outcome!r}; {nearest(outcome, fold.ensembles)}"
         raise ConfigError(msg)
-    ensemble = fold.ensembles[outcome][variant]
+    ensemble = fold.ensembles[outcome][CHOSEN]
     head = fold.members[0].heads[outcome]
     if head.kind == "survival":
         last = 0.0 if ensemble.times is None else float(ensemble.times[-1])
@@ -135,6 +154,14 @@ def make_readout(
             scale = ensemble.slope * ensemble.weight[expert] / (ensemble.spread[k] * beside * len(groups))
             coefficient[k] += scale * has[expert]
     base = ensemble.level - coefficient.T @ ensemble.centre  # (r, L)
+    scale, shift = np.ones((len(keep), 1)), np.zeros((len(keep), 1))
+    if recalibration is not None:
+        how, owned = recalibration
+        bits = 1 << np.arange(keep.shape[1])
+        number = keep @ bits
+        move = moves(how, number, owned @ bits)
+        scale = np.where(move[:, None], how.slope[number], 1.0)
+        shift = np.where(move[:, None], how.level[number], 0.0)
     return Readout(
         outcome=outcome,
         kind=head.kind,
@@ -144,6 +171,8 @@ def make_readout(
         times=ensemble.times,
         horizon=horizon,
         label=label,
+        scale=torch.from_numpy(scale),
+        shift=torch.from_numpy(shift),
     )
 
 

@@ -10,6 +10,9 @@ patient has. What "nothing" is belongs to the encoder: missing cells (table, lin
 ``removal``: exact. With at most 8 units, every subset of them is shown, and the units share each difference as players
 of a game that begins with the absent modality: Owen's value. With more, each unit alone is left out: no sum.
 
+Where coalitions are recalibrated, v(S with i) and what leads to it are read with the slope and level of S with i; what
+it means to read the absent modality with those instead of with its own is a row of its own, ``recalibration``.
+
 References:
     Sundararajan, Taly, Yan (2017), Axiomatic attribution for deep networks, eq. 1; Owen (1977), Values of games with a
     priori unions.
@@ -26,12 +29,14 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from medfuse.errors import CohortError, ConfigError, nearest
-from medfuse.explain.attribution import Attribution, groups, positions_of, set_names, unit_kind, unit_sums
+from medfuse.explain.attribution import Attribution, group_names, groups, positions_of, set_names, unit_kind, unit_sums
 from medfuse.explain.coalitions import MOST_MODALITIES, Shown, member_links
 from medfuse.explain.integrate import Line, integrate, start_values
 from medfuse.explain.reader import Reader, Rows, coalitions_with, readers_of
 from medfuse.explain.readout import Readout, make_readout
+from medfuse.explain.recalibration import SubsetRecalibration
 from medfuse.explain.removal import MOST_UNITS, removed
+from medfuse.explain.waves import waves
 from medfuse.sample import ModalityData
 from medfuse.training.fold import FoldModel, presence
 from medfuse.types import PatientId
@@ -52,6 +57,7 @@ class Options:
         method: ``path``, ``removal``, or ``auto``: removal for at most 8 identities (stains), else path.
         cells: of a region grid, along the longest side.
         nodes: of quadrature along a path, tried in turn until the gap is below 1 % of the contribution.
+        recalibration: what coalitions mean (:mod:`medfuse.explain.recalibration`); default as the model says.
     """
 
     outcome: str | None = None
@@ -59,6 +65,7 @@ class Options:
     method: str = "auto"
     cells: int = 8
     nodes: tuple[int, ...] = (12, 36, 108, 432)
+    recalibration: SubsetRecalibration | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.cells < 1 or not self.nodes:
@@ -84,8 +91,9 @@ def attribute(
         ids: patients; those without the modality are left out.
         modality: whose units.
         horizon: days, of a survival outcome.
-        units: ``column`` or ``gene_set``; ``instance``, ``identity`` or ``region``. Default: columns, identities where
-            there are some, else instances.
+        units: ``column``, ``gene_set`` or ``group`` (columns made of one variable); ``instance``, ``identity``,
+            ``region`` or ``wave`` (waves of the leads of an ECG). Default: columns, identities where there are some,
+            else instances.
         options: see :class:`Options`.
 
     Raises:
@@ -105,10 +113,13 @@ def attribute(
         msg = f"explain: expected patients who have {modality}, found none of {len(ids)}"
         raise CohortError(msg)
     names = _names(fold, data[modality], units)
-    few = units == "identity" and len(names) <= MOST_UNITS
+    few = units in ("identity", "group") and len(names) <= MOST_UNITS
     method = options.method if options.method != "auto" else "removal" if few else "path"
     if method == "removal" and units == "gene_set":
         msg = "explain: gene sets overlap, so that they cannot be removed one by one; use method path"
+        raise ConfigError(msg)
+    if method == "removal" and units == "wave":
+        msg = "explain: waves are features, which cannot be taken from a network one by one; use method path"
         raise ConfigError(msg)
     ask = _Ask(
         fold=fold, data=dict(data), modality=modality, units=units, names=names, horizon=horizon, options=options
@@ -144,6 +155,10 @@ def _names(fold: FoldModel, data: ModalityData, units: str) -> tuple[str, ...]:
         return tuple(column.name for column in data.columns)
     if units == "identity":
         return data.identities
+    if units == "group":
+        return group_names(data)
+    if units == "wave":
+        return waves(data.feature_names)[0]
     if units != "gene_set":
         return ()
     more: set[str] = set()
@@ -170,10 +185,11 @@ def _chunks(ask: _Ask, ids: Sequence[PatientId]) -> list[tuple[PatientId, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A few patients: (n,) contribution and presence, and per patient (R, units) by replicate, with their units."""
+    """A few patients: (n,) contribution and what no unit has of it, and per patient (R, units), with their units."""
 
     contribution: Array
     presence: Array
+    recalibration: Array
     each: tuple[Array, ...]
     values: tuple[Array, ...]
     found: tuple[NDArray[np.int64], ...]
@@ -184,7 +200,7 @@ class _Part:
 def _closer(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     """A few patients; those in whom a gap is left again, with more nodes."""
     part, nodes = _explained(ask, ids, method), ask.options.nodes[1:]
-    gap = np.abs(part.contribution - part.presence - np.array([v.sum() for v in part.values]))
+    gap = np.abs(part.contribution - part.presence - part.recalibration - np.array([v.sum() for v in part.values]))
     rough = np.flatnonzero(gap > np.maximum(_NEAR * np.abs(part.contribution), _TINY))
     if method == "removal" or not nodes or not len(rough):
         return part
@@ -198,19 +214,29 @@ def _closer(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
 
 def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     fold, column = ask.fold, ask.fold.modalities.index(ask.modality)
-    rows = coalitions_with(presence(ask.data, fold.modalities, ids), column)
+    has = presence(ask.data, fold.modalities, ids)
+    rows = coalitions_with(has, column)
     without = rows.keep.copy()
     without[:, column] = False
-    readouts = [
-        make_readout(fold, keep, outcome=ask.options.outcome, horizon=ask.horizon, label=ask.options.class_index)
-        for keep in (rows.keep, without)
-    ]
+    how = ask.options.recalibration
+    moved = None if how is None else (how, has[rows.patient])
+    read = partial(
+        make_readout,
+        fold,
+        outcome=ask.options.outcome,
+        horizon=ask.horizon,
+        label=ask.options.class_index,
+        recalibration=moved,
+    )
+    readouts = [read(keep) for keep in (rows.keep, without)]
     full, none = (
         _all_links(ask, ids, rows.patient, r, keep) for r, keep in zip(readouts, (rows.keep, without), strict=True)
     )
     values = readouts[0].value(readouts[0].combined(full)).numpy()
-    absent = readouts[1].value(readouts[1].combined(none)).numpy()
-    contribution = _summed(rows, values - absent, len(ids))
+    nothing = readouts[1].combined(none)
+    before = readouts[1].value(nothing).numpy()
+    absent = readouts[0].value(nothing).numpy()  # read as the values are: the path stays within one recalibration
+    contribution = _summed(rows, values - before, len(ids))
     readers = readers_of(fold, ask.data, ids, modality=ask.modality, rows=rows, outcome=readouts[0].outcome)
     fixed = {k: link for k, link in full.items() if k not in {reader.number for reader in readers}}
     tokens = [ask.group(i) for i in ids]
@@ -221,14 +247,18 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     else:
         each, empty, start = _walked(ask, readers, readouts[0], fixed, rows=rows, absent=absent, groups=tokens)
         mean = each.mean(axis=0)
-    found = [np.arange(mean.shape[1]) if ask.units == "gene_set" else np.unique(group) for group in tokens]
+    every = ask.units in ("gene_set", "wave")
+    found = [np.arange(mean.shape[1]) if every else np.unique(group) for group in tokens]
     return _Part(
         contribution=contribution,
         presence=empty,
+        recalibration=_summed(rows, absent - before, len(ids)),
         each=tuple(each[:, row, u] for row, u in enumerate(found)),
         values=tuple(mean[row, u] for row, u in enumerate(found)),
         found=tuple(found),
-        positions=tuple(positions_of(ask.own, i, g, u) for i, g, u in zip(ids, tokens, found, strict=True)),
+        positions=tuple(
+            positions_of(ask.own, i, g, u, units=ask.units) for i, g, u in zip(ids, tokens, found, strict=True)
+        ),
         start=start,
     )
 
@@ -260,6 +290,9 @@ def _walked(
     lines = []
     for reader in readers:
         path = reader.path()
+        if ask.units == "wave" and path.full.ndim != 3:
+            msg = "explain: this encoder counts whole windows and knows no features; take a bag encoder, or instances"
+            raise ConfigError(msg)
         to_units = partial(
             unit_sums,
             path=path,
@@ -269,7 +302,7 @@ def _walked(
             names=ask.names,
             groups=groups,
         )
-        lines.append(Line(reader=reader, path=path, to_units=to_units))
+        lines.append(Line(reader=reader, path=path, to_units=to_units, wide=ask.units == "wave"))
     empty = _summed(rows, start_values(lines, readout, fixed) - absent, len(groups))
     each = integrate(lines, readout, fixed, rows=rows, nodes=ask.options.nodes[0])
     return each, empty, "; ".join(dict.fromkeys(line.path.start for line in lines))
@@ -280,6 +313,7 @@ def _joined(ask: _Ask, ids: tuple[PatientId, ...], parts: Sequence[_Part], metho
     values = [one for part in parts for one in part.values]
     contribution = np.concatenate([part.contribution for part in parts])
     begun = np.concatenate([part.presence for part in parts])
+    moved = np.concatenate([part.recalibration for part in parts])
     kept = [np.arange(len(v)) for v in values]
     if ask.units == "column":  # columns that no member reads have nothing to say of anybody
         sources = [m.preprocessing[ask.modality].source for m in ask.fold.members if ask.modality in m.preprocessing]
@@ -302,7 +336,8 @@ def _joined(ask: _Ask, ids: tuple[PatientId, ...], parts: Sequence[_Part], metho
         patient_ids=ids,
         contribution=contribution,
         presence=begun,
-        gap=contribution - begun - np.array([v.sum() for v in values]),
+        recalibration=moved,
+        gap=contribution - begun - moved - np.array([v.sum() for v in values]),
         stability=np.array([agreement(one[:, k]) for one, k in zip(each, kept, strict=True)]),
         names=ask.names,
         patient=np.repeat(np.arange(len(ids)), [len(k) for k in kept]),

@@ -15,6 +15,7 @@ from medfuse.explain.attribution import Attribution, groups, set_shares
 from medfuse.explain.coalitions import Shown, member_links
 from medfuse.explain.readout import make_readout
 from medfuse.explain.tokens import Options, agreement, attribute
+from medfuse.explain.waves import waves
 from medfuse.models import build_model
 from medfuse.sample import ModalityData, ModalitySample
 from medfuse.training.fold import FoldModel, presence
@@ -226,9 +227,9 @@ def _taken_apart(
             shown = token[kept].any(axis=0) | ~token.any(axis=0)
             copies[PatientId(f"{patient}\x00{name}")] = (patient, np.asarray(shown))
         plan.append((patient, steps, count, len(up), len(down)))
-    said = dict(
-        zip(copies, predicted(fold, altered(data, found.modality, copies), list(copies), like=found), strict=True)
-    )
+    fill = _average(fold, data[found.modality]) if found.units == "wave" else None
+    changed = altered(data, found.modality, copies, fill=fill)
+    said = dict(zip(copies, predicted(fold, changed, list(copies), like=found), strict=True))
     return [_judged(said, *one, draws=draws) for one in plan]
 
 
@@ -259,18 +260,33 @@ def _tokens(data: ModalityData, patient: PatientId, found: Attribution, units: N
     """(units, T) tokens of a patient's stored sample that belong to each unit."""
     if found.units == "gene_set":
         return np.asarray(set_shares(data, found.names).T[units] > 0)
+    if found.units == "wave":
+        return np.asarray(units[:, None] == waves(data.feature_names)[1][None, :])
     group = groups(data, patient, units=found.units, per_side=found.cells)
     return np.asarray(units[:, None] == group[None, :])
+
+
+def _average(fold: FoldModel, data: ModalityData) -> NDArray[np.float32]:
+    """(F,) what training patients have on average, over the members; 0 of features that no member reads."""
+    total, count = np.zeros(data.features), np.zeros(data.features)
+    for member in fold.members:
+        if data.name in member.preprocessing:
+            own = member.preprocessing[data.name]
+            total[own.source] += own.mean.mean(axis=0)
+            count[own.source] += 1
+    return (total / np.maximum(count, 1)).astype(np.float32)
 
 
 def altered(
     data: Mapping[str, ModalityData],
     modality: str,
     copies: Mapping[PatientId, tuple[PatientId, NDArray[np.bool_]]],
+    *,
+    fill: NDArray[np.float32] | None = None,
 ) -> dict[str, ModalityData]:
     """Copies of patients that keep only some tokens (T,) of one modality: cells go missing, instances leave.
 
-    A bag of which nothing is left is absent.
+    A bag of which nothing is left is absent. With ``fill`` (F,), features (F,) are kept or replaced instead of tokens.
     """
     found = {}
     for name, one in data.items():
@@ -279,7 +295,10 @@ def altered(
             sample = one.samples.get(patient)
             if sample is None:
                 continue
-            if name == modality and one.layout == "columns":
+            if name == modality and fill is not None:
+                tokens = np.where(kept[None, :], sample.tokens, fill).astype(np.float32)
+                samples[copy] = ModalitySample.trusted(tokens=tokens, position=sample.position)
+            elif name == modality and one.layout == "columns":
                 tokens = np.where(kept[:, None], sample.tokens, 0).astype(np.float32)
                 samples[copy] = ModalitySample.trusted(tokens=tokens, position=sample.position)
             elif name != modality:

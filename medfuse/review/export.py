@@ -53,6 +53,7 @@ def patient_record(run: ReviewRun, patient: str, at: float | None = None, *, aud
         "replicates": view.replicates,
         "risks": _rows(risk_table(run, patient)),
         "curve": _rows(view.curve),
+        "contributions_are": view.meaning,
         "contributions": _rows(view.contributions),
         "dividends": _rows(view.dividends),
         "summary": summary(view),

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.games import dividends, players, shapley
-from medfuse.review.source import HIGH, LOW, ReviewRun, at_time, one_number, to_risk
+from medfuse.review.source import HIGH, LOW, FoldValues, ReviewRun, at_time, one_number, to_risk
 from medfuse.review.words import days_text, percent
 
 Array = NDArray[np.float64]
@@ -34,6 +34,7 @@ class PatientView:
             order; ``step`` is what each changed then, ``contribution`` its Shapley value, the mean over all orders.
         replicates: how many replicates spoke.
         clipped: some value lies beyond resolution.
+        meaning: of the contributions: ``recalibrated`` or ``as the model says``.
     """
 
     patient: str
@@ -55,6 +56,7 @@ class PatientView:
     steps: pd.DataFrame
     replicates: int
     clipped: bool
+    meaning: str = FoldValues.meaning
 
 
 def patient_view(run: ReviewRun, patient: str, at: float | None = None) -> PatientView:
@@ -97,6 +99,7 @@ def patient_view(run: ReviewRun, patient: str, at: float | None = None) -> Patie
         over_time=_over_time(run, one.fold, values, present, one.modalities, one.times),
         steps=_steps(one.modalities, present, link, risk),
         replicates=len(each),
+        meaning=one.meaning,
         clipped=run.kind != "continuous" and bool(((everything < 1e-6) | (everything > 1 - 1e-6)).any()),
     )
 

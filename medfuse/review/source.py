@@ -33,6 +33,7 @@ class FoldValues:
         values: (n, 2^M, L) links, memory-mapped.
         replicates: (R, n, 2^M, L) float32 of each replicate, memory-mapped.
         times: (L,) days, or None.
+        meaning: ``recalibrated``, or ``as the model says`` (also runs of before, which say nothing of it).
     """
 
     fold: str
@@ -42,6 +43,7 @@ class FoldValues:
     values: Array
     replicates: NDArray[np.float32]
     times: Array | None
+    meaning: str = "as the model says"
 
 
 class ReviewRun:
@@ -115,6 +117,7 @@ class ReviewRun:
             values=array("values"),
             replicates=array("replicates"),
             times=array("times") if index["kind"] == "survival" else None,
+            meaning=str(index.get("meaning", FoldValues.meaning)),
         )
 
     def part(self, fold: str, name: str) -> Mapping[str, Any] | None:

@@ -4,6 +4,13 @@ import math
 
 from medfuse.pages import BANNER as BANNER
 
+MEANING = {
+    "recalibrated": (
+        "Contributions are recalibrated: what some of the modalities say alone was moved to what training patients' "
+        "outcomes say it means. The prediction itself is the model's own."
+    ),
+    "as the model says": "Contributions are those that the model says; subsets of modalities were not recalibrated.",
+}
 NOT_EXPLAINED = "not computed: this run has not been explained; run medfuse explain on it"
 
 

@@ -29,7 +29,7 @@ def recalibrate(target: Target, deviation: Array, *, times: Array | None = None)
     known, x = target.take(seen), deviation[seen]
     if isinstance(known, Survival):
         slope = cox_slope(known, x.mean(axis=1))
-        return slope, _match_curve(slope * x, known, times=np.asarray(times))
+        return slope, match_curve(slope * x, known, times=np.asarray(times))
     if isinstance(known, Labels):
         counts = np.bincount(known.label, minlength=len(known.classes)) + 0.5
         frequency = np.asarray(counts / counts.sum(), dtype=np.float64)
@@ -71,7 +71,7 @@ def cox_slope(survival: Survival, score: Array) -> float:
     return slope
 
 
-def _match_curve(link: Array, survival: Survival, *, times: Array) -> Array:
+def match_curve(link: Array, survival: Survival, *, times: Array) -> Array:
     """(t,) levels at which the mean of exp(-exp(level + link)) is the life table's survival at each time."""
     event, time = torch.from_numpy(survival.event), torch.from_numpy(survival.time)
     prior = discrete_hazard_prior(event, time, torch.from_numpy(times)).numpy()

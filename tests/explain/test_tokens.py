@@ -11,6 +11,7 @@ from captum.attr import IntegratedGradients
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explain import Options, attribute, check, coalition_values, contributions
 from medfuse.explain.attribution import RANKING, SUMS, cells
+from medfuse.explain.recalibration import SubsetRecalibration, recalibrated
 from medfuse.explain.unit_checks import altered, predicted, randomised
 from medfuse.games import shapley
 from medfuse.sample import ModalitySample
@@ -54,6 +55,30 @@ def test_values_sum_to_the_contribution(fold, cohort, modality, method, outcome)
     if method == "removal":
         assert np.abs(found.gap).max() <= 1e-5 * max(1, np.abs(phi).max())
     assert np.abs(found.values).max() > 1e-3
+
+
+@pytest.mark.parametrize("outcome", list(HORIZON))
+@pytest.mark.parametrize(("modality", "method"), [("clinical", "path"), ("stains", "removal")])
+def test_values_sum_to_the_contribution_of_the_recalibrated_game(fold, cohort, modality, method, outcome):
+    """E7 where coalitions are recalibrated: against the game that other code moved."""
+    draw = np.random.default_rng(5)
+    values = coalition_values(fold, cohort.data, cohort.ids[SOME], outcome=outcome)
+    shape = values.values.shape[1:]
+    slope = np.repeat(draw.uniform(0.3, 1.5, size=(shape[0], 1)), shape[1], axis=1)
+    level = np.sort(draw.normal(size=shape), axis=1) if values.kind == "survival" else draw.normal(size=shape)
+    fitted = np.arange(shape[0]) != 2
+    how = SubsetRecalibration(slope=slope, level=level, fitted=fitted)
+    phi = contributions(recalibrated(values, how), horizon=HORIZON[outcome]).contribution
+    phi = phi[:, fold.modalities.index(modality)]
+    has = [i in cohort.data[modality].samples for i in values.patient_ids]
+    phi = (phi if phi.ndim == 1 else phi[:, 0])[has]
+    found = ask(fold, cohort, modality, outcome, method=method, recalibration=how)
+    np.testing.assert_allclose(found.contribution, phi, atol=1e-5 * max(1, np.abs(phi).max()))
+    sums = np.bincount(found.patient, weights=found.values, minlength=len(found)) + found.presence
+    np.testing.assert_allclose(found.contribution - sums - found.recalibration, found.gap, atol=1e-9)
+    assert found.complete.all()
+    assert np.abs(found.recalibration).max() > 0.01
+    assert not ask(fold, cohort, modality, outcome, method=method).recalibration.any()
 
 
 def test_stains_are_players_of_the_game_that_begins_with_the_absent_modality(fold, cohort):

@@ -18,6 +18,7 @@ from medfuse.review.charts import SERIES
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
 from medfuse.review.raw import ecg_chart, ecg_rows, slice_chart
 from medfuse.review.source import open_review
+from medfuse.review.words import MEANING
 from medfuse.targets import Survival
 
 
@@ -90,6 +91,20 @@ def test_value_of_a_subset_is_the_stored_one(run) -> None:
     assert low <= risk <= high
     assert value_at(run, key(0), MODALITIES, 500.0)[0] == pytest.approx(patient_view(run, key(0), 500.0).risk)
     assert value_at(run, key(0), (), 500.0)[0] == pytest.approx(patient_view(run, key(0), 500.0).nobody_risk)
+
+
+@pytest.mark.parametrize("meaning", ["recalibrated", "as the model says", None])
+def test_what_the_contributions_are_is_said_as_stored(tmp_path, meaning):
+    path = make_run(tmp_path / "run", patients=10)
+    for index in path.glob("explanations/death/*/index.json"):
+        content = json.loads(index.read_text()) | ({"meaning": meaning} if meaning else {})
+        index.write_text(json.dumps(content))
+    run = open_review(path)
+    view = patient_view(run, key(0))
+    assert view.meaning == (meaning or "as the model says")
+    assert MEANING[view.meaning]
+    assert exporting.patient_record(run, key(0))["contributions_are"] == view.meaning
+    assert {c.meaning for c in read_coalitions(path)} == {view.meaning}
 
 
 # --- E5, D3 -----------------------------------------------------------------------------------------------------------

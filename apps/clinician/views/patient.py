@@ -8,7 +8,7 @@ from medfuse.review import missing, patient_charts
 from medfuse.review.log import ChainedLog
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary
 from medfuse.review.performance import index_at, patient_bound
-from medfuse.review.words import risk_text
+from medfuse.review.words import MEANING, risk_text
 
 shared.require("patient")
 st.title("Patient")
@@ -106,6 +106,7 @@ elif gate:
     with st.expander("Why"):
         shared.table(pd.DataFrame({"subset and reason": gate}))
 shared.draw(patient_charts.contributions_chart(view, unsupported=bool(gate)), key="bars")
+st.caption(MEANING[view.meaning])
 if run.checks:
     passed = sum(c["passed"] is True for c in run.checks)
     failed = [c["name"] for c in run.checks if c["passed"] is False]
