@@ -255,7 +255,7 @@ def _noise(own: _Own, rate: float, held: Held, name: str, rng: np.random.Generat
         return {}
     data, changed = held.data[name], {}
     if data.layout == "vectors":
-        spread = _tokens(held, name, rng)[0].std(axis=0)
+        spread = _tokens(held, name, rng)[0].std(axis=0, dtype=np.float64)  # half precision overflows at 256 squared
         for patient, sample in own.items():
             moved = sample.tokens + rate * spread * rng.standard_normal(sample.tokens.shape)
             changed[patient] = ModalitySample(tokens=moved.astype(np.float32), position=sample.position)

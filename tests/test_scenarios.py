@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medfuse.errors import ConfigError
+from medfuse.sample import ModalitySample
 from medfuse.scenarios import MECHANISMS, Held, plan, show, side
 from medfuse.targets import Labels, Survival, Values
 
@@ -99,6 +100,18 @@ def test_sides_of_every_kind_of_outcome():
     assert side(labels, 0.0).tolist() == [-1, 1, 1, 0]
     values = Values(value=np.array([1.0, 3, 2, 9]), observed=observed)
     assert side(values, 2.0).tolist() == [-1, 1, -1, 0]
+
+
+def test_noise_on_bags_in_half_precision_stays_finite(held):
+    """As the store keeps them: the square of a deviation of 300 is beyond what half precision holds."""
+    wide = {
+        i: ModalitySample.trusted(tokens=(300 * s.tokens).astype(np.float16), position=s.position)
+        for i, s in held.data["stains"].samples.items()
+    }
+    stains = dataclasses.replace(held.data["stains"], samples=wide)
+    noisy = show(one("noise", 1.0, "stains"), dataclasses.replace(held, data={**held.data, "stains": stains}))[0]
+    moved = [s.tokens - wide[i].tokens for i, s in noisy["stains"].items()]
+    assert 200 < np.concatenate(moved).std() < 400
 
 
 def test_noise_has_its_size_and_leaves_missing_cells_missing(held):
