@@ -31,9 +31,9 @@ NAMES = ("imaging", "pathology", "ecg", "expression", "ehr")
 TRAIN, EXPLAINED, HORIZON = 300, 1000, 548.0
 
 
-def fitted(folder: Path):
+def fitted(folder: Path, n_train: int, n_explained: int):
     """The fold, data read from a store, and ids of the patients to explain."""
-    simulation = simulate(TRAIN + EXPLAINED, seed=0)
+    simulation = simulate(n_train + n_explained, seed=0)
     store = FeatureStore(folder / "store")
     data = {}
     for name in NAMES:
@@ -44,14 +44,18 @@ def fitted(folder: Path):
     recipe = yaml.safe_load((Path(__file__).parent.parent / "pipelines" / "default.yaml").read_text())
     train = {**recipe["train"], "epochs": 2, "device": "cpu", "threads": 1}
     seeds = tuple(range(train.pop("seeds")))
-    ids = simulation.patient_ids[:TRAIN]
+    ids = simulation.patient_ids[:n_train]
     inner = [
         Split(name=str(k), train=tuple(i for n, i in enumerate(ids) if n % 3 != k), tuning=ids[k::3], held_out=())
         for k in range(recipe["splits"]["inner_folds"])
     ]
     settings = FoldSettings(model=ModelSettings(**recipe["model"]), seeds=seeds, train=TrainSettings(**train))
     outcomes = Outcomes(patient_ids=simulation.patient_ids, targets={"death": simulation.survival})
-    return fit_fold(data, outcomes, train_ids=ids, inner=inner, settings=settings), data, simulation.patient_ids[TRAIN:]
+    return (
+        fit_fold(data, outcomes, train_ids=ids, inner=inner, settings=settings),
+        data,
+        simulation.patient_ids[n_train:],
+    )
 
 
 def timed(run: Callable[[], object], *, turns: int) -> dict[str, object]:
@@ -74,9 +78,11 @@ def timed(run: Callable[[], object], *, turns: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "explaining.json")
-    out = parser.parse_args().out
+    parser.add_argument("--small", action="store_true", help="few patients: does it run?")
+    asked = parser.parse_args()
+    out, sizes = asked.out, (60, 20) if asked.small else (TRAIN, EXPLAINED)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(1):
-        fold, data, ids = fitted(Path(folder))
+        fold, data, ids = fitted(Path(folder), *sizes)
 
         def explained(some):
             values = coalition_values(fold, data, some)

@@ -25,7 +25,7 @@ from medfuse.metrics.discrimination import harrell_c
 from medfuse.splits import make_splits
 
 OTHERS = ["hancock", "mcat_blca", "mcat_luad", "survpath_blca"]
-OUTCOME = {"survpath_blca": "disease_specific_survival"}
+OUTCOME = {"survpath_blca": "disease_specific_survival", "transbig": "distant_metastasis"}
 KEPT = ("model", "kind", "tuning", "mean", "sd", "pooled", "low", "high", "difference", "difference_low")
 KEPT += ("difference_high", "uno_c", "integrated_brier", "calibration_slope", "calibration_ratio", "parameters")
 KEPT += ("members", "seconds", "peak_memory_mb", "per_fold")

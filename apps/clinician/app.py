@@ -42,5 +42,5 @@ else:
     except Exception as error:  # whatever it is, nobody's browser sees it
         code = secrets.token_hex(4)
         logging.getLogger("medfuse.review").error("error %s: %s", code, type(error).__name__, exc_info=error)
-        shared.audit("error", {"code": code, "kind": type(error).__name__})
+        shared.audit("error", {"code": code, "exception": type(error).__name__})
         st.error(f"Something went wrong; nothing was changed. Tell your steward this number: {code}")

@@ -337,6 +337,8 @@ def test_D17_an_error_shows_a_number_and_nothing_else(start, full, monkeypatch) 
     assert not at.exception
     assert "secret" not in text_of(at)
     assert "Traceback" not in text_of(at)
+    row = ChainedLog(full.parent / "broken" / "audit.jsonl").rows()[-1]
+    assert (row["kind"], row["exception"], row["code"]) == ("error", "RuntimeError", error.value[-8:])
 
 
 def test_reviews_and_exports_are_recorded(start, full) -> None:
