@@ -93,3 +93,12 @@ def test_every_baseline_is_valid_and_blind_to_held_out_rows(cohort, name, tmp_pa
         same = np.allclose(match.prediction.risk_score, p.risk_score[::2], atol=1e-9)
         # ranks are the exception, say so, and are there for comparison only
         assert same != (name == "rank_average" and any("other held-out patients" in note for note in result.notes))
+
+
+def test_without_a_table_there_is_no_clinical_model(cohort, tmp_path):
+    data = load_modalities(cohort, names=["expression"], store_root=tmp_path)
+    split = generated_splits(cohort, outcome=OUTCOME, folds=3, seed=0)[0]
+    inner = inner_folds(split.train, cohort=cohort, outcome=OUTCOME, folds=2, seed=0)
+    fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="expression")
+    found = fit_baselines(fold, kind="survival", names=["kaplan_meier", "clinical_cox"])
+    assert [result.name for result in found] == ["kaplan_meier"]

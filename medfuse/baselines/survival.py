@@ -138,7 +138,9 @@ def km_baseline(fold: FoldData) -> list[BaselineResult]:
 
 
 def clinical_cox(fold: FoldData) -> list[BaselineResult]:
-    """Cox on the clinical variables, without a penalty where the columns allow it."""
+    """Cox on the clinical variables, without a penalty where the columns allow it; none for cohorts without a table."""
+    if fold.cohort.card.modalities[fold.clinical].loader != "tabular":
+        return []  # thousands of genes without a penalty are no clinical model
     survival = _outcome(fold, fold.train_ids)
     x, held = fold.design([fold.clinical], fold.train_ids, fold.split.held_out)
     notes: tuple[str, ...] = (f"modality {fold.clinical}, {x.shape[1]} columns",)
