@@ -38,7 +38,7 @@ SCRIPTS = {
     "slides": ["--small", "--repeats", "1", "--data", "nowhere"],
     "startup": ["--small"],
     "store": ["--small"],
-    "synthetic": ["--patients", "16", "--seeds", "1"],
+    "synthetic": ["--patients", "30", "--seeds", "1"],
     "tcga": ["--cohorts", "transbig", "--outcome", "distant_metastasis", *QUICK],
     "tracking": ["--small"],
     "volumes": ["--small"],
