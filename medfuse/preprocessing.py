@@ -327,14 +327,14 @@ def dense_matrix(
         sample = transform(p, data.samples[patient])
         which = _identity(p.identities, sample)
         count = np.bincount(which, minlength=groups)
-        np.add.at(x[i, :, :width], which, _moments(sample.tokens, p.item[0]) if p.item else sample.tokens)
+        np.add.at(x[i, :, :width], which, _channel_moments(sample.tokens, p.item[0]) if p.item else sample.tokens)
         x[i, :, :width] /= np.maximum(count, 1)[:, None]
         x[i, :, width] = count == 0
     indicators = x[:, :, width] if p.missing.any() and p.identities else x[:, :0, width]
     return np.concatenate([x[:, :, :width].reshape(len(ids), -1), indicators], axis=1), present
 
 
-def _moments(tokens: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+def _channel_moments(tokens: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     """Mean and standard deviation (T, 2 C) of the channels of raw items."""
     items = tokens.reshape(len(tokens), channels, -1)
     return np.concatenate([items.mean(axis=2), items.std(axis=2)], axis=1)

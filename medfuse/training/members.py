@@ -356,8 +356,13 @@ def check_fold(
         heads = head_settings(outcomes.take(ids), heads=settings.heads, time_grid=grids)
         with torch.random.fork_rng(devices=[]):
             shapes = shapes_of(fit_preprocessings(data, ids), data)
-            for fusion in (settings.model.fusion, *settings.committee):
-                build_model(dataclasses.replace(settings.model, fusion=fusion), shapes=shapes, heads=heads)
+            build_model(settings.model, shapes=shapes, heads=heads)
+            for number, fusion in enumerate(settings.committee):
+                try:
+                    build_model(dataclasses.replace(settings.model, fusion=fusion), shapes=shapes, heads=heads)
+                except ConfigError as error:
+                    error.add_note(f"model.committee, fusion {number + 1} of {len(settings.committee)}")
+                    raise
 
 
 @dataclass(frozen=True, kw_only=True)

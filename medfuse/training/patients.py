@@ -158,17 +158,34 @@ def gather(
         shapes: of the modalities; default: as ``data`` and ``preprocessing`` say.
     """
     known = shapes_of(preprocessing, data) if shapes is None else shapes
-    if sum(padded_bytes(data, preprocessing, ids)) <= IN_MEMORY:
+    if _fit(data, preprocessing, ids):
         return make_batch(transform_patients(data, preprocessing, ids), ids, shapes=known, targets=targets)
+    return _on_disk(data, preprocessing, ids, shapes=known, targets=targets or {})
+
+
+def _fit(
+    data: Mapping[str, ModalityData], preprocessing: Mapping[str, Preprocessing], ids: Sequence[PatientId]
+) -> bool:
+    return sum(padded_bytes(data, preprocessing, ids)) <= IN_MEMORY
+
+
+def _on_disk(
+    data: Mapping[str, ModalityData],
+    preprocessing: Mapping[str, Preprocessing],
+    ids: Sequence[PatientId],
+    *,
+    shapes: Mapping[str, ModalityShape],
+    targets: Mapping[str, Target],
+) -> Patients:
     tables = {name: p for name, p in preprocessing.items() if p.layout == "columns"}
-    has = [[name in data and i in data[name].samples for name in known] for i in ids]
+    has = [[name in data and i in data[name].samples for name in shapes] for i in ids]
     return Patients(
-        data={name: data[name] for name in known if name in data},
+        data={name: data[name] for name in shapes if name in data},
         preprocessing=preprocessing,
-        shapes=known,
+        shapes=shapes,
         patient_ids=tuple(ids),
-        present=torch.tensor(has, dtype=torch.bool).view(-1, len(known)),
-        targets={name: target_tensors(target) for name, target in (targets or {}).items()},
+        present=torch.tensor(has, dtype=torch.bool).view(-1, len(shapes)),
+        targets={name: target_tensors(target) for name, target in targets.items()},
         tables=transform_patients(data, tables, ids),
     )
 
@@ -186,11 +203,10 @@ def batches_of(
     shapes: Mapping[str, ModalityShape],
 ) -> Sequence[Batch]:
     """Batches of at most 256 patients, in the order of ``ids``; what does not fit into memory is read at each pass."""
-    if sum(padded_bytes(data, preprocessing, ids)) <= IN_MEMORY:
-        samples = transform_patients(data, preprocessing, ids)
-        return [make_batch(samples, ids[at : at + CHUNK], shapes=shapes) for at in range(0, len(ids), CHUNK)]
-    found = gather(data, preprocessing, ids, shapes=shapes)
-    return found.batches() if isinstance(found, Patients) else [found]
+    if not _fit(data, preprocessing, ids):
+        return _on_disk(data, preprocessing, ids, shapes=shapes, targets={}).batches()
+    samples = transform_patients(data, preprocessing, ids)
+    return [make_batch(samples, ids[at : at + CHUNK], shapes=shapes) for at in range(0, len(ids), CHUNK)]
 
 
 def padded_bytes(

@@ -386,8 +386,9 @@ def test_the_joint_networks_of_a_committee_take_turns(cohort, tmp_path):
     equal(predict_fold(fold, cohort.data, cohort.ids[110:])["os"], again)
     check_fold(cohort.data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
     unknown = dataclasses.replace(chosen, committee=({"name": "concta"},))
-    with pytest.raises(ConfigError, match='did you mean "concat"'):
+    with pytest.raises(ConfigError, match='did you mean "concat"') as refused:
         check_fold(cohort.data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=unknown)
+    assert refused.value.__notes__ == ["model.committee, fusion 1 of 1"]
     assert dataclasses.replace(chosen, seeds=(4,)).joint(4).fusion["name"] == "transformer"  # one seed: the model's own
     with pytest.raises(ConfigError, match=r"model\.committee: .*fewer further fusions than train\.seeds"):
         dataclasses.replace(chosen, seeds=(4, 5), committee=({"name": "concat"}, {"name": "late"}))
