@@ -5,6 +5,7 @@ several files is complete only when its manifest (sizes and SHA-256) exists; rea
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -129,13 +130,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
 
     Replacing an existing folder is two renames: a crash between them leaves no folder rather than a mixture, and the
-    reader sees it as missing.
+    reader sees it as missing. Of several writers at the same time, the last one's folder stays.
 
     Raises:
         StoreError: when the folder cannot be made or moved.
     """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
-    old = path.with_name(f"{temporary.name}-old")
     held = None
     try:
         temporary.mkdir(parents=True)
@@ -144,9 +144,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             _hold(held)
         yield temporary
         fsync_folder(temporary)
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        _take_place(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
         msg = f"{path}: cannot be written ({error.strerror}); free space or choose another folder, then run again"
@@ -155,7 +153,26 @@ def new_folder(path: Path) -> Iterator[Path]:
         if held is not None:
             os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to ``path``, in place of what stands there, whatever other writers put there meanwhile.
+
+    A folder is renamed only where nothing or an empty folder stands, so what stands is moved away first, and again as
+    often as another writer was quicker between the two.
+    """
+    while True:
+        old = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}-old")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(old)
+            temporary.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not temporary.exists():
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _hold(descriptor: int) -> bool:

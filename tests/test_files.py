@@ -1,4 +1,6 @@
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,25 @@ def test_damaged_json_is_a_typed_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(StoreError, match="expected JSON"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_writers_of_the_same_folder_at_the_same_time_all_succeed(tmp_path):
+    """Two patients with the same file have the same item; whoever is last, one whole folder stands there."""
+    target, rounds, writers = tmp_path / "entry", 50, 4
+    barrier = threading.Barrier(writers)
+
+    def write(number):
+        for _ in range(rounds):
+            with files.new_folder(target) as temporary:
+                (temporary / "a").write_text(str(number))
+                (temporary / "b").write_text(str(number))
+                barrier.wait(timeout=30)
+
+    with ThreadPoolExecutor(writers) as pool:
+        for done in [pool.submit(write, number) for number in range(writers)]:
+            done.result()
+    assert (target / "a").read_text() == (target / "b").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["entry"]
 
 
 def test_new_folder_appears_whole_or_not_at_all(tmp_path):
