@@ -63,7 +63,10 @@ class ModelRecipe(Strict):
     """The three slots; a component's keyword arguments stand beside its name."""
 
     width: int = Field(default=64, ge=4)
-    encoders: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    encoders: dict[str, dict[str, Any]] = Field(default_factory=dict, description="by modality")
+    defaults: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by default encoder: what takes the place of bag, table, linear, ..."
+    )
     fusion: dict[str, Any] = Field(default_factory=lambda: {"name": "transformer"})
     committee: list[dict[str, Any]] = Field(
         default_factory=list, description="further fusions, with which the joint networks of the seeds take turns"
@@ -302,6 +305,8 @@ def _override(content: dict[str, Any], text: str) -> None:
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
+    Who asks for a fusion means this fusion: ``model.fusion=...`` without ``model.committee=...`` leaves no committee.
+
     Args:
         name: a path, or the name of a recipe in ``pipelines/``.
         overrides: ``section.key=value`` texts; values are YAML.
@@ -313,6 +318,9 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content = _yaml(_text(path), where=path.name)
     content = {} if content is None else content
     if isinstance(content, dict):
+        keys = {text.partition("=")[0].strip() for text in overrides}
+        if keys & {"model.fusion", "model.fusion.name"} and "model.committee" not in keys:
+            overrides = ["model.committee=[]", *overrides]
         for text in overrides:
             _override(content, text)
     return _checked(Recipe, content, where=path.name)

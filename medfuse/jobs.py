@@ -34,7 +34,7 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         if chosen is not None:
             heads[name] = chosen
     return FoldSettings(
-        model=ModelSettings(width=recipe.model.width, encoders=recipe.model.encoders, fusion=recipe.model.fusion),
+        model=ModelSettings(**recipe.model.model_dump(include={"width", "encoders", "defaults", "fusion"})),
         heads=heads,
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
         committee=tuple(recipe.model.committee),

@@ -138,6 +138,15 @@ def test_an_override_sets_one_key(text, path, value):
     assert node == value
 
 
+def test_who_asks_for_a_fusion_gets_it_alone():
+    assert len(read_recipe("default").model.committee) == 2
+    assert len(read_recipe("default", ["train.lr=1e-4", "model.fusion.dropout=0.3"]).model.committee) == 2
+    for text in ("model.fusion={name: late}", "model.fusion.name=concat"):
+        assert read_recipe("default", [text]).model.committee == []
+        both = read_recipe("default", ["model.committee=[{name: stacked}]", text]).model
+        assert both.committee == [{"name": "stacked"}]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

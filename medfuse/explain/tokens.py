@@ -37,6 +37,7 @@ from medfuse.explain.readout import Readout, make_readout
 from medfuse.explain.recalibration import SubsetRecalibration
 from medfuse.explain.removal import MOST_UNITS, removed
 from medfuse.explain.waves import waves
+from medfuse.models import encoder_options
 from medfuse.sample import ModalityData
 from medfuse.training.fold import FoldModel, presence
 from medfuse.types import PatientId
@@ -163,7 +164,8 @@ def _names(fold: FoldModel, data: ModalityData, units: str) -> tuple[str, ...]:
         return ()
     more: set[str] = set()
     for member in fold.members:
-        given = member.settings.encoders.get(data.name, {}).get("pathways")
+        shape = member.shapes.get(data.name)
+        given = encoder_options(member.settings, data.name, shape).get("pathways") if shape else None
         if isinstance(given, Mapping):
             more |= set(given)
     return set_names(data, sorted(more))

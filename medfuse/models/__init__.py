@@ -1,7 +1,7 @@
 """Models: encoders -> fusion -> heads. They know tensors only."""
 
 from medfuse.batch import ModalityShape
-from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
+from medfuse.models.encoders import ENCODERS, Encoder, default_encoder, encoder_options
 from medfuse.models.fusion import FUSIONS, Fused, Fusion, Readout
 from medfuse.models.heads import HEADS, Head, default_head
 from medfuse.models.increments import increments
@@ -24,5 +24,6 @@ __all__ = [
     "build_model",
     "default_encoder",
     "default_head",
+    "encoder_options",
     "increments",
 ]

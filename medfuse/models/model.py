@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medfuse.batch import Batch, ModalityShape, TargetTensors
 from medfuse.errors import ConfigError, ModelError, nearest
-from medfuse.models.encoders import ENCODERS, Encoder, default_encoder
+from medfuse.models.encoders import DEFAULTS, ENCODERS, Encoder, encoder_options
 from medfuse.models.fusion import FUSIONS, Fused, Fusion
 from medfuse.models.heads import HEADS, Head
 from medfuse.models.settings import HeadSettings, ModelSettings, construct
@@ -188,10 +188,14 @@ def build_model(
         if name not in shapes:
             msg = f'model.encoders: "{name}" is not a modality of this run; {nearest(name, shapes)}'
             raise ConfigError(msg)
+    unknown = next((name for name in settings.defaults if name not in DEFAULTS), None)
+    if unknown is not None:
+        msg = f'model.defaults: "{unknown}" is no default encoder; {nearest(unknown, DEFAULTS)}'
+        raise ConfigError(msg)
     encoders = {
         name: construct(
             ENCODERS,
-            {"name": default_encoder(shape), **settings.encoders.get(name, {})},
+            encoder_options(settings, name, shape),
             where=f"model.encoders.{name}",
             given={"shape": shape, "width": settings.width},
         )

@@ -21,11 +21,14 @@ class ModelSettings:
     Attributes:
         width: D, numbers per token between the slots.
         encoders: per modality ``{"name": ..., **options}``; others get the encoder of their layout.
+        defaults: per default encoder (``bag``, ``table``, ...) what takes its place in every modality that would have
+            it and of which ``encoders`` says nothing.
         fusion: ``{"name": ..., **options}``.
     """
 
     width: int = 64
     encoders: Mapping[str, Options] = field(default_factory=dict)
+    defaults: Mapping[str, Options] = field(default_factory=dict)
     fusion: Options = field(default_factory=lambda: {"name": "transformer"})
 
     def __post_init__(self) -> None:

@@ -16,9 +16,10 @@ from medfuse.training.recalibration import recalibrate, softmax
 from medfuse.training.score import concordance
 
 Array = NDArray[np.float64]
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the joint network in the chosen model
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the joint network, where its merit does not settle it
 _LEAST_WEIGHT = 1e-3
 _EDGE = 1e-6
+_GROUPS = 20  # of patients, each left out once by the jackknife
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,13 @@ class OutOfFold:
             rows.setdefault(int(self.inner_of[k]), set()).update(spoken_of.tolist())
         return [np.array(sorted(r), dtype=np.intp) for _, r in sorted(rows.items())]
 
-    def concordance(self, deviation: Array, keep: NDArray[np.bool_]) -> float:
-        """Mean over the inner folds of the concordance of a deviation (n, L); 0.5 when undefined in all of them."""
-        found = [concordance(self.target.take(r), deviation[r]) for rows in self.folds() if len(r := rows[keep[rows]])]
+    def concordance(self, deviation: Array, keep: NDArray[np.bool_] | None = None) -> float:
+        """Mean over the inner folds of the concordance of a deviation (n, L) of all patients or of those to ``keep``.
+
+        0.5 when undefined in all folds.
+        """
+        folds = self.folds() if keep is None else [rows[keep[rows]] for rows in self.folds()]
+        found = [concordance(self.target.take(rows), deviation[rows]) for rows in folds if len(rows)]
         known = [value for value in found if np.isfinite(value)]
         return float(np.mean(known)) if known else 0.5
 
@@ -137,9 +142,10 @@ class OutOfFold:
 def fit_ensembles(oof: OutOfFold) -> dict[str, Ensemble]:
     """The model of an outcome, ``chosen``, and beside it ``joint`` and ``unimodal`` alone, where there are both.
 
-    An expert weighs as much as its inner concordance exceeds chance, at least 0.001. How much the joint network, the
-    first expert, says in ``chosen`` is the share out of 0, 1/4, 1/2, 3/4, 1 with the best inner concordance (the
-    smaller share where two are equal), so that the model is chosen before a held-out row is read.
+    An expert weighs as much as its inner concordance exceeds chance, at least 0.001. Another share of the joint
+    network, the first expert, out of 0, 1/4, 1/2, 3/4, 1 takes the place of this one only where its inner concordance
+    is higher by more than one standard error of the difference: the best of several shares in a small cohort is
+    mostly luck, in thousands of patients it is not. All is decided before a held-out row is read.
 
     Raises:
         CohortError: a member without out-of-fold patients.
@@ -148,12 +154,12 @@ def fit_ensembles(oof: OutOfFold) -> dict[str, Ensemble]:
     z = expert_deviations(oof.links, oof.has, expert_of=oof.expert_of, centre=centre, spread=spread)
     score = np.array([oof.concordance(z[e], oof.has[e]) for e in range(len(z))])
     merit = np.maximum(score - 0.5, _LEAST_WEIGHT)
-    everyone = np.ones(oof.has.shape[1], dtype=bool)
 
-    def fitted(share: float) -> Ensemble:
-        weight = np.concatenate([[share], (1 - share) * merit[1:] / merit[1:].sum()]) if len(z) > 1 else np.ones(1)
-        mixed = np.einsum("e,enl->nl", weight, z)
-        slope, level = recalibrate(oof.target, mixed, times=oof.times)
+    def mixed(weight: Array) -> Array:
+        return np.asarray(np.einsum("e,enl->nl", weight, z))
+
+    def fitted(weight: Array) -> Ensemble:
+        slope, level = recalibrate(oof.target, mixed(weight), times=oof.times)
         return Ensemble(
             expert_of=oof.expert_of,
             centre=centre,
@@ -163,13 +169,28 @@ def fit_ensembles(oof: OutOfFold) -> dict[str, Ensemble]:
             slope=slope,
             level=level,
             times=oof.times,
-            tuning_score=oof.concordance(mixed, everyone),
+            tuning_score=oof.concordance(mixed(weight)),
         )
 
     if len(z) == 1:
-        return {"chosen": fitted(1.0)}
-    tried = [fitted(share) for share in SHARES]
-    return {"chosen": max(tried, key=lambda e: e.tuning_score), "joint": tried[-1], "unimodal": tried[0]}
+        return {"chosen": fitted(np.ones(1))}
+    joint, unimodal = np.eye(len(z))[0], np.concatenate([[0.0], merit[1:] / merit[1:].sum()])
+    own = merit / merit.sum()
+    best = max((s * joint + (1 - s) * unimodal for s in SHARES), key=lambda weight: oof.concordance(mixed(weight)))
+    chosen = best if _clearly_better(oof, mixed(best), mixed(own)) else own
+    return {"chosen": fitted(chosen), "joint": fitted(joint), "unimodal": fitted(unimodal)}
+
+
+def _clearly_better(oof: OutOfFold, one: Array, other: Array) -> bool:
+    """Whether one deviation's inner concordance exceeds another's by a standard error, of a grouped jackknife."""
+    rows = np.arange(len(one))
+    gap = oof.concordance(one) - oof.concordance(other)
+    if gap <= 0:
+        return False
+    without = [rows % _GROUPS != k for k in range(_GROUPS)]
+    gaps = np.array([oof.concordance(one, keep) - oof.concordance(other, keep) for keep in without])
+    error = np.sqrt((_GROUPS - 1) / _GROUPS * ((gaps - gaps.mean()) ** 2).sum())
+    return bool(gap > error)
 
 
 def _standard(oof: OutOfFold) -> tuple[Array, Array]:

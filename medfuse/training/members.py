@@ -91,15 +91,15 @@ class FoldSettings:
         train: of every member.
         seeds: one member per seed and inner fold.
         committee: further fusions; the joint networks of the seeds take turns, the first seed having the model's own.
-            What differs in design errs differently, and the average gains more than by another seed. With one seed,
-            only the model's own is fitted.
+            What differs in design errs differently, and the average gains more than by another seed. Where there are
+            fewer seeds than fusions, the last ones are not fitted.
         unimodal: beside the joint network, fit one for each modality alone; inner folds decide what each is worth.
         merge: the joint network is the unimodal ones merged (fusion ``lego``), patients need not be paired.
         tune_epochs: with ``merge``, epochs of training together that follow; 0 = none.
         intervals: wanted number of time intervals of survival outcomes.
 
     Raises:
-        ConfigError: ``merge`` without what it needs, or a committee of which some would never be fitted.
+        ConfigError: ``merge`` without what it needs, or with a committee.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -117,11 +117,8 @@ class FoldSettings:
         if self.tune_epochs < 0 or (self.tune_epochs and not self.merge):
             msg = f"train.tune_epochs: expected a number >= 0 and train.merge, found {self.tune_epochs}, {self.merge}"
             raise ConfigError(msg)
-        if len(self.committee) >= len(self.seeds) > 1 or (self.committee and self.merge):
-            msg = (
-                f"model.committee: expected fewer further fusions than train.seeds, and no train.merge, found "
-                f"{len(self.committee)}, {len(self.seeds)}, {self.merge}; set model.committee=[] for one fusion"
-            )
+        if self.committee and self.merge:
+            msg = f"model.committee: expected none with train.merge, found {len(self.committee)} fusions; set it to []"
             raise ConfigError(msg)
         if self.merge and (fusion != "lego" or not self.unimodal):
             msg = f"train.merge: expected model.fusion.name lego and train.unimodal, found {fusion}, {self.unimodal}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medfuse.errors import ModelError
-from medfuse.models import HeadSettings, ModelSettings
+from medfuse.models import HeadSettings, ModelSettings, encoder_options
 from medfuse.training.member import Member
 
 Array = NDArray[np.float64]
@@ -164,7 +164,7 @@ def _read(heads: Mapping[str, HeadSettings]) -> dict[str, tuple[object, ...]]:
 
 
 def _merged_settings(members: Sequence[Member]) -> ModelSettings:
-    encoders = {name: o for m in members for name, o in m.settings.encoders.items() if name in m.shapes}
+    encoders = {name: encoder_options(m.settings, name, shape) for m in members for name, shape in m.shapes.items()}
     return dataclasses.replace(members[0].settings, encoders=encoders)
 
 

@@ -99,6 +99,7 @@ def test_model_refuses_another_batch(model):
     [
         ({"encoders": {"wsi": {"name": "bag"}}}, HEADS_OF, '"wsi" is not a modality of this run'),
         ({"encoders": {"bag": {"name": "bug"}}}, HEADS_OF, 'model.encoders.bag.name: .* did you mean "bag"'),
+        ({"defaults": {"bags": {"name": "linear"}}}, HEADS_OF, '"bags" is no default encoder; did you mean "bag"'),
         ({"fusion": {"name": "transfromer"}}, HEADS_OF, 'did you mean "transformer"'),
         ({"fusion": {"depth": 2}}, HEADS_OF, "model.fusion.name: expected a known name"),
         ({"fusion": {"name": "late", "width": 3}}, HEADS_OF, 'has no option "width"'),
@@ -111,6 +112,22 @@ def test_model_refuses_another_batch(model):
 def test_build_model_refuses(settings, heads, message):
     with pytest.raises(ConfigError, match=message):
         build_model(ModelSettings(**settings), shapes=SHAPES, heads=heads)
+
+
+def test_what_replaces_a_default_encoder_does_so_where_nothing_else_is_said():
+    settings = ModelSettings(
+        encoders={"stains": {"name": "bag", "pooling": "mean"}},
+        defaults={"bag": {"name": "prototype_tokens", "prototypes": 3}, "linear": {"dropout": 0.5}},
+        fusion={"name": "late"},
+    )
+    model = build_model(settings, shapes=SHAPES, heads=HEADS_OF)
+    found = {name: type(encoder).__name__ for name, encoder in zip(model.modalities, model.encoders, strict=True)}
+    assert found == {
+        "table": "TableEncoder",
+        "wide": "LinearEncoder",
+        "bag": "PrototypeTokensEncoder",
+        "stains": "BagEncoder",
+    }
 
 
 def test_an_encoder_without_its_argument_is_refused():

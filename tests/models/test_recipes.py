@@ -24,7 +24,7 @@ def test_every_fusion_has_a_recipe_and_a_page():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_a_model_for_all_modalities_and_for_each(name):
     recipe = read_recipe(name).model
-    settings = ModelSettings(width=recipe.width, encoders=recipe.encoders, fusion=recipe.fusion)
+    settings = ModelSettings(**recipe.model_dump(include={"width", "encoders", "defaults", "fusion"}))
     for names in (tuple(SHAPES), *((one,) for one in SHAPES)):
         model = build_model(settings, shapes={m: SHAPES[m] for m in names}, heads=HEADS_OF)
         model.train().loss(make_batch(6, names=names)).backward()

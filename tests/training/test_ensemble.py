@@ -60,7 +60,6 @@ def test_a_useless_expert_weighs_next_to_nothing_and_absent_says_nothing(kind):
     assert found["unimodal"].weight[0] == 0
     assert found["joint"].weight.tolist() == [1, 0, 0]
     assert found["unimodal"].weight[2] < 0.15 * found["unimodal"].weight[1]
-    assert found["chosen"].tuning_score >= max(found["joint"].tuning_score, found["unimodal"].tuning_score)
     nobody = np.flatnonzero(~oof.has.any(0))
     link = found["chosen"].combine(oof.links, oof.has)
     assert len(nobody) > 20
@@ -69,9 +68,42 @@ def test_a_useless_expert_weighs_next_to_nothing_and_absent_says_nothing(kind):
     np.testing.assert_array_equal(found["chosen"].combine(wild, oof.has), link)
 
 
-def test_the_share_of_the_joint_network_follows_its_inner_concordance():
-    assert fit_ensembles(world(noise=(20.0, 0.2, 0.2)))["chosen"].weight[0] == 0
-    assert fit_ensembles(world(noise=(0.1, 20.0, 20.0), absent=0.0))["chosen"].weight[0] >= 0.5
+def test_experts_weigh_as_their_inner_concordance_exceeds_chance():
+    found = fit_ensembles(world(noise=(1.0, 0.3, 0.3)))["chosen"]
+    merit = found.score - 0.5
+    assert merit.min() > 0.1
+    np.testing.assert_allclose(found.weight, merit / merit.sum())
+    assert fit_ensembles(world(noise=(20.0, 0.2, 0.2)))["chosen"].weight[0] < 0.1
+
+
+def test_another_share_of_the_joint_network_is_taken_where_it_is_clearly_better():
+    """The joint expert sees both parts, of the others one sees its part and one sees nothing."""
+    found = fit_ensembles(world())
+    merit = found["chosen"].score - 0.5
+    assert merit[0] / merit.sum() < 0.65
+    assert found["chosen"].weight.tolist() == [1, 0, 0]
+
+
+def test_the_best_of_several_shares_of_few_patients_is_not_taken():
+    """Sixty patients and experts that are equally good: what is best differs from seed to seed, the weights do not."""
+    best, shares = [], []
+    for seed in range(10):
+        found = fit_ensembles(few(world(seed, noise=(1.0, 1.0, 1.0), absent=0.0), 60))
+        shares.append(found["chosen"].weight[0])
+        best.append("joint" if found["joint"].tuning_score > found["unimodal"].tuning_score else "unimodal")
+    assert set(best) == {"joint", "unimodal"}
+    assert sum(0.2 < share < 0.6 for share in shares) >= 9
+
+
+def few(oof, n):
+    """The first n patients of a world."""
+    keep = [rows < n for _, rows, _ in oof.links]
+    return dataclasses.replace(
+        oof,
+        links=[(k, rows[own], u[own]) for (k, rows, u), own in zip(oof.links, keep, strict=True)],
+        has=oof.has[:, :n],
+        target=oof.target.take(np.arange(n)),
+    )
 
 
 def test_offsets_and_scales_of_members_do_not_matter():

@@ -390,5 +390,7 @@ def test_the_joint_networks_of_a_committee_take_turns(cohort, tmp_path):
         check_fold(cohort.data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=unknown)
     assert refused.value.__notes__ == ["model.committee, fusion 1 of 1"]
     assert dataclasses.replace(chosen, seeds=(4,)).joint(4).fusion["name"] == "transformer"  # one seed: the model's own
-    with pytest.raises(ConfigError, match=r"model\.committee: .*fewer further fusions than train\.seeds"):
-        dataclasses.replace(chosen, seeds=(4, 5), committee=({"name": "concat"}, {"name": "late"}))
+    two = dataclasses.replace(chosen, seeds=(4, 5), committee=({"name": "concat"}, {"name": "late"}))
+    assert [two.joint(seed).fusion["name"] for seed in two.seeds] == ["transformer", "concat"]
+    with pytest.raises(ConfigError, match=r"model\.committee: expected none with train\.merge"):
+        dataclasses.replace(chosen, merge=True, model=ModelSettings(fusion={"name": "lego"}))

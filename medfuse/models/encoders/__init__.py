@@ -1,5 +1,7 @@
 """Encoders: tokens of a modality to tokens of the model. To add one: a file here and a row in ``ENCODERS``."""
 
+from typing import Any
+
 from medfuse.batch import ModalityShape
 from medfuse.models.encoders.bag import BagEncoder
 from medfuse.models.encoders.base import Encoder
@@ -9,6 +11,7 @@ from medfuse.models.encoders.pathway import PathwayEncoder
 from medfuse.models.encoders.prototype_tokens import PrototypeTokensEncoder
 from medfuse.models.encoders.table import TableEncoder
 from medfuse.models.encoders.volume_resnet import VolumeResnetEncoder
+from medfuse.models.settings import ModelSettings
 
 ENCODERS: dict[str, type[Encoder]] = {
     "table": TableEncoder,
@@ -21,6 +24,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 }
 
 _MOST_COLUMN_TOKENS = 8
+DEFAULTS = ("table", "linear", "bag", "ecg_resnet", "volume_resnet")
 
 
 def default_encoder(shape: ModalityShape) -> str:
@@ -30,7 +34,14 @@ def default_encoder(shape: ModalityShape) -> str:
     return "table" if shape.columns <= _MOST_COLUMN_TOKENS else "linear"
 
 
+def encoder_options(settings: ModelSettings, modality: str, shape: ModalityShape) -> dict[str, Any]:
+    """Name and options of a modality's encoder: its own, else those that replace its default, else its default."""
+    default = default_encoder(shape)
+    return {"name": default, **settings.encoders.get(modality, settings.defaults.get(default, {}))}
+
+
 __all__ = [
+    "DEFAULTS",
     "ENCODERS",
     "BagEncoder",
     "EcgResnetEncoder",
@@ -41,4 +52,5 @@ __all__ = [
     "TableEncoder",
     "VolumeResnetEncoder",
     "default_encoder",
+    "encoder_options",
 ]
