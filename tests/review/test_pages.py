@@ -11,7 +11,7 @@ import pytest
 from made import key, make_run, settings, spec_of
 
 from medfuse.files import seal
-from medfuse.review import raw
+from medfuse.review import slices
 from medfuse.review.access import Users
 from medfuse.review.launch import app_file, prepare
 from medfuse.review.log import ChainedLog
@@ -244,7 +244,7 @@ def test_D9_200_pairs_of_large_arrays_that_differ_in_one_cell_have_their_own_pic
     volume = np.zeros((1000, 600, 1), dtype=np.float32)
 
     def picture() -> str:
-        return raw.slice_chart(volume, np.eye(4), view="axial", number=0, window="bone").figure.data[0].source
+        return slices.slice_chart(volume, np.eye(4), view="axial", number=0, window="bone").figure.data[0].source
 
     before = picture()
     for _ in range(200):
