@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
-from medfuse.evaluation import EvaluationSettings, FoldPrediction, as_times, evaluate_outcome
+from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, as_times, evaluate_outcome
 from medfuse.metrics.comparison import Interval, bootstrap_values, paired_differences
 from medfuse.targets import Labels, Survival
 
@@ -56,32 +56,17 @@ def benchmark_table(
     )
     compared = [name for name in (*fusions, FUSION) if name in models]
     gaps, resolvable = _differences(models, compared, cohort=cohort, outcome=outcome, settings=settings)
-    rows = []
-    for name, result in evaluation.models.items():
-        known = [v for v in tuning.get(name, ()) if np.isfinite(v)]
-        if name in chosen:
-            known = [v for k, m in enumerate(chosen[name]) if np.isfinite(v := tuning[m][k])]
-        pooled = result["pooled"] or {}
-        gap = gaps.get(name)
-        mean = result["mean"]
-        rows.append(
-            {
-                "model": name,
-                "kind": "choice" if name in chosen else "fusion" if name in fusions else "baseline",
-                "tuning": float(np.mean(known)) if known else None,
-                "mean": mean.get(evaluation.score),
-                "sd": result["sd"].get(evaluation.score),
-                "pooled": pooled.get("estimate"),
-                "low": pooled.get("low"),
-                "high": pooled.get("high"),
-                "difference": None if gap is None else -gap.estimate,
-                "difference_low": None if gap is None or np.isnan(gap.high) else -gap.high,
-                "difference_high": None if gap is None or np.isnan(gap.low) else -gap.low,
-                **_calibration(mean, evaluation.horizons),
-                **{key: cost.get(name, {}).get(key) for key in ("parameters", "members", "seconds", "peak_memory_mb")},
-                "per_fold": [row.get(evaluation.score) for row in result["folds"]],
-            }
-        )
+    rows = [
+        {
+            "model": name,
+            "kind": "choice" if name in chosen else "fusion" if name in fusions else "baseline",
+            "tuning": _inner_mean(tuning, chosen.get(name) or [name] * len(tuning.get(name, ()))),
+            **_scores(result, gaps.get(name), evaluation=evaluation),
+            **{key: cost.get(name, {}).get(key) for key in ("parameters", "members", "seconds", "peak_memory_mb")},
+            "per_fold": [row.get(evaluation.score) for row in result["folds"]],
+        }
+        for name, result in evaluation.models.items()
+    ]
     rows.sort(key=lambda r: (r["kind"] != "choice", -(r["mean"] if r["mean"] is not None else -np.inf)))
     return {
         "score": evaluation.score,
@@ -99,6 +84,28 @@ def choose(tuning: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[
         return []
     folds = len(tuning[known[0]])
     return [max(known, key=lambda name: tuning[name][k]) for k in range(folds)]
+
+
+def _inner_mean(tuning: Mapping[str, Sequence[float]], models: Sequence[str]) -> float | None:
+    """Mean inner score of the model that stands for each fold."""
+    known = [score for k, model in enumerate(models) if np.isfinite(score := tuning[model][k])]
+    return float(np.mean(known)) if known else None
+
+
+def _scores(result: Row, gap: Interval | None, *, evaluation: Evaluation) -> Row:
+    """Held-out scores of a model, and the model minus the chosen baseline."""
+    pooled, mean = result["pooled"] or {}, result["mean"]
+    return {
+        "mean": mean.get(evaluation.score),
+        "sd": result["sd"].get(evaluation.score),
+        "pooled": pooled.get("estimate"),
+        "low": pooled.get("low"),
+        "high": pooled.get("high"),
+        "difference": None if gap is None else -gap.estimate,
+        "difference_low": None if gap is None or np.isnan(gap.high) else -gap.high,
+        "difference_high": None if gap is None or np.isnan(gap.low) else -gap.low,
+        **_calibration(mean, evaluation.horizons),
+    }
 
 
 def _differences(

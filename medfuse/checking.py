@@ -1,6 +1,7 @@
 """``medfuse check CARD``: what stands in a cohort's files, before anything is fitted."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +77,23 @@ def _fold_rows(cohort: Cohort, splits: list[Split]) -> list[Row]:
     ]
 
 
+def _modality_row(name: str, modality: ModalityData) -> Row:
+    return {
+        "modality": name,
+        "patients": len(modality.samples),
+        "columns": len(modality.columns) or modality.features,
+        "warnings": "; ".join(modality.warnings),
+    }
+
+
+def _pattern_rows(cohort: Cohort, data: Mapping[str, ModalityData]) -> list[Row]:
+    table = availability(cohort, {name: set(modality.samples) for name, modality in data.items()})
+    available = [" + ".join(n for n in table.columns if row[n]) or "none" for _, row in table.iterrows()]
+    return [{"available": key, "patients": int(count)} for key, count in Counter(available).most_common()]
+
+
 def _failed(name: str, error: MedfuseError) -> CheckReport:
-    problem = {"file": "", "row": None, "column": None, "message": str(error), "severity": "error"}
+    problem = _problem("", str(error), "error")
     return CheckReport(
         card=name, attrition=[], excluded=[], modalities=[], patterns=[], folds=[], problems=[problem], ok=False
     )
@@ -137,22 +153,16 @@ def check(
         try:
             data |= load_modalities(cohort, names=[name], store_root=store_root)
         except MedfuseError as error:
-            problems.append({"file": name, "row": None, "column": None, "message": str(error), "severity": "error"})
+            problems.append(_problem(name, str(error), "error"))
     splits: list[Split] = []
     try:
         first = next(iter(cohort.targets))
         splits = make_splits(cohort, SplitsRecipe(), first)
         for finding in audit(cohort, data, splits, first).findings:
             text = f"{finding.message} [{', '.join(finding.evidence[:5])}]"
-            problems.append(
-                {"file": "audit", "row": None, "column": None, "message": text, "severity": finding.severity}
-            )
+            problems.append(_problem("audit", text, finding.severity))
     except MedfuseError as error:
-        problems.append({"file": "folds", "row": None, "column": None, "message": str(error), "severity": "error"})
-    holders = {name: set(modality.samples) for name, modality in data.items()}
-    table = availability(cohort, holders)
-    available = [" + ".join(n for n in table.columns if row[n]) or "none" for _, row in table.iterrows()]
-    patterns = Counter(available).most_common()
+        problems.append(_problem("folds", str(error), "error"))
     a = cohort.attrition
     return CheckReport(
         card=definition.name,
@@ -162,16 +172,8 @@ def check(
             {"what": "left out, each with a reason", "patients": len(a.excluded)},
         ],
         excluded=[asdict(e) for e in a.excluded],
-        modalities=[
-            {
-                "modality": name,
-                "patients": len(m.samples),
-                "columns": len(m.columns) or m.features,
-                "warnings": "; ".join(m.warnings),
-            }
-            for name, m in data.items()
-        ],
-        patterns=[{"available": key, "patients": int(count)} for key, count in patterns],
+        modalities=[_modality_row(name, modality) for name, modality in data.items()],
+        patterns=_pattern_rows(cohort, data),
         folds=_fold_rows(cohort, splits),
         problems=problems,
         identifying=identifying,

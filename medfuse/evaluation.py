@@ -278,41 +278,12 @@ def evaluate_outcome(
         first = cast(Survival, cohort.target(outcome, folds[0].train_ids))
         horizons = settings.horizons if settings.horizons is not None else default_horizons(first)
     pooled = _pool(folds, cohort, outcome)
-    everyone = np.arange(len(pooled.ids))
     results: dict[str, Row] = {}
     for name, predicted in models.items():
         rows = [make_row(fold, cohort, outcome, np.array(horizons)) for fold in predicted]
         mean, sd = _summary(rows)
-        interval = None if overlapping else asdict(_pooled_interval(pooled, _risks(predicted), everyone, settings))
-        per_fold = (
-            [
-                asdict(_pooled_interval(pooled, _risks(predicted), everyone[pooled.strata == k], settings))
-                for k in range(len(predicted))
-            ]
-            if overlapping
-            else []
-        )
-        results[name] = {
-            "folds": rows,
-            "mean": mean,
-            "sd": sd,
-            "pooled": interval,
-            "fold_intervals": per_fold,
-            "notes": list((notes or {}).get(name, ())),
-        }
-    others = {name: _risks(predicted) for name, predicted in models.items() if name != carrying}
-    differences: dict[str, Row] = {}
-    pairs = as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
-    if isinstance(pairs, Survival) and len(pooled.ids):
-        found = paired_differences(
-            pairs,
-            _risks(folds),
-            others,
-            strata=pooled.strata,
-            n_resamples=settings.bootstrap,
-            seed=settings.seed,
-        )
-        differences = {name: asdict(interval) for name, interval in found.items()}
+        intervals = _intervals(predicted, pooled, settings, overlapping=overlapping)
+        results[name] = {"folds": rows, "mean": mean, "sd": sd, **intervals, "notes": list((notes or {}).get(name, ()))}
     evaluation = Evaluation(
         outcome=outcome,
         kind=cohort.card.outcomes[outcome].kind,
@@ -320,11 +291,42 @@ def evaluate_outcome(
         carrying=carrying,
         horizons=horizons,
         models=results,
-        differences=differences,
+        differences=_differences(models, carrying, pooled, settings),
         groups=_groups(pooled, _risks(folds), folds, cohort, settings),
         curves=_curves(folds, pooled, horizons),
     )
     return from_json(evaluation.to_json())
+
+
+def _intervals(
+    predicted: Sequence[FoldPrediction], pooled: _Pooled, settings: EvaluationSettings, *, overlapping: bool
+) -> Row:
+    """The pooled interval of a model, or where folds overlap one of each fold."""
+    risk, everyone = _risks(predicted), np.arange(len(pooled.ids))
+    if not overlapping:
+        return {"pooled": asdict(_pooled_interval(pooled, risk, everyone, settings)), "fold_intervals": []}
+    of_folds = [everyone[pooled.strata == k] for k in range(len(predicted))]
+    found = [asdict(_pooled_interval(pooled, risk, rows, settings)) for rows in of_folds]
+    return {"pooled": None, "fold_intervals": found}
+
+
+def _differences(
+    models: Mapping[str, Sequence[FoldPrediction]], carrying: str, pooled: _Pooled, settings: EvaluationSettings
+) -> dict[str, Row]:
+    """The carrying model minus each other; none for a continuous outcome."""
+    target = as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
+    if not isinstance(target, Survival) or not len(pooled.ids):
+        return {}
+    others = {name: _risks(predicted) for name, predicted in models.items() if name != carrying}
+    found = paired_differences(
+        target,
+        _risks(models[carrying]),
+        others,
+        strata=pooled.strata,
+        n_resamples=settings.bootstrap,
+        seed=settings.seed,
+    )
+    return {name: asdict(interval) for name, interval in found.items()}
 
 
 def _groups(

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,18 @@ from medfuse.metrics.discrimination import harrell_c
 from medfuse.synthetic import MODALITIES, SHOWS, Missing, simulate
 from medfuse.synthetic.raw import write_cohort
 from medfuse.synthetic.recovery import held_out_r2, pooled, recovered, ridge_predict
+from medfuse.workflow import train
 
 N = 60
+# the training is a part of the story, not how well it does: the recipe as it is runs in review/test_demo_pages.py
+QUICK = ("train.epochs=4", "splits.folds=2", "splits.inner_folds=2", "evaluation.bootstrap=50")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_training():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medfuse.demo.train", partial(train, overrides=QUICK))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +76,13 @@ def latents(made):
 
 
 # --- what stands in the files ---------------------------------------------------------------------------------------
+
+
+def test_the_card_reads_what_each_patient_has(data, made):
+    for m, name in enumerate(MODALITIES):
+        having = {made.patient_ids[k] for k in np.flatnonzero(made.present[:, m])}
+        assert set(data[name].samples) == having, name
+        assert 0 < len(having) < N, name
 
 
 def test_ridge_on_extracted_features_recovers_every_planted_latent(data, latents):

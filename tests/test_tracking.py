@@ -491,8 +491,8 @@ def killed(place, n, *, kill):
         process.communicate(timeout=60)
 
 
-def test_eight_processes_start_at_once_on_a_fresh_database(place):
-    starters(place / "0", 8)
+def test_three_processes_start_at_once_on_a_fresh_database(place):
+    starters(place / "0", 3)
 
 
 @pytest.mark.slow

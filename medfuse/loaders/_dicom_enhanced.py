@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medfuse.errors import DataError
+from medfuse.loaders._dicom_frame import Frame
 from medfuse.loaders._dicom_header import DEFLATED, Header, quiet
-from medfuse.loaders._dicom_series import Frame
 
 _GROUP_BYTES = 64 << 10  # of functional groups of a frame; real ones have 1 to 10 KiB
 

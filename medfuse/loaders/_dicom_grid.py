@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import dataset_of
+from medfuse.loaders._dicom_frame import Frame
 from medfuse.loaders._dicom_header import Header
-from medfuse.loaders._dicom_series import Frame, same_direction
+from medfuse.loaders._dicom_series import same_direction
 
 Vector = NDArray[np.float64]
 

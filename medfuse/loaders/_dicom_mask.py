@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import dataset_of, enhanced_frames, typed
+from medfuse.loaders._dicom_frame import Frame
 from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import Header
 from medfuse.loaders._dicom_pixels import check_pixels
-from medfuse.loaders._dicom_series import Frame, same_direction
+from medfuse.loaders._dicom_series import same_direction
 
 
 def referenced_series(header: Header) -> set[str]:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_enhanced import typed
+from medfuse.loaders._dicom_frame import Frame
 from medfuse.loaders._dicom_grid import Stack
 from medfuse.loaders._dicom_header import DEFLATED, EXPLICIT, NATIVE, Header, inflated, meta_of
-from medfuse.loaders._dicom_series import STACKED, Frame, name_of
+from medfuse.loaders._dicom_series import STACKED, name_of
 from medfuse.loaders._volume import checked_size
 
 Array = NDArray[Any]

@@ -1,9 +1,10 @@
 """What a DICOM object is, the planes of an image, and which files belong together."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from medfuse.errors import DataError
+from medfuse.loaders._dicom_enhanced import enhanced_frames
+from medfuse.loaders._dicom_frame import Frame
 from medfuse.loaders._dicom_header import Header
 
 # SOP classes (PS3.4, B.5) by what becomes of them; the rest is refused by the name that pydicom knows
@@ -26,30 +27,6 @@ _REFUSED = {  # prefix of a SOP class -> what it is, and what to do
 _PARAMETRIC = "1.2.840.10008.5.1.4.1.1.30"
 STACKED = ("CT", "MR", "PT")  # modalities whose slices make volumes, and whose values are measured, not shown
 FLAT = ("CR", "DX", "MG", "XA", "RF", "US", "IVUS", "IO", "PX", "RG", "OT", "SC", "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """One plane of pixels.
-
-    Attributes:
-        header: of its file.
-        number: of the frame in the file.
-        position: mm (LPS) of the centre of the first pixel, or None.
-        orientation: direction cosines of a row and of a column, or None.
-        spacing: mm between rows and between columns, or None.
-        slope, intercept: of the modality rescale, or None.
-        keys: what may order planes at one position, by name.
-    """
-
-    header: Header
-    number: int
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    spacing: tuple[float, ...] | None
-    slope: float | None
-    intercept: float | None
-    keys: Mapping[str, float]
 
 
 # --- what a file is --------------------------------------------------------------------------------------------------
@@ -123,8 +100,6 @@ def frames_of(header: Header) -> list[Frame]:
         msg = f"{header.name}: expected a number of frames up to a million, found another; repair the header"
         raise DataError(msg)
     if header.has("PerFrameFunctionalGroupsSequence"):
-        from medfuse.loaders._dicom_enhanced import enhanced_frames
-
         return enhanced_frames(header, count)
     keys = {}
     for keyword in _CLASSIC_KEYS:

@@ -154,7 +154,7 @@ def scan(  # noqa: C901  # one pass, compiled
     size, cells = len(text), len(action)
     at, row, n_odd, n_short, first_short = 0, 0, 0, 0, -1
     while at < size:
-        if text[at] == _NEWLINE or text[at] == _RETURN:  # a blank line
+        if text[at] == _NEWLINE or text[at] == _RETURN:  # the end of a row, or a blank line
             at += 1
             continue
         cell = 0
@@ -187,8 +187,7 @@ def scan(  # noqa: C901  # one pass, compiled
                 if status >= BAD:
                     if n_odd == len(odd):
                         return row, n_odd, n_short, first_short, FULL
-                    odd[n_odd, 0], odd[n_odd, 1], odd[n_odd, 2], odd[n_odd, 3] = row, do, begin + inner, end - inner
-                    odd[n_odd, 4] = status
+                    odd[n_odd] = (row, do, begin + inner, end - inner, status)
                     n_odd += 1
             elif do < -1:
                 spans[row, -2 - do, 0], spans[row, -2 - do, 1] = begin, end
@@ -197,14 +196,9 @@ def scan(  # noqa: C901  # one pass, compiled
                 break
             at += 1
         if cell < cells:
+            first_short = row if n_short == 0 else first_short
             n_short += 1
-            if first_short < 0:
-                first_short = row
         row += 1
-        if at < size and text[at] == _RETURN:
-            at += 1
-        if at < size and text[at] == _NEWLINE:
-            at += 1
     return row, n_odd, n_short, first_short, 0
 
 

@@ -16,6 +16,7 @@ from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError
 from medfuse.loaders import _dicom_identifying as identity
 from medfuse.loaders import _volume
+from medfuse.loaders._dicom_frame import Frame
 from medfuse.loaders._dicom_grid import Stack, assemble, flat
 from medfuse.loaders._dicom_header import PREAMBLE, Header, Unusual, meta_of, read_header, series_within
 from medfuse.loaders._dicom_mask import check_segmentation, mask_of, referenced_series
@@ -26,7 +27,6 @@ from medfuse.loaders._dicom_series import (
     SEGMENTATION,
     SLIDE,
     STACKED,
-    Frame,
     frames_of,
     lost_pixels,
     name_of,

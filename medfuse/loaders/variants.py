@@ -6,121 +6,30 @@ samples of a VCF's header, a file of the patient's own, or the table that the ca
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medfuse.config import ModalityCard
-from medfuse.errors import ConfigError, DataError, nearest
+from medfuse.errors import ConfigError, DataError
 from medfuse.limits import read_head
 from medfuse.loaders._barcodes import patients_of
-from medfuse.loaders._calls import Call, Calls
-from medfuse.loaders._genes import checked_names, cut_sets, read_gene_sets
+from medfuse.loaders._calls import Calls
+from medfuse.loaders._genes import checked_names
 from medfuse.loaders._genome import RegionIndex, read_regions
 from medfuse.loaders._maf import is_maf, read_maf
 from medfuse.loaders._maf import rows as maf_rows
-from medfuse.loaders._vcf import ANNOTATIONS, Rules, content_of, header_of, read_vcf
+from medfuse.loaders._variant_columns import to_columns
+from medfuse.loaders._variant_options import Options, options_of
+from medfuse.loaders._vcf import content_of, header_of, read_vcf
 from medfuse.loaders._write_variants import write_maf, write_vcf
 from medfuse.loaders.base import Description, Head, Identifying
 from medfuse.loaders.expression import select
-from medfuse.loaders.tabular import to_samples
-from medfuse.sample import Column, ModalityData
+from medfuse.sample import ModalityData
 from medfuse.tables import column, read_table
 from medfuse.types import PatientId
 
 __all__ = ["read", "read_files", "write_example", "write_maf", "write_vcf"]
-
-VALUES = {
-    "mutated": "0/1",
-    "count": "variants",
-    "truncating": "variants",
-    "missense": "variants",
-    "other": "variants",
-    "vaf": "fraction",
-}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "filter": ("pass", "pass_or_none", "any"),
-    "silent": ("leave_out", "keep"),
-    "uncalled": ("unknown", "reference"),
-    "genotype": ("gt", "all_records"),
-    "annotation": ANNOTATIONS,
-}
-OPTIONS = (*_CHOICES, "values", "genes", "burden", "vaf", "sample")
-_LARGEST_LOOK = 64 << 20  # bytes on disk up to which an inspection counts variants
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The card's options, checked.
-
-    Attributes:
-        values: per gene, of ``mutated``, ``count``, ``truncating``, ``missense``, ``other``, ``vaf`` (the largest).
-        genes: the panel that was sequenced; none: the genes with a variant.
-        burden: a column per gene set with the number of its mutated genes.
-        uncalled: an uncalled genotype leaves the gene ``unknown``, or counts as ``reference``.
-        vaf: column of a MAF with allele fractions, and what they are divided by.
-        sample: of a VCF of one patient with several samples.
-        rules: what the readers need.
-    """
-
-    values: tuple[str, ...]
-    genes: tuple[str, ...]
-    burden: bool
-    uncalled: str
-    vaf: tuple[str, float] | None
-    sample: str | None
-    rules: Rules
-
-
-def _options(card: ModalityCard, *, name: str) -> Options:
-    given = dict(card.options)
-    where = f"modality {name}, options"
-    unknown = next((key for key in given if key not in OPTIONS), None)
-    if unknown is not None:
-        msg = f"{where}: no option {unknown!r}; {nearest(unknown, OPTIONS)}"
-        raise ConfigError(msg)
-    for key, choices in _CHOICES.items():
-        if key in given and given[key] not in choices:
-            msg = f"{where}: expected {key} to be one of {', '.join(choices)}, found another"
-            raise ConfigError(msg)
-    values = given.get("values", ["mutated"])
-    wrong = not isinstance(values, list) or next((v for v in values if v not in VALUES), None)
-    if wrong or (not values and not card.gmt):
-        msg = f"{where}: expected values to be a list of {', '.join(VALUES)}, found another"
-        raise ConfigError(msg)
-    genes = given.get("genes", [])
-    vaf = given.get("vaf")
-    if vaf is not None and not (isinstance(vaf, dict) and set(vaf) == {"column", "unit"} and vaf["unit"] in _SCALES):
-        msg = f"{where}: expected vaf as {{column: NAME, unit: percent or fraction}}, found another form"
-        raise ConfigError(msg)
-    burden = bool(given.get("burden", card.gmt is not None))
-    if not isinstance(genes, list) or (burden and card.gmt is None):
-        msg = f"{where}: expected genes as a list, and a gmt for burden, found others"
-        raise ConfigError(msg)
-    return Options(
-        values=tuple(values),
-        genes=tuple(str(gene) for gene in genes),
-        burden=burden,
-        uncalled=str(given.get("uncalled", "unknown")),
-        vaf=None if vaf is None else (str(vaf["column"]), _SCALES[vaf["unit"]]),
-        sample=given.get("sample"),
-        rules=Rules(
-            filters=str(given.get("filter", "pass")),
-            silent=given.get("silent") == "keep",
-            build=card.build,
-            annotation=given.get("annotation"),
-            all_records=given.get("genotype") == "all_records",
-        ),
-    )
-
-
-_SCALES = {"percent": 100.0, "fraction": 1.0}
-
-
-# --- files to variants -----------------------------------------------------------------------------------------------
 
 
 def _with_regions(options: Options, card: ModalityCard, resolve: Callable[[str], Path], *, name: str) -> Options:
@@ -158,7 +67,7 @@ def read(
         ConfigError: options that are not known, or a MAF without a statement of who was sequenced.
         DataError: damage, or content that contradicts the card.
     """
-    options = _with_regions(_options(card, name=name), card, resolve, name=name)
+    options = _with_regions(options_of(card, name=name), card, resolve, name=name)
     path = resolve(card.file or "")
     vcf = _is_vcf(path)
     if not vcf and card.sequenced is None:
@@ -181,7 +90,7 @@ def read(
     if listed is None and not vcf:
         calls.warnings.append("only patients with a variant in the file count as sequenced; the others are absent")
     everyone = listed if listed is not None else list(dict.fromkeys(people.values()))
-    return _data(name, card, options, resolve=resolve, calls=calls, people=people, everyone=everyone)
+    return to_columns(name, card, options, resolve=resolve, calls=calls, people=people, everyone=everyone)
 
 
 def read_files(
@@ -193,7 +102,7 @@ def read_files(
         ConfigError, DataError: as :func:`read`; a patient with several files, or a file with several samples none of
             which the card's option ``sample`` names.
     """
-    options = _with_regions(_options(card, name=name), card, resolve, name=name)
+    options = _with_regions(options_of(card, name=name), card, resolve, name=name)
     if options.sample:
         options = replace(options, rules=replace(options.rules, samples=(options.sample,)))
     together = Calls()
@@ -215,7 +124,7 @@ def read_files(
         together.terms |= found.terms
         together.warnings += [w for w in found.warnings if w not in together.warnings][: 20 - len(together.warnings)]
     people = {str(patient): patient for patient in files}
-    return _data(name, card, options, resolve=resolve, calls=together, people=people, everyone=list(files))
+    return to_columns(name, card, options, resolve=resolve, calls=together, people=people, everyone=list(files))
 
 
 def _sequenced(
@@ -243,146 +152,6 @@ def _sequenced(
         )
         raise DataError(msg)
     return listed
-
-
-# --- variants to columns ---------------------------------------------------------------------------------------------
-
-
-def _data(
-    name: str,
-    card: ModalityCard,
-    options: Options,
-    *,
-    resolve: Callable[[str], Path],
-    calls: Calls,
-    people: Mapping[str, PatientId],
-    everyone: list[PatientId],
-) -> ModalityData:
-    """Variants of samples as columns of patients."""
-    warnings = list(calls.warnings)
-    found, said = _named_genes(calls, card, file=name)
-    warnings += said
-    genes = options.genes or tuple(sorted({call.gene for call in found} | {gene for _, gene in calls.unknown}))
-    outside = {call.gene for call in found} - set(genes)
-    if outside:
-        warnings.append(f"{len(outside)} genes with variants are not in the card's list of genes and were left out")
-    found = [call for call in found if call.gene not in outside]
-    if any(not call.kind for call in found) and {"truncating", "missense", "other"} & set(options.values):
-        msg = (
-            f"modality {name}: regions say no class of a variant; annotate the file, or leave the classes out of values"
-        )
-        raise ConfigError(msg)
-    values = _values(found, people, everyone, genes=genes, kinds=options.values)
-    mutated = (
-        values if options.values == ("mutated",) else _values(found, people, everyone, genes=genes, kinds=("mutated",))
-    )
-    unknown = _unknown(calls, people, everyone, genes=genes, carried=mutated)
-    if unknown.any() and options.uncalled == "unknown":
-        mutated[unknown] = np.nan
-        values[np.repeat(unknown, len(options.values), axis=1)] = np.nan
-        warnings.append(f"{int(unknown.sum())} genes of patients are unknown, as a genotype was not called")
-    columns = [
-        Column(name=gene if kind == "mutated" else f"{gene}:{kind}", unit=VALUES[kind])
-        for gene in genes
-        for kind in options.values
-    ]
-    gene_sets: dict[str, tuple[str, ...]] = {}
-    if card.gmt is not None:
-        gmt = resolve(card.gmt)
-        sets, said = cut_sets(read_gene_sets(gmt), genes, file=gmt.name)
-        warnings += said
-        place = {gene: k for k, gene in enumerate(genes)}
-        width = len(options.values)
-        gene_sets = {s: tuple(c.name for g in m for c in columns[place[g] * width :][:width]) for s, m in sets.items()}
-        if options.burden:
-            sums = [mutated[:, [place[gene] for gene in members]].sum(axis=1) for members in sets.values()]
-            values = np.concatenate([values, np.stack(sums, axis=1)], axis=1)
-            columns += [Column(name=f"burden:{gene_set}", unit="mutated genes") for gene_set in sets]
-    warnings += [f"{count} {_RECORDS[reason]}" for reason, count in sorted(calls.left_out.items())]
-    if calls.terms:
-        warnings.append(
-            f"consequences that medfuse does not know count as silent: {', '.join(sorted(calls.terms)[:10])}"
-        )
-    return ModalityData(
-        name=name,
-        layout="columns",
-        features=2,
-        columns=tuple(columns),
-        samples=to_samples(values, everyone),
-        gene_sets={gene_set: members for gene_set, members in gene_sets.items() if members},
-        warnings=tuple(warnings),
-    )
-
-
-_RECORDS = {
-    "FILTER is not PASS": "variants were left out: their FILTER is not PASS",
-    "silent or not coding": "variants were left out: silent or not coding",
-    "without a gene": "variants were left out: they lie in no gene",
-    "the same variant of the same sample again": "rows were left out: the same variant of the same sample again",
-}
-
-
-def _named_genes(calls: Calls, card: ModalityCard, *, file: str) -> tuple[list[Call], list[str]]:
-    """Variants with checked names of genes, each of a patient's once."""
-    names = list(dict.fromkeys([call.gene for call in calls.calls] + [gene for _, gene in sorted(calls.unknown)]))
-    plain, warnings = checked_names(names, accept_mangled=card.accept_mangled, file=file)
-    now = dict(zip(names, plain, strict=True))
-    calls.unknown = {(sample, now[gene]) for sample, gene in calls.unknown}
-    return [
-        replace(call, gene=now[call.gene]) if now[call.gene] != call.gene else call for call in calls.calls
-    ], warnings
-
-
-def _values(
-    calls: Sequence[Call],
-    people: Mapping[str, PatientId],
-    everyone: Sequence[PatientId],
-    *,
-    genes: Sequence[str],
-    kinds: Sequence[str],
-) -> NDArray[np.float64]:
-    """(patients, genes x kinds); a variant that several samples of a patient share counts once."""
-    row = {patient: k for k, patient in enumerate(everyone)}
-    place = {gene: k * len(kinds) for k, gene in enumerate(genes)}
-    offsets = {kind: k for k, kind in enumerate(kinds)}
-    values = np.zeros((len(everyone), len(genes) * len(kinds)))
-    if "vaf" in offsets:
-        values[:, offsets["vaf"] :: len(kinds)] = np.nan
-    seen: set[tuple[PatientId, str, tuple[str, str, str, str]]] = set()
-    for call in calls:
-        patient = people[call.sample]
-        at = (row[patient], place[call.gene])
-        if "vaf" in offsets and call.vaf is not None:
-            cell = at[0], at[1] + offsets["vaf"]
-            values[cell] = np.fmax(values[cell], call.vaf)
-        if "mutated" in offsets:
-            values[at[0], at[1] + offsets["mutated"]] = 1
-        again = (patient, call.gene, call.place)
-        if again in seen and call.place[1]:
-            continue
-        seen.add(again)
-        for kind in {"count", call.kind} & offsets.keys():
-            values[at[0], at[1] + offsets[kind]] += 1
-    return values
-
-
-def _unknown(
-    calls: Calls,
-    people: Mapping[str, PatientId],
-    everyone: Sequence[PatientId],
-    *,
-    genes: Sequence[str],
-    carried: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """(patients, genes): a genotype was not called, and no other variant of the gene is there."""
-    unknown = np.zeros((len(everyone), len(genes)), dtype=bool)
-    row = {patient: k for k, patient in enumerate(everyone)}
-    place = {gene: k for k, gene in enumerate(genes)}
-    for sample, gene in calls.unknown:
-        if gene in place and people[sample] in row:
-            unknown[row[people[sample]], place[gene]] = True
-    unknown &= carried == 0
-    return unknown
 
 
 # --- inspection ------------------------------------------------------------------------------------------------------

@@ -26,11 +26,18 @@ def censored_share(process: Process, *, drop_out: float, follow_up: float) -> fl
 
     P(event) = 1 - S(c) exp(-r c) - integral over 0..c of r exp(-r t) S(t) dt, by the trapezoid rule.
     """
+    return _censored(*_population(process, follow_up), drop_out=drop_out)
+
+
+def _population(process: Process, follow_up: float) -> tuple[Array, Array]:
+    """(4001,) days from 0 to the end of the study, and the survival of the population at them."""
     grid = np.linspace(0, follow_up, 4001)[1:]
-    curve = np.concatenate([[1.0], population_curve(process, grid)])
-    at = np.concatenate([[0.0], grid])
+    return np.concatenate([[0.0], grid]), np.concatenate([[1.0], population_curve(process, grid)])
+
+
+def _censored(at: Array, curve: Array, *, drop_out: float) -> float:
     integral = float(np.trapezoid(drop_out * np.exp(-drop_out * at) * curve, at))
-    return float(curve[-1] * np.exp(-drop_out * follow_up)) + integral
+    return float(curve[-1] * np.exp(-drop_out * at[-1])) + integral
 
 
 def drop_out_rate(process: Process, *, censored: float, follow_up: float) -> float:
@@ -39,7 +46,8 @@ def drop_out_rate(process: Process, *, censored: float, follow_up: float) -> flo
     Raises:
         ConfigError: the end of the study alone censors more, or the share is not below 0.99.
     """
-    least = censored_share(process, drop_out=0.0, follow_up=follow_up)
+    at, curve = _population(process, follow_up)
+    least = _censored(at, curve, drop_out=0.0)
     if not least <= censored <= 0.99:
         msg = (
             f"simulate: expected a share of censored patients between {least:.3f} (what follow_up={follow_up:g} days "
@@ -48,7 +56,7 @@ def drop_out_rate(process: Process, *, censored: float, follow_up: float) -> flo
         raise ConfigError(msg)
 
     def excess(rate: float) -> float:
-        return censored_share(process, drop_out=rate, follow_up=follow_up) - censored
+        return _censored(at, curve, drop_out=rate) - censored
 
     highest = 1 / follow_up
     while excess(highest) < 0:

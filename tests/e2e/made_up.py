@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from medfuse.run import Run
+from medfuse.workflow import train
+
 STAINS = ("HE", "CD8", "PDL1")
 OUTCOMES = {
     "survival": '{kind: survival, time: days, unit: days, event: status, event_codes: ["1"], censored_codes: ["0"]}',
@@ -95,3 +98,10 @@ def write(folder: Path, *, n=80, seed=0, prefix="p", missing=0.0, **card) -> Pat
         np.savez(folder / f"{stain.lower()}.npz", **{p: vectors[i, s] for i, p in enumerate(ids) if i % 5 > s})
     (folder / "card.md").write_text(card_text(**card))
     return folder / "card.md"
+
+
+def trained(card: Path, *more: str, **options) -> Run:
+    """A quick run beside a card, with its feature store."""
+    here = card.parent
+    places = {"data_root": here, "store_root": here / "store", "out": here / "run"}
+    return train(card, recipe="smoke", overrides=(*QUICK, *more), **places, **options)

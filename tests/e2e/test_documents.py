@@ -20,7 +20,7 @@ from medfuse.explained import default_horizon, pooled_importance, read_coalition
 from medfuse.explaining import check_run, explain_run
 from medfuse.pages import BANNER
 from medfuse.run import open_run
-from medfuse.workflow import rewrite_report, train
+from medfuse.workflow import rewrite_report
 
 # The numbers of the items of Collins et al., BMJ 2024;385:e078378.
 _TEXT = (
@@ -38,14 +38,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documented")
     card = made_up.write(folder, n=100, outcomes=("survival", "subtype"))
     more = ("outcomes=[survival, subtype]", "baselines=[kaplan_meier, prevalence]")
-    train(
-        card,
-        recipe="smoke",
-        overrides=(*made_up.QUICK, *made_up.LEARN, *more),
-        data_root=folder,
-        store_root=folder / "store",
-        out=folder / "run",
-    )
+    made_up.trained(card, *made_up.LEARN, *more)
     return folder
 
 

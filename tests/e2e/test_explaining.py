@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import made_up
 import numpy as np
 import pytest
 
@@ -26,23 +25,6 @@ from medfuse.explaining import (
 from medfuse.explaining_parts import read_recalibration
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.run import Run, open_run
-from medfuse.workflow import train
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("explained")
-    card = made_up.write(folder, n=90, outcomes=("survival", "subtype", "response"))
-    more = ("outcomes=[survival, subtype, response]", "baselines=[kaplan_meier, prevalence]")
-    train(
-        card,
-        recipe="smoke",
-        overrides=(*made_up.QUICK, *made_up.LEARN, *more),
-        data_root=folder,
-        store_root=folder / "store",
-        out=folder / "run",
-    )
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from medfuse.explain.donors import added_value
 from medfuse.explaining import check_run, explain_run
 from medfuse.explaining_parts import fold_folder, patient_lines, read_checks, read_parts
 from medfuse.run import open_run
-from medfuse.workflow import train
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +21,7 @@ def made(tmp_path_factory):
     genes = (folder / "genes.csv").read_text().splitlines()
     (folder / "genes.csv").write_text("\n".join([genes[0], *(g for n, g in enumerate(genes[1:]) if n % 4)]) + "\n")
     more = ("outcomes=[survival, subtype, response]", "baselines=[kaplan_meier, prevalence]")
-    train(
-        card,
-        recipe="smoke",
-        overrides=(*made_up.QUICK, *made_up.LEARN, *more),
-        data_root=folder,
-        store_root=folder / "store",
-        out=folder / "run",
-    )
+    made_up.trained(card, *made_up.LEARN, *more)
     return folder
 
 

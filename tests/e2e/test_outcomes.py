@@ -13,28 +13,16 @@ from medfuse.cohort import read_cohort
 from medfuse.config import read_card
 from medfuse.errors import CohortError
 from medfuse.run import open_run
-from medfuse.workflow import evaluate, predict, read_evaluations, train
+from medfuse.workflow import evaluate, predict, read_evaluations
 
 SCORES = {"survival": "harrell_c", "response": "auroc", "subtype": "auroc", "size": "r2"}
-
-
-def trained(folder, card, *more, say=lambda line: None):
-    return train(
-        card,
-        recipe="smoke",
-        overrides=(*made_up.QUICK, *more),
-        data_root=folder,
-        store_root=folder / "store",
-        out=folder / "run",
-        say=say,
-    )
 
 
 @pytest.mark.parametrize("outcome", ["response", "subtype", "size"])
 def test_one_outcome_from_files_to_predictions(tmp_path, outcome):
     card = made_up.write(tmp_path / "a", n=140, outcomes=(outcome,))
     baselines = "baselines=[ridge]" if outcome == "size" else "baselines=[prevalence, logistic]"
-    run = trained(tmp_path / "a", card, *made_up.LEARN, "modalities=[clinical, genes]", baselines)
+    run = made_up.trained(card, *made_up.LEARN, "modalities=[clinical, genes]", baselines)
     run.verify()
     evaluation = read_evaluations(run)[outcome]
     assert evaluation.score == SCORES[outcome]
@@ -90,7 +78,7 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
     card = made_up.write(tmp_path, n=140, missing=0.3, outcomes=names)
     chosen = f"outcomes=[{', '.join(names)}]"
     said = []
-    run = trained(tmp_path, card, *made_up.LEARN, chosen, "baselines=[kaplan_meier]", say=said.append)
+    run = made_up.trained(card, *made_up.LEARN, chosen, "baselines=[kaplan_meier]", say=said.append)
     cohort = read_cohort(read_card(card), data_root=tmp_path)
     unknown = {name: int((~target.observed).sum()) for name, target in cohort.targets.items()}
     assert all(10 < count < 70 for count in unknown.values()), unknown
@@ -124,7 +112,7 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
 
 def test_external_validation_from_the_command_line(tmp_path, monkeypatch, capsys):
     card = made_up.write(tmp_path / "here", modalities=("clinical", "genes"))
-    run = trained(tmp_path / "here", card, *made_up.LEARN, "baselines=[kaplan_meier]")
+    run = made_up.trained(card, *made_up.LEARN, "baselines=[kaplan_meier]")
     # elsewhere: another site, no genes at all, and a table in another folder
     there = made_up.write(tmp_path / "there", seed=5, prefix="x", name="there", modalities=("clinical",))
     monkeypatch.chdir(tmp_path)

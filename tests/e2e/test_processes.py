@@ -41,7 +41,7 @@ def test_train_evaluate_and_predict_run_without_scikit_survival(tmp_path):
     """With the baselines that need it switched off, nothing imports it: even trying to would fail here."""
     here = made_up.write(tmp_path / "here", n=60)
     there = made_up.write(tmp_path / "there", n=40, seed=1, prefix="q", name="there")
-    options = [word for setting in made_up.QUICK for word in ("--set", setting)]
+    options = [word for setting in (*made_up.QUICK, "train.epochs=1") for word in ("--set", setting)]
     words = ["train", "--cohort", str(here), "--recipe", "smoke", "--data-root", str(here.parent), *options]
     commands = [
         [*words, "--out", "none", "--set", "baselines=[]"],

@@ -2,7 +2,6 @@
 
 import shutil
 
-import made_up
 import numpy as np
 import pytest
 
@@ -11,22 +10,6 @@ from medfuse.errors import CohortError, ConfigError, StoreError
 from medfuse.explaining import contribution_table
 from medfuse.run import open_run
 from medfuse.within import Ask, explain_within, read_within, within_lines, within_table
-from medfuse.workflow import train
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("within")
-    card = made_up.write(folder, n=90, outcomes=("survival",))
-    train(
-        card,
-        recipe="smoke",
-        overrides=(*made_up.QUICK, *made_up.LEARN, "outcomes=[survival]", "baselines=[kaplan_meier]"),
-        data_root=folder,
-        store_root=folder / "store",
-        out=folder / "run",
-    )
-    return folder
 
 
 @pytest.fixture

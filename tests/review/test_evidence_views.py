@@ -13,7 +13,7 @@ from medfuse.explain.attribution import cells as theirs
 from medfuse.files import seal
 from medfuse.loaders import events, slide
 from medfuse.loaders._slide_writer import tissue_like, write_slide
-from medfuse.review import behaviour, raw, slides, stress, timeline, units
+from medfuse.review import behaviour, raw, slices, slides, stress, timeline, units
 from medfuse.review.charts import diverging
 from medfuse.review.patient import patient_view
 from medfuse.review.source import open_review
@@ -174,7 +174,7 @@ def test_one_slide_of_many_levels_reads_little(picture) -> None:
 
 def test_regions_lie_on_the_slices_that_they_cover() -> None:
     affine = np.diag([2.0, 2.0, 4.0, 1.0])
-    boxes = raw.Boxes(
+    boxes = slices.Boxes(
         centre=np.array([[10.0, 10.0, 8.0], [30.0, 30.0, 30.0]]),
         side=np.array([8.0, 8.0, 8.0]),
         values=np.array([0.4, -0.2]),
@@ -186,12 +186,12 @@ def test_regions_lie_on_the_slices_that_they_cover() -> None:
     rows, columns = np.nonzero(~np.isnan(on))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 6, 3, 6)  # 6 to 14 mm at 2 mm
     assert np.isnan(boxes.on((20, 20, 10), affine, axis=2, number=5)).all()
-    chart = raw.slice_chart(
+    chart = slices.slice_chart(
         np.zeros((20, 20, 10), np.float32), affine, view="axial", number=2, window="as read", boxes=boxes
     )
     assert "Vermilion regions raise" in chart.how
     assert list(chart.table["contribution"]) == [0.4, -0.2]
-    side = raw.side_mm({"patch": [8, 8, 4]}, {"spacing_mm": [2, 2, 5], "volume_shape": [64, 4, 24]})
+    side = slices.side_mm({"patch": [8, 8, 4]}, {"spacing_mm": [2, 2, 5], "volume_shape": [64, 4, 24]})
     np.testing.assert_allclose(side, [16, 8, 20])
 
 

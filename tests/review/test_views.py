@@ -15,8 +15,9 @@ from medfuse.explaining import contribution_table, default_horizon, lines, read_
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.review import behaviour, missing, patient_charts, performance, worklist
 from medfuse.review.charts import SERIES
+from medfuse.review.ecg_paper import ecg_chart, ecg_rows
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
-from medfuse.review.raw import ecg_chart, ecg_rows, slice_chart
+from medfuse.review.slices import slice_chart
 from medfuse.review.source import open_review
 from medfuse.review.words import MEANING
 from medfuse.targets import Survival
@@ -439,7 +440,8 @@ def test_reading_needs_no_network_library(run) -> None:
 
     code = (
         "import sys; from medfuse.review.source import open_review; from medfuse.review.patient import patient_view;"
-        "from medfuse.review import performance, missing, evidence, export, reviews, raw, worklist, launch;"
+        "from medfuse.review import performance, missing, evidence, export, reviews, raw, ecg_paper, slices;"
+        "from medfuse.review import worklist, launch;"
         f"r = open_review({str(run.path)!r}); patient_view(r, {key(0)!r}); performance.patient_bound(r, {key(0)!r});"
         "print([m for m in ('torch', 'mlflow', 'streamlit', 'sksurv', 'medfuse.training') if m in sys.modules])"
     )

@@ -8,7 +8,7 @@ import shared
 import streamlit as st
 
 from medfuse.errors import MedfuseError
-from medfuse.review import raw, slides, units
+from medfuse.review import ecg_paper, raw, slices, slides, units
 from medfuse.review.evidence import Evidence, evidence, sets_chart, tiles_chart, values_chart
 from medfuse.review.patient import patient_view
 from medfuse.review.patient_charts import unit_of
@@ -126,9 +126,9 @@ def volume(files: raw.RawFiles, found: Evidence, parts: units.Units | None, name
     """Orthogonal slices with the regions' contributions."""
     voxels, affine = raw.read_volume(files)
     row = st.columns(4)
-    side = row[0].selectbox("Plane", raw.VIEWS, key=f"plane_{name}")
+    side = row[0].selectbox("Plane", slices.VIEWS, key=f"plane_{name}")
     unit = found.facts.get("unit")
-    windows = [w for w in raw.WINDOWS if unit == "HU" or w == "as read"]
+    windows = [w for w in slices.WINDOWS if unit == "HU" or w == "as read"]
     window = row[1].selectbox("Window", windows, key=f"window_{name}")
     last = voxels.shape[{"axial": 2, "coronal": 1, "sagittal": 0}[side]]
     with row[2]:
@@ -137,15 +137,15 @@ def volume(files: raw.RawFiles, found: Evidence, parts: units.Units | None, name
     boxes = None
     if positions is not None:
         with row[3]:
-            boxes = raw.Boxes(
+            boxes = slices.Boxes(
                 centre=positions,
-                side=raw.side_mm(files.options, found.facts),
+                side=slices.side_mm(files.options, found.facts),
                 values=values,
                 strength=strength(name) if len(values) > 1 else 0.0,
             )
         if len(values) == 1:
             st.caption("The model read this volume as one region, so an overlay would say nothing of where.")
-    chart = raw.slice_chart(voxels, affine, view=side, number=number - 1, window=window, boxes=boxes)
+    chart = slices.slice_chart(voxels, affine, view=side, number=number - 1, window=window, boxes=boxes)
     shared.draw(chart, key=f"volume_{name}")
 
 
@@ -164,7 +164,7 @@ def report(files: raw.RawFiles, parts: units.Units | None) -> None:
 
 def ecg(files: raw.RawFiles, name: str) -> None:
     """The record on paper."""
-    chart = raw.ecg_chart(*raw.read_ecg(files))
+    chart = ecg_paper.ecg_chart(*raw.read_ecg(files))
     st.subheader(chart.title)
     st.plotly_chart(
         chart.figure, key=f"ecg_{name}", theme=None, alt=chart.alt, width="content", config={"staticPlot": True}

@@ -32,6 +32,8 @@ class EcgResnetEncoder(ItemEncoder):
         subsampling in every block, dropout inside); Wu and He (2018), Group normalization, eqs 1-7.
     """
 
+    name, axes, extractor = "ecg_resnet", 2, "windows"
+
     def __init__(
         self,
         *,
@@ -48,16 +50,7 @@ class EcgResnetEncoder(ItemEncoder):
         check_count("blocks", blocks)
         sizes = [min(filters * 2**k, most_filters) for k in range(check_count("filters", filters) and blocks + 1)]
         check_count("most_filters", most_filters, least=filters)
-        super().__init__(
-            shape=shape,
-            width=width,
-            name="ecg_resnet",
-            axes=2,
-            out=sizes[-1],
-            pooling=pooling,
-            tokens=tokens,
-            dropout=dropout,
-        )
+        super().__init__(shape=shape, width=width, out=sizes[-1], pooling=pooling, tokens=tokens, dropout=dropout)
         taps = check_count("kernel", kernel, least=3) // 2 * 2 + 1
         self.stem = nn.Sequential(
             nn.Conv1d(shape.item[0], sizes[0], taps, stride=2, padding=taps // 2, bias=False),

@@ -23,38 +23,35 @@ class ItemEncoder(Encoder):
     Args:
         shape: of the modality: layout ``vectors`` with ``item``.
         width: D.
-        name: of the encoder, for messages.
-        axes: that an item has, channels included.
         out: numbers that :meth:`network` gives per item.
         pooling: ``attention`` (gated, to ``tokens``) or ``none`` (every item stays a token).
         tokens: K of ``attention``.
         dropout: on f(x_i).
+
+    Attributes:
+        name: of the encoder, for messages.
+        axes: that an item has, channels included.
+        extractor: that makes such items.
 
     Raises:
         ConfigError: a modality whose features are no raw items, or items of other axes.
     """
 
     layouts: ClassVar[tuple[Layout, ...]] = ("vectors",)
+    name: ClassVar[str]
+    axes: ClassVar[int]
+    extractor: ClassVar[str]
 
     def __init__(
-        self,
-        *,
-        shape: ModalityShape,
-        width: int,
-        name: str,
-        axes: int,
-        out: int,
-        pooling: str,
-        tokens: int,
-        dropout: float,
+        self, *, shape: ModalityShape, width: int, out: int, pooling: str, tokens: int, dropout: float
     ) -> None:
         super().__init__()
-        require_layout(name, shape.layout, self.layouts)
-        if len(shape.item) != axes:
+        require_layout(self.name, shape.layout, self.layouts)
+        if len(shape.item) != self.axes:
             what = f"items {shape.item}" if shape.item else "features of an extractor"
             msg = (
-                f'encoder "{name}": expected raw items of {axes} axes, found {what}; set the extractor '
-                f"{'windows' if axes == 2 else 'patches'} in the card, or take the encoder bag"
+                f'encoder "{self.name}": expected raw items of {self.axes} axes, found {what}; set the extractor '
+                f"{self.extractor} in the card, or take the encoder bag"
             )
             raise ConfigError(msg)
         self.item = shape.item

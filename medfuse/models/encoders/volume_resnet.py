@@ -32,6 +32,8 @@ class VolumeResnetEncoder(ItemEncoder):
         normalization.
     """
 
+    name, axes, extractor = "volume_resnet", 4, "patches"
+
     def __init__(
         self,
         *,
@@ -50,16 +52,7 @@ class VolumeResnetEncoder(ItemEncoder):
             raise ConfigError(msg)
         blocks = [check_count("layers", count) for count in layers]
         sizes = [check_count("filters", filters, least=2) * 2**k for k in range(4)]
-        super().__init__(
-            shape=shape,
-            width=width,
-            name="volume_resnet",
-            axes=4,
-            out=sizes[-1],
-            pooling=pooling,
-            tokens=tokens,
-            dropout=dropout,
-        )
+        super().__init__(shape=shape, width=width, out=sizes[-1], pooling=pooling, tokens=tokens, dropout=dropout)
         self.body = _stages(blocks, sizes, channels=shape.item[0], kernel=check_count("kernel", kernel), stride=stride)
 
     def network(self, items: Tensor) -> Tensor:
