@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from _timing import load, machine
 
-PATIENTS, GENES, REPEATS = 1000, 20_000, 7
+PATIENTS, GENES, REPEATS = 1000, 20_000, 5
 GOALS = {"first": 2.2, "store": 50, "memory": 1.5}
 CANDIDATES = ("medfuse", "pandas", "pyarrow", "polars", "store", "limit: sha256")
 
