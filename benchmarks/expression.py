@@ -3,11 +3,14 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/expression.py
 First time: the loader of the card, from the file to a checked float64 matrix with patients and genes (units, names,
 duplicates and missing cells looked at), beside the plain readers of a data frame. From the store: the entry of the same
-modality, every file compared with its SHA-256 and then memory-mapped. One process per candidate, so that peak memory is
+modality, every byte compared with its SHA-256 (blocks of 4 MiB, on up to four cores) and then memory-mapped; its limit
+is hashing the same bytes from memory. One process per candidate, so that peak memory is
 its own; the candidates take turns; ratios of processor time hold on a busy machine, those of the wall do not.
 """
 
 import argparse
+import functools
+import hashlib
 import json
 import os
 import statistics
@@ -20,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from _timing import load, machine
 
-PATIENTS, GENES, REPEATS = 1000, 20_000, 3
+PATIENTS, GENES, REPEATS = 1000, 20_000, 5
 GOALS = {"first": 2.2, "store": 50, "memory": 1.5}
-CANDIDATES = ("medfuse", "pandas", "pyarrow", "polars", "store")
+CANDIDATES = ("medfuse", "pandas", "pyarrow", "polars", "store", "limit: sha256")
 
 
 def write(path: Path, patients: int, genes: int) -> None:
@@ -72,7 +75,19 @@ def store(path: Path) -> object:
     return FeatureStore(path.parent / "store").get("rna")
 
 
+def sha256(path: Path) -> str:
+    """What the store cannot do without while it compares every byte: hashing them on one core, from memory."""
+    return hashlib.sha256(entry(path)).hexdigest()
+
+
+@functools.cache
+def entry(path: Path) -> bytes:
+    """The values of the entry as they lie on disk; read before the clock starts."""
+    return next((path.parent / "store").glob("*/cells.npy")).read_bytes()
+
+
 RUNS = {"medfuse": whole, "pandas": pandas, "pyarrow": pyarrow, "polars": polars, "store": store}
+RUNS["limit: sha256"] = sha256
 
 
 def peak_mib() -> float:
@@ -84,7 +99,7 @@ def peak_mib() -> float:
 def once(name: str, path: Path) -> None:
     """One candidate in a process of its own; imports and a tiny file before the clock starts."""
     tiny = path.with_name("tiny.csv")
-    RUNS[name](path if name == "store" else tiny)
+    RUNS[name](path if name in {"store", "limit: sha256"} else tiny)
     before, start, processor = peak_mib(), time.perf_counter(), time.process_time()
     RUNS[name](path)
     wall, cpu = time.perf_counter() - start, time.process_time() - processor
@@ -140,16 +155,17 @@ def main() -> None:
             "by_wall": round(t["wall_ms"] / ours["wall_ms"], 2),
         }
         for name, t in middle.items()
-        if name not in {"medfuse", "store"}
+        if name in {"pandas", "pyarrow", "polars"}
     }
     cached = middle["store"]
     result["from_store_times_pandas"] = {
         "by_processor": round(middle["pandas"]["cpu_ms"] / cached["cpu_ms"], 1),
         "by_wall": round(middle["pandas"]["wall_ms"] / cached["wall_ms"], 1),
     }
-    result["limit_of_the_store"] = (
-        "SHA-256 of the entry's 80 MB of values is half of its time; 20,000 columns of the index most of the rest"
-    )
+    result["from_store_over_sha256_alone"] = {
+        "by_processor": round(cached["cpu_ms"] / middle["limit: sha256"]["cpu_ms"], 2),
+        "by_wall": round(cached["wall_ms"] / middle["limit: sha256"]["wall_ms"], 2),
+    }
     result["memory_of_pandas"] = round(ours["extra_peak_mib"] / max(middle["pandas"]["extra_peak_mib"], 1e-9), 2)
     result |= {"load_after": load(), "machine": machine("pandas", "polars", "pyarrow", "numpy", "numba")}
     print(json.dumps(result, indent=1))

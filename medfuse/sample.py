@@ -5,8 +5,10 @@ Two layouts cover every modality. ``columns``: a fixed set of columns (a table, 
 (stains) or coordinates (tiles). A patient without a modality has no sample.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -98,7 +100,7 @@ class ModalitySample:
         return ModalitySample.trusted(tokens=self.tokens[rows], position=self.position[rows])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
     """A column of the ``columns`` layout: its name, kind, unit and, unless numeric, its levels in order."""
 
@@ -106,6 +108,22 @@ class Column:
     kind: ColumnKind = "numeric"
     unit: str | None = None
     levels: tuple[str, ...] = ()
+
+    @classmethod
+    def alike(
+        cls, names: Sequence[str], *, kind: ColumnKind = "numeric", unit: str | None = None, levels: Sequence[str] = ()
+    ) -> "list[Column]":
+        """Columns that differ in nothing but their names, in a third of the time: a gene table has 20,000."""
+        columns = list(map(object.__new__, repeat(cls, len(names))))
+        contents: dict[str, Iterable[object]] = {
+            "name": names,
+            "kind": repeat(kind),
+            "unit": repeat(unit),
+            "levels": repeat(tuple(levels)),
+        }
+        for slot, values in contents.items():
+            deque(map(getattr(cls, slot).__set__, columns, values), maxlen=0)
+        return columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from medfuse.errors import StoreError
 from medfuse.files import new_folder, read_json, remove_abandoned, seal, sha256_bytes, verify, write_json
 from medfuse.mapped import mapped
-from medfuse.sample import Column, ModalityData, ModalitySample
+from medfuse.sample import ModalityData, ModalitySample
+from medfuse.stored_table import (
+    is_table,
+    packed_columns,
+    save_table,
+    stored_columns,
+    stored_positions,
+    stored_tokens,
+)
 from medfuse.types import PatientId
 
 FORMAT_VERSION = 2
@@ -122,7 +130,7 @@ class FeatureStore:
                 "name": data.name,
                 "layout": data.layout,
                 "features": data.features,
-                "columns": [[c.name, c.kind, c.unit, list(c.levels)] for c in data.columns],
+                "columns": packed_columns(data.columns),
                 "identities": list(data.identities),
                 "gene_sets": {name: list(genes) for name, genes in data.gene_sets.items()},
                 "warnings": list(data.warnings),
@@ -131,13 +139,13 @@ class FeatureStore:
                 "patient_ids": ids,
                 "lengths": lengths,
             }
-            if _is_table(data):
-                index["flags"] = _save_table(folder, [data.samples[i] for i in ids])
+            if is_table(data):
+                index["flags"] = save_table(folder, [data.samples[i] for i in ids])
             else:
                 _save(folder / "tokens.npy", [data.samples[i].tokens for i in ids], width=data.features)
                 _save(folder / "position.npy", [data.samples[i].position for i in ids], width=max(widths, default=1))
             write_json(folder / "index.json", index)
-            seal(folder, {"format_version": FORMAT_VERSION, "key": key, "sources": dict(sources)})
+            seal(folder, {"format_version": FORMAT_VERSION, "key": key, "sources": dict(sources)}, blocks=True)
         return self.get(key)
 
     def get(self, key: str) -> ModalityData:
@@ -157,17 +165,16 @@ class FeatureStore:
         index = json.loads((folder / "index.json").read_bytes())
         if "items" in index:
             return self._gather(index, key=key)
-        position = np.load(folder / "position.npy", mmap_mode="r", allow_pickle=False)
-        starts = np.cumsum(index["lengths"]) - index["lengths"] if "flags" not in index else [0] * len(index["lengths"])
+        tokens, positions = stored_tokens(folder, index), stored_positions(folder, index)
         samples = {
-            PatientId(patient): ModalitySample.trusted(tokens=tokens, position=position[start : start + len(tokens)])
-            for patient, tokens, start in zip(index["patient_ids"], stored_tokens(folder, index), starts, strict=True)
+            PatientId(patient): ModalitySample.trusted(tokens=own, position=position)
+            for patient, own, position in zip(index["patient_ids"], tokens, positions, strict=True)
         }
         return ModalityData(
             name=index["name"],
             layout=index["layout"],
             features=index["features"],
-            columns=tuple(Column(name=c[0], kind=c[1], unit=c[2], levels=tuple(c[3])) for c in index["columns"]),
+            columns=stored_columns(index),
             identities=tuple(index["identities"]),
             gene_sets={gene_set: tuple(genes) for gene_set, genes in index["gene_sets"].items()},
             warnings=tuple(index["warnings"]),
@@ -296,58 +303,6 @@ def _joined(parts: Sequence[tuple[int, StoredItem]]) -> ModalitySample:
     ]
     tokens = np.concatenate([part.sample.tokens for _, part in parts])
     return ModalitySample.trusted(tokens=tokens, position=np.concatenate(position))
-
-
-def _is_table(data: ModalityData) -> bool:
-    """Whether all patients have the same columns: rows of value and observed flag, at the same positions."""
-    samples = list(data.samples.values())
-    return data.layout == "columns" and all(
-        s.tokens.shape == (len(samples[0].tokens), 2) and np.array_equal(s.position, samples[0].position)
-        for s in samples
-    )
-
-
-def _save_table(folder: Path, samples: Sequence[ModalitySample]) -> list[int]:
-    """Save each row of values and each distinct row of flags once: ``cells.npy``, and one ``position.npy`` for all.
-
-    Without missing cells that is a third of values, flags and positions; what is not stored need not be verified.
-
-    Returns:
-        For each patient the row of ``cells.npy`` that holds the flags; its own number is the row of the values.
-    """
-    rows: dict[bytes, int] = {}
-    flags = [rows.setdefault(s.tokens[:, 1].tobytes(), len(samples) + len(rows)) for s in samples]
-    cells = np.empty((len(samples) + len(rows), len(samples[0].tokens) if samples else 0), dtype=np.float32)
-    for k, sample in enumerate(samples):
-        cells[k], cells[flags[k]] = sample.tokens[:, 0], sample.tokens[:, 1]
-    np.save(folder / "cells.npy", cells, allow_pickle=False)
-    _save(folder / "position.npy", [s.position for s in samples[:1]], width=1)
-    return flags
-
-
-def stored_tokens(folder: Path, index: Mapping[str, Any]) -> list[NDArray[np.float32]]:
-    """The tokens (T, F) of each patient of an entry, memory-mapped, in the order of its index.
-
-    Raises:
-        StoreError: rows that the file does not have.
-    """
-    if "flags" not in index:
-        tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
-        ends = np.cumsum(index["lengths"])
-        return [tokens[end - n : end] for n, end in zip(index["lengths"], ends, strict=True)]
-    cells = np.load(folder / "cells.npy", mmap_mode="r", allow_pickle=False)
-    flags = np.asarray(index["flags"], dtype=np.int64)
-    whole = cells.ndim == 2 and cells.dtype == np.float32 and cells.flags.c_contiguous and cells.shape[1] > 0
-    if len(flags) and not (whole and flags.min() >= len(flags) and flags.max() < len(cells)):
-        msg = f"{folder / 'cells.npy'}: expected rows of values and of flags, found another shape; write it again"
-        raise StoreError(msg)
-    step = cells.strides[0] if len(flags) else 0  # value and flag of a column stand (flag row - value row) rows apart
-    return [
-        np.lib.stride_tricks.as_strided(
-            cells[k], shape=(cells.shape[1], 2), strides=(cells.itemsize, (int(flag) - k) * step), writeable=False
-        )
-        for k, flag in enumerate(flags)
-    ]
 
 
 def _save(path: Path, parts: list[NDArray[np.float32]], *, width: int) -> None:

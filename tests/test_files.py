@@ -1,4 +1,5 @@
 import os
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,13 +113,16 @@ def write_manifest(folder, content):
     files.write_json(folder / "manifest.json", {**content, "sha256": files.sha256_bytes(files.json_bytes(content))})
 
 
-def test_no_flipped_bit_of_a_sealed_folder_passes(tmp_path):
+@pytest.mark.parametrize("blocks", [False, True])
+def test_no_flipped_bit_of_a_sealed_folder_passes(tmp_path, monkeypatch, blocks):
+    monkeypatch.setattr(files, "BLOCK", 2)
     files.write_bytes(tmp_path / "a.bin", b"abc")
-    files.seal(tmp_path, {"best": 0.25, "name": "x"})
+    files.seal(tmp_path, {"best": 0.25, "name": "x"}, blocks=blocks)
+    assert ("blocks" in files.read_json(tmp_path / "manifest.json")["files"]["a.bin"]) == blocks
     flipped = 0
     for name in ("a.bin", "manifest.json"):
         good = (tmp_path / name).read_bytes()
-        for bit in range(len(good) * 8):
+        for bit in range(0, len(good) * 8, 7 if blocks and name != "a.bin" else 1):
             damaged = bytearray(good)
             damaged[bit // 8] ^= 1 << bit % 8
             (tmp_path / name).write_bytes(damaged)
@@ -126,8 +130,41 @@ def test_no_flipped_bit_of_a_sealed_folder_passes(tmp_path):
                 files.verify(tmp_path)
             flipped += 1
         (tmp_path / name).write_bytes(good)
-    assert flipped > 1000
+    assert flipped > (350 if blocks else 1000)
     assert files.verify(tmp_path)["best"] == 0.25
+
+
+def test_blocks_are_the_sha256_of_every_4_mib_and_none_goes_missing(tmp_path):
+    content = bytearray(random.Random(0).randbytes(2 * files.BLOCK + 12345))
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    files.seal(tmp_path, {}, blocks=True)
+    entry = files.verify(tmp_path)["files"]["a.bin"]
+    pieces = [content[k : k + files.BLOCK] for k in range(0, len(content), files.BLOCK)]
+    assert entry == {"bytes": len(content), "blocks": [files.sha256_bytes(bytes(piece)) for piece in pieces]}
+    assert files.sha256_blocks(path) == entry["blocks"]
+    first, second, last = map(bytes, pieces)
+    flipped = [bytearray(content) for _ in range(4)]
+    for damaged, at in zip(flipped, (0, files.BLOCK - 1, files.BLOCK, len(content) - 1), strict=True):
+        damaged[at] ^= 1
+    for damaged in (*flipped, second + first + last, content[:-1], content + b"x", first + second, b""):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"a\.bin: content differs"):
+            files.verify(tmp_path)
+    path.write_bytes(content)
+    write_manifest(tmp_path, {"files": {"a.bin": {**entry, "blocks": entry["blocks"][:2]}}})
+    with pytest.raises(StoreError, match=r"a\.bin: content differs"):
+        files.verify(tmp_path)
+
+
+def test_one_core_hashes_the_same_blocks(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").write_bytes(random.Random(1).randbytes(files.BLOCK + 1))
+    several = files.sha256_blocks(tmp_path / "a.bin")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert files.sha256_blocks(tmp_path / "a.bin") == several
+    assert len(several) == 2
+    with pytest.raises(StoreError, match="readable"):
+        files.sha256_blocks(tmp_path / "none")
 
 
 def test_verify_refuses_a_folder_without_or_with_a_hostile_manifest(tmp_path):

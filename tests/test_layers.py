@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "files", "limits", "doctor", "processes", "mapped"},
     {"config", "card", "tables", "targets", "sample", "prediction", "games", "pseudonyms", "sources"},
-    {"cohort", "splits", "batch", "losses", "store", "preprocessing", "cox", "cox_likelihood"},
+    {"cohort", "splits", "batch", "losses", "store", "stored_table", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection", "gate"},
     {

@@ -19,7 +19,8 @@ from medfuse.loaders import LOADERS, RAW
 from medfuse.preprocessing import dense_matrix, fit_preprocessing, from_arrays, to_arrays, transform
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.splits import Split, generated_splits, inner_folds
-from medfuse.store import FeatureStore, stored_tokens
+from medfuse.store import FeatureStore
+from medfuse.stored_table import packed_columns, stored_columns, stored_tokens
 from medfuse.types import PatientId
 
 CARD = """---
@@ -333,6 +334,20 @@ def test_a_table_comes_back_to_the_bit_and_takes_no_more_than_its_values(tmp_pat
     rows = 40 + len(np.unique(known, axis=0))
     assert (store.path("k" * 64) / "cells.npy").stat().st_size == 128 + rows * 4000
     assert store.put(dataclasses.replace(data, samples={}), key="e" * 64, sources={}).samples == {}
+
+
+def test_columns_come_back_in_order_and_those_of_older_entries_too():
+    columns = [Column(name=f"g{k}", unit="log2 tpm") for k in range(3)]
+    columns += [Column(name="stage", kind="ordinal", levels=("I", "II")), Column(name="g3", unit="log2 tpm")]
+    packed = json.loads(json.dumps(packed_columns(columns)))
+    assert [run["names"] for run in packed] == [["g0", "g1", "g2"], ["stage"], ["g3"]]
+    found = stored_columns({"columns": packed})
+    assert found == tuple(columns)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found[0].name = "x"
+    older = [[c.name, c.kind, c.unit, list(c.levels)] for c in columns]
+    assert stored_columns({"columns": older}) == found
+    assert packed_columns(()) == []
 
 
 def test_rows_of_flags_that_the_file_lacks_are_refused(tmp_path):

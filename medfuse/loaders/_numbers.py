@@ -128,6 +128,34 @@ def _number(  # noqa: C901  # one pass, compiled
 
 
 @numba.njit(cache=True, nogil=True)
+def _plain(text: NDArray[np.uint8], at: int, separator: int) -> tuple[float, int]:
+    """Value, rounded once, and end of a cell of up to 15 digits, perhaps with a minus and a point.
+
+    The end is -1 for every other cell, and for one at the end of the text.
+    """
+    negative = text[at] == _MINUS
+    first = at + 1 if negative else at
+    mantissa, point, at = 0, -1, first
+    last = min(len(text), first + 17)
+    while at < last:
+        byte = text[at]
+        if 48 <= byte <= 57:
+            mantissa = mantissa * 10 + (int(byte) - 48)
+        elif byte == _DOT and point < 0:
+            point = at
+        else:
+            break
+        at += 1
+    digits = at - first - (1 if point >= 0 else 0)
+    if at == last or not 0 < digits <= 15 or (text[at] != separator and text[at] != _NEWLINE):
+        return 0.0, -1
+    value = np.float64(mantissa)
+    if point >= 0:
+        value /= _POWERS[at - point - 1]
+    return (-value if negative else value), at
+
+
+@numba.njit(cache=True, nogil=True)
 def scan(  # noqa: C901  # one pass, compiled
     text: NDArray[np.uint8],
     separator: int,
@@ -162,6 +190,15 @@ def scan(  # noqa: C901  # one pass, compiled
             return row, n_odd, n_short, first_short, FULL
         while True:
             begin = at
+            if cell < cells and action[cell] >= 0 and at < size:
+                value, end = _plain(text, at, separator)
+                if end >= 0:
+                    out[row, action[cell]] = value
+                    cell, at = cell + 1, end
+                    if text[at] == _NEWLINE:
+                        break
+                    at += 1
+                    continue
             quoted = at < size and text[at] == _QUOTE
             if quoted:
                 at += 1

@@ -18,6 +18,7 @@ from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import column, patient_ids, read_table, same_code, to_numeric
 from medfuse.types import PatientId
 
+_AT_ONCE = 1 << 15  # cells
 _HINTS = {
     "id": re.compile(r"(^|_)(mrn|ssn|nhs|(subject|patient|hadm|case|person)_?id)($|_)|^id$", re.IGNORECASE),
     "name": re.compile(r"(^|_)(first|last|family|given|patient|sur)_?name($|_)", re.IGNORECASE),
@@ -90,24 +91,34 @@ def to_samples(values: NDArray[np.float64], ids: list[PatientId]) -> dict[Patien
     Raises:
         DataError: a value that float32 cannot hold.
     """
-    observed = ~np.isnan(values)
     tokens = np.zeros((*values.shape, 2), dtype=np.float32)
-    with np.errstate(over="ignore"):
-        np.copyto(tokens[..., 0], values, where=observed, casting="same_kind")
-    large = np.argwhere(~np.isfinite(tokens[..., 0]))
-    if large.size:
-        msg = (
-            f"expected values up to 3.4e38, found {len(large)} larger ones, the first in column {large[0, 1] + 1} of "
-            f"{values.shape[1]} that are read; is the file damaged? correct the cell, or leave the column out"
-        )
-        raise DataError(msg)
-    tokens[..., 1] = observed
+    seen = np.zeros(len(values), dtype=bool)
+    rows = max(1, _AT_ONCE // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):  # a few rows at a time, which stay in the cache
+        part, out = values[start : start + rows], tokens[start : start + rows]
+        observed = ~np.isnan(part)
+        with np.errstate(over="ignore"):
+            np.copyto(out[..., 0], part, where=observed, casting="same_kind")
+        out[..., 1] = observed
+        seen[start : start + rows] = observed.any(axis=1)
+        if not np.isfinite(out).all():
+            raise _too_large(values)
     position = np.arange(values.shape[1], dtype=np.float32)[:, None]
     return {
-        patient: ModalitySample(tokens=tokens[i], position=position)
-        for i, patient in enumerate(ids)
-        if observed[i].any()
+        patient: ModalitySample.trusted(tokens=own, position=position)
+        for patient, own, some in zip(ids, tokens, seen, strict=True)
+        if some
     }
+
+
+def _too_large(values: NDArray[np.float64]) -> DataError:
+    with np.errstate(over="ignore"):
+        large = np.argwhere(np.isinf(values.astype(np.float32)))
+    msg = (
+        f"expected values up to 3.4e38, found {len(large)} larger ones, the first in column {large[0, 1] + 1} of "
+        f"{values.shape[1]} that are read; is the file damaged? correct the cell, or leave the column out"
+    )
+    return DataError(msg)
 
 
 def check_index_time(frame: pd.DataFrame, name: str | None, ids: list[PatientId], *, file: str) -> None:

@@ -13,7 +13,9 @@ from medfuse.errors import StoreError
 from medfuse.files import verify
 from medfuse.review.charts import BLUE, INK, LOWERS, RAISES, Chart, figure
 from medfuse.review.source import ReviewRun
-from medfuse.store import FeatureStore, stored_tokens
+from medfuse.sample import Column
+from medfuse.store import FeatureStore
+from medfuse.stored_table import stored_columns, stored_tokens
 
 _MOST_CELLS = 20_000_000  # above which no percentiles among training patients are computed
 _FEW = 20
@@ -95,17 +97,18 @@ def evidence(run: ReviewRun, patient: str, modality: str, *, store_root: Path | 
     own = np.asarray(tokens[index["patient_ids"].index(patient)], dtype=np.float64)
     if index["layout"] != "columns":
         return _vectors(modality, key, own, np.zeros((len(own), 1)), names=(), sources=sources, facts={}, unit="")
-    everybody = _everybody(tokens, index) if sum(t.size for t in tokens) <= _MOST_CELLS else None
+    columns = stored_columns(index)
+    everybody = _everybody(tokens, len(columns)) if sum(t.size for t in tokens) <= _MOST_CELLS else None
     train = set(map(str, run.splits[one.fold]["train"]))
     rows = [i for i, name in enumerate(index["patient_ids"]) if name in train]
     among = None if everybody is None else everybody[rows]
-    table = _columns(index["columns"], own, among)
+    table = _columns(columns, own, among)
     return Evidence(
         modality=modality,
         key=key,
         layout="columns",
         table=table,
-        sets=_sets(index, own, among),
+        sets=_sets(index.get("gene_sets", {}), columns, own=own, among=among),
         facts={},
         sources=sources,
         positions=np.zeros((0, 0)),
@@ -113,28 +116,27 @@ def evidence(run: ReviewRun, patient: str, modality: str, *, store_root: Path | 
     )
 
 
-def _everybody(tokens: Sequence[np.ndarray[Any, Any]], index: Mapping[str, Any]) -> np.ndarray[Any, Any] | None:
+def _everybody(tokens: Sequence[np.ndarray[Any, Any]], width: int) -> np.ndarray[Any, Any] | None:
     """(n, C) values of all patients, NaN where missing; None when patients have different numbers of tokens."""
-    width = len(index["columns"])
-    if any(length != width for length in index["lengths"]):
+    if any(len(own) != width for own in tokens):
         return None
     cells = np.stack(tokens).astype(np.float64)
     return np.where(cells[:, :, 1] > 0, cells[:, :, 0], np.nan)
 
 
-def _columns(columns: list[list[Any]], own: np.ndarray[Any, Any], among: np.ndarray[Any, Any] | None) -> pd.DataFrame:
+def _columns(columns: Sequence[Column], own: np.ndarray[Any, Any], among: np.ndarray[Any, Any] | None) -> pd.DataFrame:
     rows = []
-    for k, (name, kind, unit, levels) in enumerate(columns):
+    for k, column in enumerate(columns):
         observed = bool(own[k, 1] > 0)
         value = float(own[k, 0]) if observed else float("nan")
-        shown = "missing" if not observed else f"{value:g}" if kind == "numeric" else str(levels[int(value)])
+        shown = "missing" if not observed else f"{value:g}" if column.kind == "numeric" else column.levels[int(value)]
         rows.append(
             {
-                "column": name,
+                "column": column.name,
                 "value": shown,
-                "unit": unit or "",
-                "percentile": percentile(value, None if among is None or kind != "numeric" else among[:, k]),
-                "number": value if kind == "numeric" else float("nan"),
+                "unit": column.unit or "",
+                "percentile": percentile(value, None if among is None or column.kind != "numeric" else among[:, k]),
+                "number": value if column.kind == "numeric" else float("nan"),
             }
         )
     return pd.DataFrame(rows)
@@ -148,11 +150,17 @@ def percentile(value: float, others: np.ndarray[Any, Any] | None) -> float:
     return float(100 * ((known < value).mean() + 0.5 * (known == value).mean()))
 
 
-def _sets(index: Mapping[str, Any], own: np.ndarray[Any, Any], among: np.ndarray[Any, Any] | None) -> pd.DataFrame:
+def _sets(
+    gene_sets: Mapping[str, Sequence[str]],
+    columns: Sequence[Column],
+    *,
+    own: np.ndarray[Any, Any],
+    among: np.ndarray[Any, Any] | None,
+) -> pd.DataFrame:
     """Mean value of each gene set and its percentile among training patients."""
-    place = {c[0]: k for k, c in enumerate(index["columns"])}
+    place = {column.name: k for k, column in enumerate(columns)}
     rows = []
-    for name, genes in index.get("gene_sets", {}).items():
+    for name, genes in gene_sets.items():
         at = [place[g] for g in genes if g in place and own[place[g], 1] > 0]
         if not at:
             continue
