@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCHES := losses metrics tracking startup slides volumes ehr store bags packed
 BENCHES_ONE_THREAD := ecg expression
-EXTRAS := test,slides,dicom-gpl,login,browser,pretrained
+EXTRAS := test,slides,dicom-gpl,wsi-dicom,login,browser,pretrained
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 

@@ -60,6 +60,7 @@ FENCED = {
     "openslide": {"loaders"},
     "tifffile": {"loaders"},
     "simplejpeg": {"loaders"},
+    "wsidicom": {"loaders"},
     "sksurv": {"baselines"},
     "lifelines": {"baselines"},
     "wfdb": set(),

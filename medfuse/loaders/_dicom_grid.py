@@ -134,7 +134,7 @@ def _step(found: Vector, places: list[list[Frame]], normal: Vector, *, where: st
     if tilt > 0.3:
         msg = (
             f"{where}: expected slices stacked along their normal, found a shear of {tilt:.1f} degrees (gantry tilt); "
-            "correct the tilt and write the result as NIfTI"
+            "correct the tilt and give the result as NIfTI (dcm2niix does both)"
         )
         raise DataError(msg)
     for place in places:

@@ -240,10 +240,20 @@ def _check_codestreams(header: Header, content: bytes, numbers: Sequence[int]) -
     count = header.integer("NumberOfFrames", 1) or 1
     wanted = (header.integer("Rows"), header.integer("Columns"))
     for number in numbers:
-        found = size_of_codestream(get_frame(content, number, number_of_frames=count))
+        stream = get_frame(content, number, number_of_frames=count)
+        if is_cut(stream):
+            msg = f"{header.name}: expected a whole JPEG-LS stream, found one without its end; truncated? copy it again"
+            raise DataError(msg)
+        found = size_of_codestream(stream)
         if found is not None and found != wanted:
             msg = f"{header.name}: expected planes of {wanted} as the header says, found {found} in the stream; a bomb?"
             raise DataError(msg)
+
+
+def is_cut(stream: bytes) -> bool:
+    """A JPEG-LS stream without its end (ISO 14495-1, C.1.1): CharLS looks for it for about 5 s a frame."""
+    lossless = stream[:2] == b"\xff\xd8" and stream.find(b"\xff\xf7", 0, 4096) > 0
+    return lossless and not stream[-16:].rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def size_of_codestream(stream: bytes) -> tuple[int, int] | None:

@@ -84,6 +84,18 @@ def series_of(path: Path) -> str:
     return str(header(path)[0].get("SeriesInstanceUID", "") or "")
 
 
+def is_plain(paths: Sequence[Path]) -> bool:
+    """One file of JPEG baseline frames, one for each place of the grid."""
+    data, _ = header(paths[0])
+    try:
+        columns = -(-int(data.TotalPixelMatrixColumns) // int(data.Columns))
+        rows = -(-int(data.TotalPixelMatrixRows) // int(data.Rows))
+        covered = columns * rows == int(data.NumberOfFrames)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError):
+        covered = True  # reading says what is wrong
+    return len(paths) == 1 and covered and str(data.file_meta.get("TransferSyntaxUID", "")) == JPEG_BASELINE
+
+
 def frames_of(path: Path, *, order: str | None) -> Frames:
     """JPEG frames as a grid.
 
@@ -96,7 +108,7 @@ def frames_of(path: Path, *, order: str | None) -> Frames:
     """
     data, start = header(path)
     width, height, w, h, count = (
-        _whole(path, data, name)
+        whole(path, data, name)
         for name in ("TotalPixelMatrixColumns", "TotalPixelMatrixRows", "Columns", "Rows", "NumberOfFrames")
     )
     syntax = str(data.file_meta.get("TransferSyntaxUID", ""))
@@ -124,11 +136,20 @@ def frames_of(path: Path, *, order: str | None) -> Frames:
         offsets=offsets[places],
         counts=counts[places],
     )
-    properties = {e.keyword: str(e.value)[:200] for e in data if e.keyword and e.VR not in {"SQ", "OB", "OW", "UN"}}
-    return Frames(grid=grid, mpp=_spacing(data, width, height), properties=properties, warnings=said)
+    return Frames(grid=grid, mpp=spacing(data, width, height), properties=properties_of(data), warnings=said)
 
 
-def _whole(path: Path, data: Any, name: str) -> int:  # noqa: ANN401  # a data set
+def properties_of(data: Any) -> dict[str, str]:  # noqa: ANN401  # a data set
+    """Elements of a header by keyword, without sequences and bytes; values may identify a person."""
+    return {e.keyword: str(e.value)[:200] for e in data if e.keyword and e.VR not in {"SQ", "OB", "OW", "UN"}}
+
+
+def whole(path: Path, data: Any, name: str) -> int:  # noqa: ANN401  # a data set
+    """A count or size of the header.
+
+    Raises:
+        DataError: none, or one that no slide has.
+    """
     try:
         found = int(data.get(name) or 0)
     except (TypeError, ValueError):
@@ -204,7 +225,7 @@ def _places(
     return (by_rows if order == "rows" else by_rows.reshape(columns, rows).T.ravel()), said
 
 
-def _spacing(data: Any, width: int, height: int) -> tuple[object, object]:  # noqa: ANN401  # a data set
+def spacing(data: Any, width: int, height: int) -> tuple[object, object]:  # noqa: ANN401  # a data set
     """µm per pixel across and down: pixel spacing, or the extent of the imaged volume over its pixels."""
     try:
         shared = data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from medfuse.errors import ConfigError, DataError, MedfuseError
 from medfuse.limits import read_head
 from medfuse.loaders import _dicom_slide as dicom_slide
+from medfuse.loaders import _dicom_wsi as dicom_wsi
 from medfuse.loaders._tiff import MARKS, Page, read_pages
 from medfuse.loaders._tiles import JpegGrid, TileCache, cut, jpeg_head, opened
 
 LARGEST_PLAIN = 64_000_000  # pixels of an image without tiles, which is held whole
 SANE_MPP = (0.05, 20.0)  # µm per pixel; outside it a "resolution" is that of a printer or a screen
+WSIDICOM = "wsidicom"  # vendor of what only wsidicom reads
 _JPEG_VENDORS = {"aperio", "generic-tiff"}  # whose levels are TIFF directories without overlaps or offsets
 
 
@@ -32,7 +34,7 @@ class Slide:
 
     Attributes:
         files: all of its files; the first is the one to open.
-        vendor: OpenSlide's name, ``dicom-frames`` or ``tiff`` (plain).
+        vendor: OpenSlide's name, ``dicom-frames``, ``wsidicom`` or ``tiff`` (plain).
         sizes: (width, height) of each level, finest first.
         downsamples: of each level, of level 0.
         mpp: µm per pixel of level 0, None where the file does not say it or says nonsense.
@@ -250,13 +252,16 @@ def _dicom(paths: tuple[Path, ...], frames: str | None) -> Slide:
     try:
         return _by_openslide(images)
     except DataError as refusal:
-        if len(images) != 1:
-            raise
         try:
-            found = dicom_slide.frames_of(images[0], order=frames)
+            return _by_frames(images, frames) if dicom_slide.is_plain(images) else _by_wsidicom(images)
         except MedfuseError as error:
             error.add_note(f"OpenSlide refused it before: {refusal}")
             raise
+
+
+def _by_frames(images: tuple[Path, ...], order: str | None) -> Slide:
+    """JPEG frames of one file, read directly."""
+    found = dicom_slide.frames_of(images[0], order=order)
     mpp, warnings = _mpp(*found.mpp)
     return Slide(
         files=images,
@@ -267,6 +272,28 @@ def _dicom(paths: tuple[Path, ...], frames: str | None) -> Slide:
         grids={0: found.grid},
         properties=found.properties,
         warnings=(*found.warnings, *warnings),
+    )
+
+
+def _by_wsidicom(images: tuple[Path, ...]) -> Slide:
+    """What wsidicom reads; its levels are opened again when pixels are wanted."""
+    dicom_wsi.check(images)
+    with dicom_wsi.levels_of(images) as levels:
+        sizes = tuple((level.width, level.height) for level in levels)
+        absent = sum(level.absent for level in levels)
+    width, height = sizes[0]
+    data, _ = dicom_slide.header(images[0])
+    mpp, warnings = _mpp(*dicom_slide.spacing(data, width, height))
+    if absent:
+        warnings = (*warnings, f"{absent} tiles are not in the file (a sparse slide); they are read as white")
+    return Slide(
+        files=images,
+        vendor=WSIDICOM,
+        sizes=sizes,
+        downsamples=tuple((width / w + height / h) / 2 for w, h in sizes),
+        mpp=mpp,
+        properties=dicom_slide.properties_of(data),
+        warnings=warnings,
     )
 
 
@@ -297,7 +324,7 @@ def _openslide_region(
 
 @dataclass
 class Reader:
-    """Pixels of an open slide; made by :func:`reading`. OpenSlide is opened when a level needs it."""
+    """Pixels of an open slide; made by :func:`reading`. OpenSlide or wsidicom is opened when needed."""
 
     slide: Slide
     cache: TileCache
@@ -305,6 +332,7 @@ class Reader:
     handle: int = -1
     other: Any = None
     whole: NDArray[np.uint8] | None = None
+    levels: list[dicom_wsi.FrameGrid] = field(default_factory=list)
 
     def region(self, level: int, box: tuple[int, int, int, int], *, scale: int = 1) -> NDArray[np.uint8]:
         """Pixels (h, w, 3) of a level from x, y; white outside.
@@ -332,6 +360,9 @@ class Reader:
             out[:] = 255
             part = self.whole[max(y, 0) : y + h, max(x, 0) : x + w]
             out[max(-y, 0) : max(-y, 0) + part.shape[0], max(-x, 0) : max(-x, 0) + part.shape[1]] = part
+        elif self.slide.vendor == WSIDICOM:
+            self.levels = self.levels or self.stack.enter_context(dicom_wsi.levels_of(self.slide.files))
+            cut(self.levels[level], self.handle, self.cache, place=place, out=out)
         else:
             self.other = self.other or self.stack.enter_context(_openslide(self.slide.files))
             out[:] = _openslide_region(self.other, self.slide, level, (x, y, w, h), name=self.slide.path)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,22 @@ def _damaged(path: Path, number: int, found: str) -> DataError:
     return DataError(msg)
 
 
+class Grid(Protocol):
+    """Tiles of a level that are decoded one by one: :class:`JpegGrid`, or what another library decodes."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def tile_width(self) -> int: ...
+    @property
+    def tile_height(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    def decode(self, handle: int, number: int, *, scale: int = 1, out: NDArray[np.uint8] | None = None) -> Any: ...  # noqa: ANN401
+
+
 @dataclass
 class TileCache:
     """Decoded tiles of one level, the least recently used leave first; holds at most :data:`CACHE` bytes."""
@@ -112,7 +128,7 @@ class TileCache:
     held: OrderedDict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=OrderedDict)
     size: int = 0
 
-    def tile(self, grid: JpegGrid, handle: int, number: int, scale: int) -> NDArray[np.uint8]:
+    def tile(self, grid: Grid, handle: int, number: int, scale: int) -> NDArray[np.uint8]:
         """A decoded tile, from here or from the file."""
         key = (number, scale)
         found = self.held.get(key)
@@ -143,7 +159,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def cut(
-    grid: JpegGrid, handle: int, cache: TileCache, *, place: tuple[int, int], out: NDArray[np.uint8], scale: int = 1
+    grid: Grid, handle: int, cache: TileCache, *, place: tuple[int, int], out: NDArray[np.uint8], scale: int = 1
 ) -> None:
     """Fill ``out`` (h, w, 3) with the pixels from ``place``, (x, y) in scaled pixels; white outside the level."""
     (x, y), (h, w) = place, out.shape[:2]

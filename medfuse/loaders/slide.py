@@ -11,7 +11,7 @@ from medfuse.config import ModalityCard
 from medfuse.errors import DataError
 from medfuse.limits import read_head
 from medfuse.loaders._dicom_slide import is_slide, series_of
-from medfuse.loaders._slide_files import open_slide
+from medfuse.loaders._slide_files import WSIDICOM, open_slide
 from medfuse.loaders._slide_tiles import Fetch, checked, mpp_of, sharpness, tiles_of
 from medfuse.loaders._slide_writer import tissue_like, write_features, write_slide
 from medfuse.loaders._tiff import MARKS
@@ -98,7 +98,7 @@ def describe(files: Sequence[Path]) -> Description:
         "format": slide.vendor,
         "levels": [list(size) for size in slide.sizes],
         "mpp": None if slide.mpp is None else round(slide.mpp, 5),
-        "read_by": "JPEG tiles" if slide.grids else ("PIL" if slide.vendor == "tiff" else "OpenSlide"),
+        "read_by": "JPEG tiles" if slide.grids else {"tiff": "PIL", WSIDICOM: WSIDICOM}.get(slide.vendor, "OpenSlide"),
         "associated_images": list(slide.associated),
     }
     said = tuple(w.replace("option frames: rows was believed", "give the option frames") for w in slide.warnings)

@@ -1,12 +1,12 @@
 """Features of other tools, one HDF5 file per slide: from and to the store, broken files, mutants and bombs."""
 
 import shutil
-import time
 import tracemalloc
 
 import h5py
 import numpy as np
 import pytest
+from clock import Watch
 
 from medfuse.card import CohortCard, ModalityCard
 from medfuse.cohort import read_cohort
@@ -218,7 +218,7 @@ def mutants(sound, folder, count, seed):
                 out[at : at + 64] = bytes(min(64, len(out) - at))
         path = folder / "m.h5"
         path.write_bytes(bytes(out))
-        start = time.perf_counter()
+        watch = Watch()
         for call in (
             lambda path=path: bags.read((path,), {}).fetch([0]),
             lambda path=path: bags.describe((path,)),
@@ -229,7 +229,7 @@ def mutants(sound, folder, count, seed):
                 call()
             except MedfuseError:
                 refused += 1
-        assert time.perf_counter() - start < 2
+        assert watch.spent() < 2
     return refused
 
 
@@ -250,12 +250,12 @@ def test_bombs_are_refused_in_two_seconds_and_300_mb(tmp_path):
             if name in file:
                 del file[name]
             file.create_dataset(name, shape=shape, dtype="f4", chunks=chunks, compression="gzip")
-        start = time.perf_counter()
+        watch = Watch()
         tracemalloc.start()
         with pytest.raises(DataError, match="a decompression bomb"):
             bags.read((path,), {})
         assert not any("medfuse failed" in one.refusal for one in inspect([path]))
-        assert time.perf_counter() - start < 2
+        assert watch.spent() < 2
         assert tracemalloc.get_traced_memory()[1] < 300e6
         tracemalloc.stop()
 

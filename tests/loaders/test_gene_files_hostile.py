@@ -1,13 +1,13 @@
 """Mutants, bombs and hostile content of files of genes: read or refused with a typed error, soon, in little memory."""
 
 import gzip
-import time
 import tracemalloc
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from clock import Watch
 
 from medfuse.card import ModalityCard
 from medfuse.errors import DataError, MedfuseError
@@ -118,18 +118,19 @@ def run_mutants(sound, folder, *, each, seed, names=tuple(CARDS)):
     rng = np.random.default_rng(seed)
     reasons = []
     for name in names:
+        load(sound, name)  # imports and compiling are not the file's
         content = (sound / name).read_bytes()
         path = folder / name
         for _ in range(each):
             path.write_bytes(mutate(content, rng))
-            start = time.perf_counter()
+            watch = Watch()
             try:
                 load(folder, name)
             except MedfuseError as error:
                 reasons.append(str(error))
             found = inspect([path])
             assert not any("medfuse failed on it" in one.refusal for one in found), found
-            assert time.perf_counter() - start < 5
+            assert watch.spent() < 5
         path.unlink()
     assert all("; " in reason or "expected" in reason for reason in reasons)
     return len(reasons) / (each * len(names))
@@ -200,10 +201,10 @@ def bombs(folder):
 def test_bombs_are_refused_in_two_seconds_and_300_mb(tmp_path):
     for number, name in enumerate(bombs(tmp_path)):
         where = f"{number} {name}"
-        start = time.perf_counter()
+        watch = Watch()
         with pytest.raises(MedfuseError):
             load(tmp_path, name)
-        assert time.perf_counter() - start < 2, where
+        assert watch.spent() < 2, where
         inspect([tmp_path / name])
         tracemalloc.start()
         with pytest.raises(MedfuseError):
