@@ -16,6 +16,7 @@ References:
     Shapley value estimation (each order with its reverse).
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +29,13 @@ from medfuse.errors import CohortError, ConfigError
 from medfuse.explain.attribution import Attribution
 from medfuse.explain.event_game import Array, EventGame, Kept, event_game
 from medfuse.explain.tokens import Options, agreement
+from medfuse.explain.unit_checks import Copies, Faithfulness, Units, checked
 from medfuse.sample import ModalityData, ModalitySample
 from medfuse.training.fold import FoldModel
 from medfuse.types import PatientId
 
 UNITS = "event"
-EXACT = 1024  # coalitions of events that are all looked at
+EXACT = 4096  # coalitions of events that are all looked at
 MOST_DRAWN = 200  # events of a patient; beyond, each is left out alone
 MOST = 5000  # events of a patient
 _ORDERS, _MOST_ORDERS = 8, 64  # pairs of an order and its reverse: at least, at most
@@ -280,3 +282,52 @@ def _along(orders: NDArray[np.intp]) -> _Plan:
     back = back.reshape(p, n + 1)
     ones = np.full(p * n, 1 / p)
     return _Plan(kept=distinct, plus=back[:, 1:].ravel(), minus=back[:, :-1].ravel(), event=orders.ravel(), weight=ones)
+
+
+def check_events(
+    fold: FoldModel,
+    data: Mapping[str, ModalityData],
+    events: Mapping[PatientId, Events],
+    found: Attribution,
+    *,
+    patients: int = 12,
+    draws: int = 3,
+    seed: int = 0,
+) -> Faithfulness:
+    """The checks of :func:`medfuse.explain.check`, with events that really leave the record."""
+    first = {i: int(np.flatnonzero(found.patient == row)[0]) for row, i in enumerate(found.patient_ids)}
+
+    def members(patient: PatientId, unit: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(unit[:, None] - first[patient] == np.arange(len(events[patient])))
+
+    def again(other: FoldModel, ids: Sequence[PatientId]) -> Attribution:
+        own = {i: events[i] for i in events if i in ids}
+        options = Options(outcome=found.outcome, class_index=found.class_index)
+        asked = attribute_events(
+            other, data, own, modality=found.modality, horizon=found.horizon, options=options, seed=seed
+        )
+        shift = np.array([first[i] for i in asked.patient_ids])
+        begin = np.searchsorted(asked.patient, np.arange(len(asked)))
+        return dataclasses.replace(asked, unit=asked.unit + (shift - begin)[asked.patient])
+
+    units = Units(members=members, altered=lambda copies: _altered(data, found.modality, events, copies), again=again)
+    return checked(fold, found, units, patients=patients, draws=draws, seed=seed)
+
+
+def _altered(
+    data: Mapping[str, ModalityData], modality: str, events: Mapping[PatientId, Events], copies: Copies
+) -> dict[str, ModalityData]:
+    """Copies of patients whose record has only some of its events."""
+    found = {}
+    for name, one in data.items():
+        samples = {c: one.samples[p] for c, (p, _) in copies.items() if p in one.samples}
+        if name == modality:
+            for patient in {p for p, _ in copies.values()}:
+                own = [c for c, (p, _) in copies.items() if p == patient]
+                for c, sample in zip(own, events[patient].again(np.stack([copies[c][1] for c in own])), strict=True):
+                    if sample is None:
+                        del samples[c]
+                    else:
+                        samples[c] = sample
+        found[name] = dataclasses.replace(one, samples=samples)
+    return found

@@ -14,7 +14,7 @@ from medfuse.errors import ConfigError
 from medfuse.loaders._event_groups import aggregate
 from medfuse.loaders._event_options import Options, parse
 from medfuse.loaders._event_query import connection
-from medfuse.loaders.events import seen_events, summary
+from medfuse.loaders.events import OTHER, event_name, seen_events, summary
 from medfuse.sample import ModalitySample
 from medfuse.types import PatientId
 
@@ -46,9 +46,8 @@ class PatientEvents:
     @property
     def names(self) -> tuple[str, ...]:
         """(n,) ``creatinine, 12.3 days before``: no value of the patient, which stays in its file."""
-        known = [v.name for v in self.options.variables] + [f"hash_{b:04d}" for b in range(self.options.buckets)]
-        when = ["without a time" if np.isnan(d) else f"{d:.1f} days before" for d in self.days]
-        return tuple(f"{known[k]}, {at}" for k, at in zip(self.variable, when, strict=True))
+        known = [v.name for v in self.options.variables] + [OTHER] * self.options.buckets
+        return tuple(event_name(known[k], day) for k, day in zip(self.variable, self.days, strict=True))
 
     def summaries(self, kept: NDArray[np.bool_]) -> list[ModalitySample | None]:
         """The stored sample of each copy of the patient that has only some of the events.

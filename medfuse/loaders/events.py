@@ -32,6 +32,7 @@ from medfuse.types import PatientId
 
 __all__ = [
     "describe",
+    "event_name",
     "events_of",
     "group",
     "group_table",
@@ -47,6 +48,7 @@ __all__ = [
     "write_omop",
 ]
 
+OTHER = "other codes"  # what events of a bucket are called
 _MINUTES = {"minutes": 1.0, "hours": 60.0, "days": 1440.0, "years": 525_960.0}
 
 
@@ -299,7 +301,7 @@ def events_of(
     """
     found = seen_events(card, [patient], resolve=resolve, id_column=id_column)
     options = parse(card.options)
-    names = np.array([v.name for v in options.variables] + ["other codes"] * options.buckets, dtype=object)
+    names = np.array([v.name for v in options.variables] + [OTHER] * options.buckets, dtype=object)
     own = found.get(patient) or {n: np.zeros(0) for n in ("var", "days", "v", "side")}
     value = own["v"].astype(np.float64)
     counted = [options.counted(v) for v in options.variables] + [True] * options.buckets  # of several codes and units
@@ -307,6 +309,11 @@ def events_of(
     side = own.get("side", np.full(len(value), np.nan))
     table = {"variable": names[own["var"].astype(np.int64)], "days": own["days"], "value": value, "side": side}
     return pd.DataFrame(table), options.variables
+
+
+def event_name(variable: str, days: float) -> str:
+    """``creatinine, 12.3 days before``: what to call an event without telling its value."""
+    return f"{variable}, without a time" if np.isnan(days) else f"{variable}, {days:.1f} days before"
 
 
 def seen_events(
