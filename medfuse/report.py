@@ -284,7 +284,7 @@ def write_report(run: Run, *, opened: int | None = None) -> Path:
 
     Args:
         run: with its parts written; ``metrics.json`` included.
-        opened: how often held-out results were opened in reviews.
+        opened: how often held-out results were opened in reviews; None: as the documents that are there say.
 
     Returns:
         The file.
@@ -308,3 +308,13 @@ def write_report(run: Run, *, opened: int | None = None) -> Path:
     path = run.path / "report.html"
     write_text(path, page("medfuse report", body))
     return path
+
+
+def refresh_report(run: Run) -> None:
+    """Write the report and the documents of a run again, where it has a report: for whoever adds to a finished run.
+
+    Raises:
+        StoreError: a part is missing or damaged.
+    """
+    if (run.path / "report.html").is_file():
+        write_report(run)

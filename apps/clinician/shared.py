@@ -264,7 +264,7 @@ def held_out_open() -> bool:
     """Whether a steward has opened the held-out results of this run."""
     from medfuse.review.export import unlock_count
 
-    return unlock_count(settings(), run().sha256) > 0
+    return unlock_count(settings(), run().id) > 0
 
 
 def require_cleared(patient: str) -> None:

@@ -51,13 +51,23 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explained(made):
-    """The same run, explained and checked for its first outcome, its report written again."""
+    """The same run, whose held-out results were opened, explained and checked for its first outcome afterwards."""
     shutil.copytree(made / "run", made / "explained")
     run = open_run(made / "explained")
-    explain_run(run, data_root=made, store_root=made / "store")
-    check_run(run, data_root=made, store_root=made / "store")
     rewrite_report(run, opened=3)
+    explain_run(run, data_root=made, store_root=made / "store")
+    assert entries(run, "tripod_ai")["26"]["filled"] != entries(open_run(made / "run"), "tripod_ai")["26"]["filled"]
+    check_run(run, data_root=made, store_root=made / "store")
     return run
+
+
+def test_explaining_after_the_report_writes_it_again(made, explained):
+    """Never older than what stands in the run, and the count of openings is kept."""
+    before, after = ((p / "report.html").read_text() for p in (made / "run", explained.path))
+    assert before != after
+    rewrite_report(explained)
+    assert (explained.path / "report.html").read_text() == after
+    explained.verify()
 
 
 def document(run, name):

@@ -292,6 +292,15 @@ def test_D8_two_reasons_withhold_and_one_makes_unusual(run) -> None:
     assert missing.familiarity(run, key(0)) == ("familiar", [])
 
 
+def test_horizons_of_the_calibration_stand_in_the_order_of_days(tmp_path) -> None:
+    run = open_review(make_run(tmp_path / "run"))
+    (one,) = run.metrics["curves"]["calibration"].values()
+    chart = performance.calibration_chart(dict.fromkeys(("1095", "365", "730.5", "90"), one))
+    assert [t.name for t in chart.figure.data] == ["ideal", "90 days", "365 days", "730.5 days", "1095 days"]
+    assert list(dict.fromkeys(chart.table["horizon"])) == ["90", "365", "730.5", "1095"]
+    assert chart.alt.index("365: ratio") < chart.alt.index("1095: ratio")
+
+
 def test_V4_neighbours_are_training_patients_or_nobody(run) -> None:
     found = missing.similar(run, key(0))
     assert found is not None
