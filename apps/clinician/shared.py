@@ -21,7 +21,7 @@ MOST_ROWS = 300
 STYLE = """<style>
 .block-container{padding-top:3.2rem;max-width:76rem}
 .research{border-left:6px solid #D55E00;background:#fdf3ec;color:#1a1a1a;padding:.5rem .9rem;margin-bottom:.6rem}
-:focus-visible{outline:3px solid #0072B2 !important;outline-offset:2px}
+:focus-visible,label:has(input:focus-visible){outline:3px solid #0072B2 !important;outline-offset:2px}
 [data-testid="stCaptionContainer"]{opacity:1 !important}
 [data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:#4a4a4a !important;opacity:1 !important}
 [data-testid="stTable"] td:first-child{white-space:nowrap}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
-from medfuse.review.charts import BLUE, GREY, INK, ORANGE, Chart, band, figure
+from medfuse.review.charts import BLUE, GREY, INK, TEAL, Chart, band, figure
 from medfuse.review.patient import PatientView
 from medfuse.review.source import ReviewRun
 from medfuse.review.words import percent
@@ -155,7 +155,7 @@ def added_chart(found: list[Added], *, threshold: float, view: PatientView) -> C
     fig = figure(x="risk", height=170 + 50 * max(len(shown), 1))
     for a in shown[::-1]:
         fig.add_scatter(
-            x=[a.low, a.high], y=[a.modality] * 2, mode="lines", line={"color": ORANGE, "width": 10}, showlegend=False
+            x=[a.low, a.high], y=[a.modality] * 2, mode="lines", line={"color": TEAL, "width": 10}, showlegend=False
         )
         fig.add_scatter(
             x=[a.mean],

@@ -65,7 +65,7 @@ class ReviewRun:
         self.modalities: tuple[str, ...] = tuple(self.facts["facts"]["data"])
         manifest = run.path / MANIFEST
         self.sha256 = sha256_file(manifest) if manifest.is_file() else ""
-        # of what defines the run (cohort, recipe, seed, outcomes, data): the same after an explanation, a report, a seal
+        # of what defines the run (cohort, recipe, seed, outcomes, data): the same after another report or seal
         self.id = sha256_bytes(json_bytes(self.facts["facts"]))
         self.memory: dict[
             str, Any

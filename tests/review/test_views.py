@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from medfuse.errors import CohortError, ConfigError
 from medfuse.explaining import contribution_table, default_horizon, lines, read_coalitions
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.review import behaviour, missing, patient_charts, performance, worklist
-from medfuse.review.charts import SERIES
+from medfuse.review.charts import BLUE, GREY, INK, SERIES, VERMILION
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
 from medfuse.review.raw import ecg_chart, ecg_rows, slice_chart
 from medfuse.review.source import open_review
@@ -250,6 +251,34 @@ def test_D14_series_differ_for_all_eyes(matrix) -> None:
             assert np.linalg.norm(labs[i] - labs[j]) >= 15
 
 
+def _contrast(colour: str, ground: str = "#ffffff") -> float:
+    """WCAG 2.2, relative luminance."""
+    light = []
+    for one in (colour, ground):
+        rgb = np.array([int(one[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        light.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(light) / min(light)
+
+
+def _marks(fig: Any) -> set[str]:
+    """Colours of lines, edges and symbols of a figure; faint areas beside them are no marks."""
+    found: set[str] = set()
+    for trace in fig.data:
+        for part in (trace.line if "line" in trace else None, trace.marker if "marker" in trace else None):
+            colour = None if part is None else part.color
+            found |= {c for c in ([colour] if isinstance(colour, str) else colour or ()) if isinstance(c, str)}
+    return found
+
+
+def test_D14_marks_stand_out_from_their_background() -> None:
+    assert _contrast("#000000") == pytest.approx(21)
+    for colour in (*SERIES, INK, GREY):
+        assert _contrast(colour) >= 3, colour
+    for colour in (INK, GREY):  # also of text
+        assert _contrast(colour) >= 4.5, colour
+
+
 def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) -> None:
     view = patient_view(run, key(0), 500.0)
     lacking = next(p for p in run.where if len(patient_view(run, p).lacks) == 1)
@@ -280,6 +309,8 @@ def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) 
         assert chart.how
         assert chart.cannot
         assert len(chart.table) > 0, chart.title
+        assert all(_contrast(colour) >= 3 for colour in _marks(chart.figure)), chart.title  # D14
+    assert set().union(*(_marks(chart.figure) for chart in charts if chart)) >= {BLUE, VERMILION}
 
 
 # --- missing data, neighbours, withheld -------------------------------------------------------------------------------
