@@ -284,6 +284,8 @@ def state(patient: str) -> tuple[str, list[str]]:
 
 def require_shown(patient: str) -> None:
     """Stop the page where the prediction is withheld and nobody asked for it; show the amber banner where unusual."""
+    from medfuse.review.missing import NOTHING
+
     word, reasons = state(patient)
     if word == "unusual":
         st.warning("Unusual for the training patients: " + "; ".join(reasons))
@@ -293,7 +295,12 @@ def require_shown(patient: str) -> None:
     if patient in shown:
         st.error("Prediction shown although it would be withheld: " + "; ".join(reasons))
         return
-    st.error("Prediction withheld. This patient is unlike the training patients in two ways or more:")
+    alone = reasons == [NOTHING]
+    st.error(
+        "Prediction withheld:"
+        if alone
+        else "Prediction withheld. This patient is unlike the training patients in two ways or more:"
+    )
     for reason in reasons:
         st.text(f"- {reason}")
     if st.button("Show anyway (this is recorded)", key="show_anyway"):

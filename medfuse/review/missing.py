@@ -18,10 +18,18 @@ FEWEST_NEIGHBOURS = 5
 DELTA = 0.03
 
 
+NOTHING = (
+    "no modality is available, so that the model knows nothing of this patient: what it would show is the population "
+    "level, the average of the training patients"
+)
+
+
 def familiarity(run: ReviewRun, patient: str) -> tuple[str, list[str]]:
     """Familiar, unusual, withheld or "not checked", with the reasons; these name no value of the patient."""
     one, row = run.locate(patient)
     part = run.part(one.fold, "distribution")
+    if not bool(np.asarray(one.present[row]).any()):
+        return "withheld", [NOTHING]
     if part is None:
         return "not checked", []
     names, percentile = part["modalities"], np.asarray(part["percentile"])[row]
@@ -33,9 +41,6 @@ def familiarity(run: ReviewRun, patient: str) -> tuple[str, list[str]]:
     count = int(part["pattern_count"][row])
     if count < 20:
         reasons.append(f"modalities: {count or 'none'} of the training patients had exactly these")
-    has_some = bool(np.asarray(part["present"])[row].any())
-    if not has_some:
-        return "withheld", [*reasons, "no modality is available"]
     return ("withheld" if len(reasons) >= 2 else "unusual" if reasons else "familiar"), reasons
 
 

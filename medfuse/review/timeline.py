@@ -195,7 +195,7 @@ def _marks(own: pd.DataFrame, known: np.ndarray[Any, Any], *, largest: float) ->
     ]
     sizes = _SMALL + (_LARGE - _SMALL) * np.sqrt(np.abs(added) / largest if largest else np.zeros(len(added)))
     colours = list(np.where(added > 0, RAISES, LOWERS))
-    return {"size": list(sizes), "color": colours, "symbol": shapes, "line": {"width": 2}}
+    return {"size": list(sizes), "color": colours, "symbol": shapes, "opacity": 1, "line": {"width": 2}}
 
 
 def _hover(own: pd.DataFrame) -> list[str]:

@@ -214,7 +214,8 @@ def units_chart(found: Units, *, scale: str) -> Chart:
     bars = [(str(r["unit"]), float(r["contribution"]), r["low"], r["high"]) for _, r in shown.iterrows()]
     if len(rest):
         bars.append((f"({len(rest)} others)", float(rest["contribution"].sum()), np.nan, np.nan))
-    bars.append(("(presence)", found.presence, np.nan, np.nan))
+    if found.presence:
+        bars.append(("(presence)", found.presence, np.nan, np.nan))
     if found.recalibration:
         bars.append(("(recalibration)", found.recalibration, np.nan, np.nan))
     names, values, low, high = (list(column) for column in zip(*bars[::-1], strict=True))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import made_up
 import numpy as np
@@ -19,6 +20,7 @@ from medfuse.errors import ModelError
 from medfuse.explained import default_horizon, pooled_importance, read_coalitions
 from medfuse.explaining import check_run, explain_run
 from medfuse.pages import BANNER
+from medfuse.report import _patients
 from medfuse.run import open_run
 from medfuse.workflow import rewrite_report, train
 
@@ -219,6 +221,16 @@ def test_small_and_undefined_subgroups_say_so(made):
     assert "Hollow grey marks: fewer than 10 events" in page
     for row in content["sex"]:
         assert f"<td>{row['patients']}</td><td>{row['events']}</td>" in page
+
+
+def test_patients_without_any_modality_are_named_as_the_population_level():
+    counts = {"a + b": 5, "none": 3}
+    attrition = {"total": 8, "modelled": 8, "excluded": [], "problems": [], "availability": counts}
+    page = _patients(SimpleNamespace(read=lambda _: attrition))
+    assert "3 without any modality" in page
+    assert "population level" in page
+    del counts["none"]
+    assert "without any modality" not in _patients(SimpleNamespace(read=lambda _: attrition))
 
 
 def test_the_command_writes_all_documents(made, tmp_path, capsys):

@@ -319,8 +319,28 @@ def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) 
 def test_D8_two_reasons_withhold_and_one_makes_unusual(run) -> None:
     assert missing.familiarity(run, key(5))[0] == "withheld"
     assert missing.familiarity(run, key(10))[0] == "unusual"
-    assert missing.familiarity(run, key(2))[0] == "withheld"  # no modality at all
+    assert missing.familiarity(run, key(2)) == ("withheld", [missing.NOTHING])  # no modality at all
     assert missing.familiarity(run, key(0)) == ("familiar", [])
+
+
+def test_D8_who_has_no_modality_has_the_population_level_withheld_and_named_so(tmp_path) -> None:
+    """Also of a run whose likeness to the training patients was not computed."""
+    run = open_review(make_run(tmp_path / "run"))
+    assert missing.familiarity(run, key(0)) == ("not checked", [])
+    word, (reason,) = missing.familiarity(run, key(2))
+    assert word == "withheld"
+    assert "population level" in reason
+    view = patient_view(run, key(2))
+    assert view.risk == pytest.approx(view.nobody_risk)
+    said = summary(view)
+    assert "population level" in said[0]
+    assert said[1].startswith("Predicted risk")
+    assert "knowing nothing" not in " ".join(said)
+    assert view.contributions.empty
+    table = worklist.build_worklist(run, tmp_path)
+    rows = pd.read_parquet(table).set_index("patient_id")["familiar"]
+    assert rows[key(2)] == "withheld"
+    assert set(rows[rows != "withheld"]) == {worklist.NOT_CHECKED}
 
 
 def test_horizons_of_the_calibration_stand_in_the_order_of_days(tmp_path) -> None:
