@@ -321,7 +321,7 @@ def explain(
     patient: Annotated[str | None, typer.Option(help="One held-out patient instead of all.")] = None,
     within: Annotated[str | None, typer.Option(help="What the units of this modality added instead.")] = None,
     units: Annotated[
-        str | None, typer.Option(help="column, gene_set, group, instance, identity, region or wave.")
+        str | None, typer.Option(help="column, gene_set, group, event, instance, identity, region or wave.")
     ] = None,
     patients: Annotated[list[str] | None, typer.Option(help="With --within: only these; repeat it.")] = None,
     label: Annotated[int | None, typer.Option(help="With --within: class of a multi-class outcome, from 1.")] = None,

@@ -35,6 +35,7 @@ from medfuse.explaining_parts import (
 )
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.jobs import with_outcome
+from medfuse.report import refresh_report
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.training import cpu_threads, load_fold
 from medfuse.types import PatientId
@@ -58,9 +59,9 @@ def explain_run(
 
     Every coalition is moved to what it means by outcomes of training patients (:mod:`medfuse.explain.recalibration`),
     but for all that a patient has, which stays the run's own prediction; the values as the model says them are kept
-    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``) and sealed
-    with it; when they are there already, they
-    are read. The data must be those that the run was trained on.
+    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``), its
+    report and documents are written again with them, and all is sealed; when they are there already, they are read. The
+    data must be those that the run was trained on.
 
     Args:
         run: run directory.
@@ -110,6 +111,7 @@ def explain_run(
             if shown.meaning == RECALIBRATED:
                 write_recalibration(recalibration_of(unseen, shown), folder)
             write_parts(source, fold, raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
+        refresh_report(opened)
         opened.seal()
     return read_coalitions(opened, outcome)
 
@@ -157,6 +159,7 @@ def check_run(
         source = read_source(opened, data_root=data_root, store_root=store_root)
         raw = read_coalitions(opened, found[0].outcome, raw=True)
         checks = write_checks(source, found, raw=raw, horizon=default_horizon(opened, found), say=say)
+        refresh_report(opened)
         opened.seal()
     return checks
 

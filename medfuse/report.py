@@ -148,8 +148,19 @@ def _patients(run: Run) -> str:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     rows += [(f"- {reason}", count) for reason, count in reasons.items()]
     problems = "".join(f"<p class=note>{escape(p['file'])}: {escape(p['message'])}</p>" for p in a["problems"])
-    return f"<h2>Patients</h2>{table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>" + table(
-        ("pattern", "patients"), list(a["availability"].items())[:20]
+    return (
+        f"<h2>Patients</h2>{table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>"
+        + table(("pattern", "patients"), list(a["availability"].items())[:20])
+        + _without_any(int(a["availability"].get("none", 0)))
+    )
+
+
+def _without_any(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f"<p class=note>{count} without any modality (none): the model knows nothing of them and gives the population "
+        "level, the average of the training patients; the review withholds it. They count in every result.</p>"
     )
 
 
@@ -284,7 +295,7 @@ def write_report(run: Run, *, opened: int | None = None) -> Path:
 
     Args:
         run: with its parts written; ``metrics.json`` included.
-        opened: how often held-out results were opened in reviews.
+        opened: how often held-out results were opened in reviews; None: as the documents that are there say.
 
     Returns:
         The file.
@@ -308,3 +319,13 @@ def write_report(run: Run, *, opened: int | None = None) -> Path:
     path = run.path / "report.html"
     write_text(path, page("medfuse report", body))
     return path
+
+
+def refresh_report(run: Run) -> None:
+    """Write the report and the documents of a run again, where it has a report: for whoever adds to a finished run.
+
+    Raises:
+        StoreError: a part is missing or damaged.
+    """
+    if (run.path / "report.html").is_file():
+        write_report(run)

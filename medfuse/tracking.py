@@ -28,6 +28,7 @@ from typing import Any
 
 from medfuse.card import CohortCard
 from medfuse.config import Recipe, read_recipe
+from medfuse.documents import DOCUMENTS
 from medfuse.errors import MedfuseError, StoreError
 from medfuse.processes import is_dead, process_tags
 from medfuse.run import Run, open_run
@@ -40,7 +41,10 @@ _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000  # MLflow's own limits of a value
 _LOCK_SECONDS = 60.0
 _START_SECONDS, _END_SECONDS = 30.0, 300.0  # longest that training waits for MLflow
 _SAY = "tracking: MLflow is out of order ({}); the run directory holds everything (curves.jsonl, metrics.json)"
-_PARTS = ("run.json", "card.md", "recipe.yaml", "splits.json", "manifest.json", "metrics.json", "report.html")
+_PARTS = (
+    *("run.json", "card.md", "recipe.yaml", "splits.json", "manifest.json", "metrics.json", "report.html"),
+    *(f"{name}.{ending}" for name in DOCUMENTS for ending in ("html", "md", "json")),
+)
 _globals = threading.Lock()  # of the process: mlflow's tracking URI
 
 

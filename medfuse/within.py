@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ import pandas as pd
 
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Attribution, Check, Faithfulness, Options, attribute, check
+from medfuse.explain.events import UNITS as EVENT
+from medfuse.explain.events import attribute_events, check_events
 from medfuse.explain.recalibration import SubsetRecalibration
 from medfuse.explaining import FOLDER, default_horizon, explain_run, read_source
-from medfuse.explaining_parts import read_recalibration
+from medfuse.explaining_parts import Source, read_recalibration
 from medfuse.files import new_folder, read_json, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
-from medfuse.sample import ModalityData
 from medfuse.training import FoldModel, cpu_threads, load_fold
 from medfuse.types import PatientId
+from medfuse.within_events import events_for
 
 Say = Callable[[str], None]
 _ARRAYS = (
@@ -53,7 +55,8 @@ class Ask:
     Attributes:
         outcome: default the run's first.
         horizon: days; default the middle reporting horizon.
-        units: see :func:`medfuse.explain.attribute`.
+        units: see :func:`medfuse.explain.attribute`; also ``event``, single events of a record read as a summary
+            (:mod:`medfuse.explain.events`).
         class_index: of a multi-class outcome.
         patients: default all held-out patients who have the modality.
         check: also check the explanation, which takes longer.
@@ -138,13 +141,12 @@ def explain_within(
     if missing:
         opened.verify()
         with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
-            data = read_source(opened, data_root=data_root, store_root=store_root).data
+            source = read_source(opened, data_root=data_root, store_root=store_root)
             for name, ids in missing.items():
                 say(f"{ask.outcome}, fold {name}: {modality} of {len(ids)} patients")
                 fold, folder = load_fold(opened.fold_folder(name)), _folder(opened, modality, name, ask)
                 how = read_recalibration(opened, str(ask.outcome), name)
-                found = _attributed(fold, data, ids, modality=modality, ask=ask, how=how)
-                checked = check(fold, data, found) if ask.check else None
+                found, checked = _attributed(fold, source, ids, modality=modality, ask=ask, how=how)
                 _write(Within(fold=name, attribution=found, checked=checked), folder, ask)
             opened.seal()
     return [read_one(_folder(opened, modality, name, ask)) for name in wanted]
@@ -152,17 +154,23 @@ def explain_within(
 
 def _attributed(
     fold: FoldModel,
-    data: Mapping[str, ModalityData],
+    source: Source,
     ids: Sequence[PatientId],
     *,
     modality: str,
     ask: Ask,
     how: SubsetRecalibration | None,
-) -> Attribution:
+) -> tuple[Attribution, Faithfulness | None]:
     options = Options(
         outcome=ask.outcome, class_index=ask.class_index, method=ask.method, cells=ask.cells, recalibration=how
     )
-    return attribute(fold, data, ids, modality=modality, horizon=ask.horizon, units=ask.units, options=options)
+    data = source.data
+    if ask.units == EVENT:
+        events = events_for(source.cohort, modality, ids)
+        found = attribute_events(fold, data, events, modality=modality, horizon=ask.horizon, options=options)
+        return found, check_events(fold, data, events, found) if ask.check else None
+    found = attribute(fold, data, ids, modality=modality, horizon=ask.horizon, units=ask.units, options=options)
+    return found, check(fold, data, found) if ask.check else None
 
 
 def _folder(run: Run, modality: str, fold: str, ask: Ask) -> Path:
@@ -315,7 +323,7 @@ def within_lines(found: Sequence[Within], *, patient: str | None = None) -> list
         a = one.attribution
         size = np.abs(a.values)
         out.append(f"  fold {one.fold}: {len(a)} patients, {int(a.complete.sum())} with complete sums; {one.badge}")
-        if not a.names:
+        if not a.names or a.units == EVENT:  # events of one patient are not those of another
             out.append(f"    {len(size)} values, mean absolute {size.mean():.4f}; name a patient to see the largest")
             continue
         mean = np.bincount(a.unit, weights=size, minlength=len(a.names)) / len(a)

@@ -38,6 +38,7 @@ LAYERS = [
         "workflow",
         "explaining",
         "within",
+        "within_events",
         "prototypes",
         "stressing",
         "benchmark_table",

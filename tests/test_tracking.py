@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from medfuse import processes, tracking
 from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
+from medfuse.documents import DOCUMENTS
 from medfuse.processes import is_dead, process_tags
 from medfuse.run import Run
 from medfuse.tracking import close_dead_runs, replay, track
@@ -538,6 +539,9 @@ def test_a_database_removed_on_the_way_is_given_the_run_again(place, status, cap
 @pytest.mark.slow
 def test_a_run_can_be_replayed_later(place, monkeypatch):
     run, recipe = make_run(place / "run", status="finished")
+    written = {"report.html", *(f"{name}.{ending}" for name in DOCUMENTS for ending in ("html", "md", "json"))}
+    for name in written:
+        run.write_text(name, f"{{}} of {name}")
     run.seal()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all.db")
     train_like(run, recipe)
@@ -547,6 +551,8 @@ def test_a_run_can_be_replayed_later(place, monkeypatch):
     _, parents, curves = stored(f"sqlite:///{place}/mlflow.db")
     assert curves == {(str(run.path), fold): expected(fold) for fold in ("0", "1")}
     assert parents[0].data.metrics == {"death/harrell_c": 0.7}
+    files = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db").list_artifacts(parents[0].info.run_id, "run")
+    assert written <= {Path(file.path).name for file in files}
 
 
 FULL = """

@@ -21,7 +21,7 @@ MOST_ROWS = 300
 STYLE = """<style>
 .block-container{padding-top:3.2rem;max-width:76rem}
 .research{border-left:6px solid #D55E00;background:#fdf3ec;color:#1a1a1a;padding:.5rem .9rem;margin-bottom:.6rem}
-:focus-visible{outline:3px solid #0072B2 !important;outline-offset:2px}
+:focus-visible,label:has(input:focus-visible){outline:3px solid #0072B2 !important;outline-offset:2px}
 [data-testid="stCaptionContainer"]{opacity:1 !important}
 [data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *{color:#4a4a4a !important;opacity:1 !important}
 [data-testid="stTable"] td:first-child{white-space:nowrap}
@@ -264,7 +264,7 @@ def held_out_open() -> bool:
     """Whether a steward has opened the held-out results of this run."""
     from medfuse.review.export import unlock_count
 
-    return unlock_count(settings(), run().sha256) > 0
+    return unlock_count(settings(), run().id) > 0
 
 
 def require_cleared(patient: str) -> None:
@@ -284,6 +284,8 @@ def state(patient: str) -> tuple[str, list[str]]:
 
 def require_shown(patient: str) -> None:
     """Stop the page where the prediction is withheld and nobody asked for it; show the amber banner where unusual."""
+    from medfuse.review.missing import NOTHING
+
     word, reasons = state(patient)
     if word == "unusual":
         st.warning("Unusual for the training patients: " + "; ".join(reasons))
@@ -293,7 +295,12 @@ def require_shown(patient: str) -> None:
     if patient in shown:
         st.error("Prediction shown although it would be withheld: " + "; ".join(reasons))
         return
-    st.error("Prediction withheld. This patient is unlike the training patients in two ways or more:")
+    alone = reasons == [NOTHING]
+    st.error(
+        "Prediction withheld:"
+        if alone
+        else "Prediction withheld. This patient is unlike the training patients in two ways or more:"
+    )
     for reason in reasons:
         st.text(f"- {reason}")
     if st.button("Show anyway (this is recorded)", key="show_anyway"):

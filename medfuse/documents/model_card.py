@@ -62,7 +62,7 @@ def _limits(facts: RunFacts) -> Answer:
 def _opened(facts: RunFacts) -> Answer:
     if facts.opened is None:
         return "Not counted: no audit log of reviews was given when this was written.", ""
-    return f"{facts.opened} times, by the audit log of the review.", ""
+    return f"{facts.opened} times, by the audit log of the review when it was last counted (medfuse report).", ""
 
 
 def _output(facts: RunFacts) -> Answer:

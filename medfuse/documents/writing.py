@@ -8,9 +8,10 @@ from medfuse.documents.model_card import model_entries
 from medfuse.documents.sheet import Sheet
 from medfuse.documents.tripod import REFERENCE
 from medfuse.documents.tripod_answers import tripod_entries
-from medfuse.files import write_json, write_text
+from medfuse.files import read_json, write_json, write_text
 from medfuse.run import Run
 
+_OPENED = "held_out_opened_times"
 DOCUMENTS = ("model_card", "tripod_ai", "data_card")
 
 
@@ -67,7 +68,7 @@ def write_documents(run: Run, *, opened: int | None = None) -> list[Path]:
 
     Args:
         run: with its metrics written.
-        opened: how often held-out results were opened in reviews.
+        opened: how often held-out results were opened in reviews; None: as the documents that are there say.
 
     Returns:
         The files.
@@ -76,10 +77,18 @@ def write_documents(run: Run, *, opened: int | None = None) -> list[Path]:
         StoreError: a part of the run is missing or damaged.
     """
     paths = []
+    opened = counted_before(run) if opened is None else opened
     for sheet in sheets(read_facts(run, opened=opened)):
         for ending in ("md", "html", "json"):
             paths.append(run.path / f"{sheet.name}.{ending}")
         write_text(paths[-3], sheet.to_markdown())
         write_text(paths[-2], sheet.to_html())
-        write_json(paths[-1], {"format_version": 1, **sheet.to_json()})
+        write_json(paths[-1], {"format_version": 1, _OPENED: opened, **sheet.to_json()})
     return paths
+
+
+def counted_before(run: Run) -> int | None:
+    """How often held-out results were opened, as the model card of a run says; None where it does not."""
+    path = run.path / "model_card.json"
+    found = read_json(path).get(_OPENED) if path.is_file() else None
+    return found if isinstance(found, int) else None

@@ -131,7 +131,7 @@ def readers_of(
                 model=model,
                 column=column,
                 preprocessing=member.preprocessing[modality],
-                inputs=_door(batch, modality),
+                inputs=door(batch, modality),
                 tokens=tokens,
                 masks=masks,
                 patient=torch.from_numpy(own[:, 0].astype(np.int64)),
@@ -143,7 +143,7 @@ def readers_of(
     return found
 
 
-def _door(batch: Batch, modality: str) -> tuple[Tensor, Tensor, Tensor]:
+def door(batch: Batch, modality: str) -> tuple[Tensor, Tensor, Tensor]:
     """What the model lets in of a modality; everybody here has it."""
     mask, real = batch.token_mask[modality], batch.token_mask[modality][..., None]
     return torch.where(real, batch.tokens[modality], 0.0), mask, torch.where(real, batch.position[modality], 0.0)

@@ -4,7 +4,7 @@ The list is fixed beforehand; metrics of explanations disagree, and choosing amo
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,12 +95,51 @@ def check(
         Samek et al. (2017), Evaluating the visualization of what a deep neural network has learned (deletion); Petsiuk
         et al. (2018), RISE (insertion); Adebayo et al. (2018), Sanity checks for saliency maps (weights, labels).
     """
+    own = data[found.modality]
+    fill = _average(fold, own) if found.units == "wave" else None
+    units = Units(
+        members=lambda patient, unit: _tokens(own, patient, found, unit),
+        altered=lambda copies: altered(data, found.modality, copies, fill=fill),
+        again=lambda other, ids: _again(other, data, found, ids),
+    )
+    return checked(fold, found, units, patients=patients, draws=draws, seed=seed, permuted=permuted)
+
+
+Copies = Mapping[PatientId, tuple[PatientId, NDArray[np.bool_]]]  # a copy's id -> of whom it is, and what it keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """How units of an attribution are taken from a patient, and how another model is asked the same.
+
+    Attributes:
+        members: patient and (U,) units -> (U, T) which of the patient's tokens, features or events each has.
+        altered: copies of patients that keep some of these -> modalities that hold the copies.
+        again: model and patients -> their attribution by that model.
+    """
+
+    members: Callable[[PatientId, NDArray[np.int64]], NDArray[np.bool_]]
+    altered: Callable[[Copies], Mapping[str, ModalityData]]
+    again: Callable[[FoldModel, Sequence[PatientId]], Attribution]
+
+
+def checked(
+    fold: FoldModel,
+    found: Attribution,
+    units: Units,
+    *,
+    patients: int,
+    draws: int,
+    seed: int,
+    permuted: FoldModel | None = None,
+) -> Faithfulness:
+    """The checks of :func:`check` for units of any kind."""
     draw = np.random.default_rng(seed)
     chosen = np.sort(draw.choice(len(found), size=min(patients, len(found)), replace=False))
     areas, signs = [], list[float]()
     for start in range(0, len(chosen), _TOGETHER):
         for area, sign in _taken_apart(
-            fold, data, found, rows=chosen[start : start + _TOGETHER], draw=draw, draws=draws
+            fold, found, units, rows=chosen[start : start + _TOGETHER], draw=draw, draws=draws
         ):
             areas.append(area)
             signs += sign
@@ -110,12 +149,12 @@ def check(
     share = float(np.mean(signs)) if signs else float("nan")
     checks.append(_at_least("signs", share, 0.8))
     ids = [found.patient_ids[row] for row in chosen]
-    checks.append(_weights(fold, data, found, ids=ids, draws=draws, seed=seed))
+    checks.append(_weights(fold, found, units, ids=ids, draws=draws, seed=seed))
     checks.append(_at_least("completeness", float(found.complete.mean()), 0.95))
     known = found.stability[np.isfinite(found.stability)]
     checks.append(_at_least("stability", float(known.mean()) if len(known) else float("nan"), 0.6))
     if permuted is not None:
-        other = np.abs(_again(permuted, data, found, found.patient_ids).contribution).mean()
+        other = np.abs(units.again(permuted, found.patient_ids).contribution).mean()
         ratio = float(other / np.abs(found.contribution).mean())
         nan = float("nan")
         checks.append(Check(name="labels", value=ratio, low=nan, high=nan, asked="<= 0.25", passed=ratio <= 0.25))
@@ -160,8 +199,8 @@ def randomised(fold: FoldModel, *, seed: int) -> FoldModel:
 
 def _weights(
     fold: FoldModel,
-    data: Mapping[str, ModalityData],
     found: Attribution,
+    units: Units,
     *,
     ids: Sequence[PatientId],
     draws: int,
@@ -170,7 +209,7 @@ def _weights(
     """Mean rank correlation of each patient's values with those of random networks."""
     each = []
     for number in range(draws):
-        other = _again(randomised(fold, seed=seed + number), data, found, ids)
+        other = units.again(randomised(fold, seed=seed + number), ids)
         ours = {(i, u): v for i, u, v in _keyed(found)}
         theirs: dict[str, list[tuple[float, float]]] = {}
         for i, u, v in _keyed(other):
@@ -195,8 +234,8 @@ def _keyed(found: Attribution) -> list[tuple[str, int, float]]:
 
 def _taken_apart(
     fold: FoldModel,
-    data: Mapping[str, ModalityData],
     found: Attribution,
+    units: Units,
     *,
     rows: NDArray[np.int64],
     draw: np.random.Generator,
@@ -208,7 +247,7 @@ def _taken_apart(
     for row in rows:
         patient = found.patient_ids[row]
         own = np.flatnonzero(found.patient == row)
-        value, token = found.values[own], _tokens(data[found.modality], patient, found, found.unit[own])
+        value, token = found.values[own], units.members(patient, found.unit[own])
         count = len(own)
         steps = sorted({min(count - 1, max(1, round(s * count))) for s in _STEPS}) if count > 1 else []
         falling = np.argsort(-value, kind="stable")  # the most raising first
@@ -227,9 +266,7 @@ def _taken_apart(
             shown = token[kept].any(axis=0) | ~token.any(axis=0)
             copies[PatientId(f"{patient}\x00{name}")] = (patient, np.asarray(shown))
         plan.append((patient, steps, count, len(up), len(down)))
-    fill = _average(fold, data[found.modality]) if found.units == "wave" else None
-    changed = altered(data, found.modality, copies, fill=fill)
-    said = dict(zip(copies, predicted(fold, changed, list(copies), like=found), strict=True))
+    said = dict(zip(copies, predicted(fold, units.altered(copies), list(copies), like=found), strict=True))
     return [_judged(said, *one, draws=draws) for one in plan]
 
 
@@ -280,7 +317,7 @@ def _average(fold: FoldModel, data: ModalityData) -> NDArray[np.float32]:
 def altered(
     data: Mapping[str, ModalityData],
     modality: str,
-    copies: Mapping[PatientId, tuple[PatientId, NDArray[np.bool_]]],
+    copies: Copies,
     *,
     fill: NDArray[np.float32] | None = None,
 ) -> dict[str, ModalityData]:

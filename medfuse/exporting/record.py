@@ -56,7 +56,7 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def run_id(run: ReviewRun) -> str:
     """SHA-256 of what defines the run (cohort, recipe, seed, outcomes, data): the same after another report or seal."""
-    return sha256_bytes(json_bytes(run.facts["facts"]))
+    return run.id
 
 
 def content_sha256(record: Mapping[str, Any]) -> str:

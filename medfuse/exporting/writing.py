@@ -11,6 +11,7 @@ from medfuse.exporting.html import as_html, from_html
 from medfuse.exporting.pdf import as_pdf, from_pdf
 from medfuse.exporting.record import patient_record
 from medfuse.files import sha256_bytes, write_bytes
+from medfuse.review.export import openings
 from medfuse.review.log import ChainedLog
 from medfuse.review.settings import ReviewSettings, beside
 from medfuse.review.source import ReviewRun, open_review
@@ -147,4 +148,4 @@ def times_opened(run: str | Path, folder: Path | None = None) -> int | None:
         StoreError: the log's chain is broken.
     """
     log = ChainedLog(Path(folder or beside(Path(run))) / "audit.jsonl")
-    return sum(row["kind"] == "held-out opened" for row in log.rows()) if log.path.is_file() else None
+    return openings(log, open_review(run).id) if log.path.is_file() else None

@@ -198,12 +198,14 @@ def tokens(con: duckdb.DuckDBPyConnection, options: Options) -> dict[str, NDArra
     """Events of ``clean`` in the order of time.
 
     Returns:
-        Columns ``sid``, ``var``, ``days`` before the index time (NaN: static), ``v`` (NaN: none) and, where a variable
-        has a reference range, ``side`` of it (-1, 0, 1; NaN: no range or no value).
+        Columns ``sid``, ``var``, ``days`` before the index time (NaN: static), ``age`` (the same in microseconds; as
+        large as can be: static), ``v`` (NaN: none) and, where a variable has a reference range, ``side`` of it (-1, 0,
+        1; NaN: no range or no value).
     """
     side = any(v.reference for v in options.variables)
     found = con.execute(
-        f"SELECT sid, var, age / {DAY}.0::DOUBLE AS days, v{', side::DOUBLE AS side' if side else ''} FROM clean "
-        f"ORDER BY sid, age DESC NULLS FIRST, var, v{', side' if side else ''}"
+        f"SELECT sid, var, c.age / {DAY}.0::DOUBLE AS days, coalesce(c.age, {-_STATIC}) AS age, v"
+        f"{', side::DOUBLE AS side' if side else ''} FROM clean c "
+        f"ORDER BY sid, c.age DESC NULLS FIRST, var, v{', side' if side else ''}"
     ).fetchnumpy()
     return {name: _filled(column) for name, column in found.items()}

@@ -7,7 +7,7 @@ codes: no patient, train or held out, decides which columns there are, and colum
 where everything else is fitted (:mod:`medfuse.preprocessing`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,23 @@ from medfuse.types import PatientId
 
 __all__ = [
     "describe",
+    "event_name",
     "events_of",
     "group",
     "group_table",
     "identifying",
+    "prepared",
     "read",
     "recognise",
+    "seen_events",
+    "subject_of",
+    "summary",
     "write_example",
     "write_meds",
     "write_omop",
 ]
 
+OTHER = "other codes"  # what events of a bucket are called
 _MINUTES = {"minutes": 1.0, "hours": 60.0, "days": 1440.0, "years": 525_960.0}
 
 
@@ -53,7 +59,7 @@ def _adapter(options: Options) -> Any:  # noqa: ANN401  # a module
 # --- index times from a table ---------------------------------------------------------------------------------------
 
 
-def _subject(patient: str, form: str) -> str | None:
+def subject_of(patient: str, form: str) -> str | None:
     """The subject in the source that the cohort calls ``patient``; None where the form does not fit."""
     before, _, after = form.partition("{")
     spec, _, after = after.partition("}")
@@ -92,7 +98,7 @@ def _index_table(
         msg = f"{file}, data row {bad[0] + 1}, column {index.column!r}: expected {wanted}, found other text"
         raise DataError(f"{msg} ({bad.size} such rows); correct the table")
     shifted = times + pd.to_timedelta(index.after_hours, unit="h")
-    known = pd.DataFrame({"sid": [_subject(i, options.patient_id) for i in ids], "at": shifted}).dropna()
+    known = pd.DataFrame({"sid": [subject_of(i, options.patient_id) for i in ids], "at": shifted}).dropna()
     known = known.drop_duplicates()
     if known["sid"].duplicated().any():
         msg = f"{file}, column {index.column!r}: expected one index time per patient, found several that disagree"
@@ -147,9 +153,10 @@ def _patients(sid: NDArray[Any], options: Options) -> tuple[NDArray[np.int64], l
     return rows.astype(np.int64), names
 
 
-def _summary(
+def summary(
     found: Mapping[str, NDArray[Any]], options: Options
 ) -> tuple[dict[PatientId, ModalitySample], list[Column]]:
+    """Groups of :func:`group_table` as one sample per patient, and their columns."""
     layout = _layout(options)
     rows, patients = _patients(found["sid"], options)
     out = np.zeros((len(patients), len(layout), 2), dtype=np.float32)
@@ -192,19 +199,20 @@ def _tokens(found: Mapping[str, NDArray[Any]], options: Options) -> tuple[dict[P
     return samples, [v.name for v in options.variables] + [f"hash_{b:04d}" for b in range(options.buckets)]
 
 
-def _prepared(
+def prepared(
     con: duckdb.DuckDBPyConnection,
     scratch: Path,
     *,
     options: Options,
     files: Mapping[str, Path],
     id_column: str | None = None,
-    only: str | None = None,
+    only: Sequence[str] | None = None,
 ) -> list[str]:
+    """Views of the events that may be seen, of everybody or of some subjects; what the loader warns of."""
     sources = {label: path for label, path in files.items() if label != options.index.table}
     source: Source = _adapter(options).source(con, sources, options, scratch)
     if only is not None:
-        mine = f"CAST(sid AS VARCHAR) = {quoted(only)}"
+        mine = f"CAST(sid AS VARCHAR) IN ({', '.join(map(quoted, only))})"
         source = replace(source, sql=f"SELECT * FROM ({source.sql}) WHERE {mine}")
     if options.index.start and not source.relative:
         msg = (
@@ -231,7 +239,7 @@ def group_table(files: Mapping[str, Path], options: Options) -> dict[str, NDArra
         DataError: damage, units that cannot be reconciled.
     """
     with connection(", ".join(p.name for p in list(files.values())[:3])) as (con, scratch):
-        _prepared(con, scratch, options=options, files=files)
+        prepared(con, scratch, options=options, files=files)
         return aggregate(con, options)
 
 
@@ -254,7 +262,7 @@ def read(
     options = parse(card.options)
     files = {label: resolve(source) for label, source in (card.files or {"events": card.file or ""}).items()}
     with connection(f"modality {name}") as (con, scratch):
-        warnings = _prepared(con, scratch, options=options, files=files, id_column=patients[0])
+        warnings = prepared(con, scratch, options=options, files=files, id_column=patients[0])
         if options.output == "tokens":
             samples, identities = _tokens(tokens(con, options), options)
             return ModalityData(
@@ -265,13 +273,13 @@ def read(
                 samples=samples,
                 warnings=tuple(warnings),
             )
-        summary, columns = _summary(aggregate(con, options), options)
+        samples, columns = summary(aggregate(con, options), options)
     return ModalityData(
         name=name,
         layout="columns",
         features=2,
         columns=tuple(columns),
-        samples=summary,
+        samples=samples,
         warnings=tuple(warnings),
     )
 
@@ -285,30 +293,53 @@ def events_of(
 
     Returns:
         Columns ``variable``, ``days`` before the index time (NaN: without a time), ``value`` in the variable's unit
-        (NaN: none) and ``side`` of the reference range (-1, 0, 1; NaN: no range).
+        (NaN: none, or the model counts events alone, so that their units need not agree) and ``side`` of the reference
+        range (-1, 0, 1; NaN: no range).
 
     Raises:
         ConfigError, DataError: as :func:`read`.
     """
-    options = parse({**card.options, "output": "tokens"})
-    subject = _subject(patient, options.patient_id)
+    found = seen_events(card, [patient], resolve=resolve, id_column=id_column)
+    options = parse(card.options)
+    names = np.array([v.name for v in options.variables] + [OTHER] * options.buckets, dtype=object)
+    own = found.get(patient) or {n: np.zeros(0) for n in ("var", "days", "v", "side")}
+    value = own["v"].astype(np.float64)
+    counted = [options.counted(v) for v in options.variables] + [True] * options.buckets  # of several codes and units
+    value[np.array(counted, dtype=bool)[own["var"].astype(np.int64)]] = np.nan
+    side = own.get("side", np.full(len(value), np.nan))
+    table = {"variable": names[own["var"].astype(np.int64)], "days": own["days"], "value": value, "side": side}
+    return pd.DataFrame(table), options.variables
+
+
+def event_name(variable: str, days: float) -> str:
+    """``creatinine, 12.3 days before``: what to call an event without telling its value."""
+    return f"{variable}, without a time" if np.isnan(days) else f"{variable}, {days:.1f} days before"
+
+
+def seen_events(
+    card: ModalityCard, patients: Sequence[str], *, resolve: Callable[[str], Path], id_column: str | None
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Events of some patients that the model may see, oldest first; nobody without any.
+
+    Returns:
+        Of each patient ``var`` (number of the variable, then of the bucket), ``days`` before the index time, ``age``
+        (the same in microseconds), ``v`` and perhaps ``side``, as :func:`medfuse.loaders._event_groups.tokens`.
+
+    Raises:
+        ConfigError, DataError: as :func:`read`.
+    """
+    options = parse(card.options)
+    subjects = {patient: subject_of(patient, options.patient_id) for patient in patients}
+    known = [subject for subject in subjects.values() if subject is not None]
+    if not known:
+        return {}
     files = {label: resolve(source) for label, source in (card.files or {"events": card.file or ""}).items()}
-    empty = pd.DataFrame(columns=["variable", "days", "value", "side"])
-    if subject is None:
-        return empty, options.variables
-    with connection("events of one patient") as (con, scratch):
-        _prepared(con, scratch, options=options, files=files, id_column=id_column, only=subject)
+    with connection("events of some patients") as (con, scratch):
+        prepared(con, scratch, options=options, files=files, id_column=id_column, only=known)
         found = tokens(con, options)
-    names = np.array([v.name for v in options.variables] + ["other codes"] * options.buckets, dtype=object)
-    table = pd.DataFrame(
-        {
-            "variable": names[found["var"].astype(np.int64)],
-            "days": found["days"].astype(np.float64),
-            "value": found["v"].astype(np.float64),
-            "side": found.get("side", np.full(len(found["var"]), np.nan)),
-        }
-    )
-    return table if len(table) else empty, options.variables
+    rows, names = _patients(found.pop("sid"), options)
+    own = {str(name): np.flatnonzero(rows == row) for row, name in enumerate(names)}
+    return {p: {name: part[own[p]] for name, part in found.items()} for p in patients if p in own}
 
 
 def write_example(folder: Path) -> ModalityCard:

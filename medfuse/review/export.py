@@ -14,14 +14,24 @@ from medfuse.review.source import ReviewRun
 from medfuse.review.words import BANNER
 
 
-def unlock_count(settings: ReviewSettings, run_sha256: str) -> int:
-    """How often held-out results of a run were opened.
+def openings(log: ChainedLog, run_id: str) -> int:
+    """How often held-out results of a run were opened, in whatever state: an explanation or report does not undo that.
+
+    Rows of before say which seal the run had and not which run it was: all of them count.
+
+    Args:
+        log: audit log of the review, which lies beside one run unless it is put elsewhere.
+        run_id: of :class:`medfuse.review.source.ReviewRun`.
 
     Raises:
         StoreError: the audit log's chain is broken.
     """
-    rows = ChainedLog(settings.audit_file).rows()
-    return sum(r["kind"] == "held-out opened" and r.get("run_sha256") == run_sha256 for r in rows)
+    return sum(row["kind"] == "held-out opened" and row.get("run", run_id) == run_id for row in log.rows())
+
+
+def unlock_count(settings: ReviewSettings, run_id: str) -> int:
+    """:func:`openings`, by the audit log of a review's settings."""
+    return openings(ChainedLog(settings.audit_file), run_id)
 
 
 def patient_record(run: ReviewRun, patient: str, at: float | None = None, *, audit_head: str = "") -> dict[str, Any]:

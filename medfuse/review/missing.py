@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
-from medfuse.review.charts import BLUE, GREY, INK, ORANGE, Chart, band, figure
+from medfuse.review.charts import BLUE, GREY, INK, TEAL, Chart, band, figure
 from medfuse.review.patient import PatientView
 from medfuse.review.source import ReviewRun
 from medfuse.review.words import percent
@@ -18,10 +18,18 @@ FEWEST_NEIGHBOURS = 5
 DELTA = 0.03
 
 
+NOTHING = (
+    "no modality is available, so that the model knows nothing of this patient: what it would show is the population "
+    "level, the average of the training patients"
+)
+
+
 def familiarity(run: ReviewRun, patient: str) -> tuple[str, list[str]]:
     """Familiar, unusual, withheld or "not checked", with the reasons; these name no value of the patient."""
     one, row = run.locate(patient)
     part = run.part(one.fold, "distribution")
+    if not bool(np.asarray(one.present[row]).any()):
+        return "withheld", [NOTHING]
     if part is None:
         return "not checked", []
     names, percentile = part["modalities"], np.asarray(part["percentile"])[row]
@@ -33,9 +41,6 @@ def familiarity(run: ReviewRun, patient: str) -> tuple[str, list[str]]:
     count = int(part["pattern_count"][row])
     if count < 20:
         reasons.append(f"modalities: {count or 'none'} of the training patients had exactly these")
-    has_some = bool(np.asarray(part["present"])[row].any())
-    if not has_some:
-        return "withheld", [*reasons, "no modality is available"]
     return ("withheld" if len(reasons) >= 2 else "unusual" if reasons else "familiar"), reasons
 
 
@@ -155,7 +160,7 @@ def added_chart(found: list[Added], *, threshold: float, view: PatientView) -> C
     fig = figure(x="risk", height=170 + 50 * max(len(shown), 1))
     for a in shown[::-1]:
         fig.add_scatter(
-            x=[a.low, a.high], y=[a.modality] * 2, mode="lines", line={"color": ORANGE, "width": 10}, showlegend=False
+            x=[a.low, a.high], y=[a.modality] * 2, mode="lines", line={"color": TEAL, "width": 10}, showlegend=False
         )
         fig.add_scatter(
             x=[a.mean],

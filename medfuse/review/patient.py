@@ -234,6 +234,13 @@ def summary(view: PatientView) -> list[str]:
             f"Predicted risk{when}: {percent(view.risk)}, with {percent(view.low)} to {percent(view.high)} over "
             f"{view.replicates} replicates; the model knowing nothing would say {percent(view.nobody_risk)}."
         ]
+    if not view.has:
+        return [
+            "No modality is available: this is the population level, the average of the training patients, and says "
+            "nothing of this one.",
+            f"{out[0].partition(';')[0]}.",
+            f"Not available and without a part in this: {', '.join(view.lacks)}.",
+        ]
     table = view.contributions.reindex(view.contributions["contribution"].abs().sort_values(ascending=False).index)
     raising = [_phrase(row, view) for _, row in table.iterrows() if row["low"] > 0]
     lowering = [_phrase(row, view) for _, row in table.iterrows() if row["high"] < 0]

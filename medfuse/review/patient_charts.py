@@ -9,7 +9,6 @@ from medfuse.review.charts import (
     GREY,
     INK,
     LOWERS,
-    PALE,
     RAISES,
     SERIES,
     SYMBOLS,
@@ -213,7 +212,7 @@ def waterfall_chart(view: PatientView) -> Chart:
         increasing={"marker": {"color": RAISES}},
         decreasing={"marker": {"color": LOWERS}},
         totals={"marker": {"color": GREY}},
-        connector={"line": {"color": PALE}},
+        connector={"line": {"color": GREY}},
     )
     edges = np.array([view.nobody, *table["after"], view.link], dtype=np.float64)
     room = 0.2 * max(float(np.ptp(edges)), 0.1)

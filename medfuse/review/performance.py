@@ -195,11 +195,20 @@ def groups_chart(found: RiskGroups, *, who: str) -> Chart:
     )
 
 
+def _days(horizon: str) -> float:
+    """A horizon as the run's files name it, as a number; what is none comes last, in its own order."""
+    try:
+        return float(horizon)
+    except ValueError:
+        return float("inf")
+
+
 def calibration_chart(content: Mapping[str, Mapping[str, Any]]) -> Chart:
     """Observed against predicted, per horizon."""
     fig = figure(x="predicted probability of the event", y="observed (Kaplan-Meier)", height=460)
     fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot"}, name="ideal")
     rows = []
+    content = dict(sorted(content.items(), key=lambda one: _days(one[0])))
     for k, (horizon, c) in enumerate(content.items()):
         points = [
             r for r in zip(c["predicted"], c["observed"], c["low"], c["high"], c["size"], strict=True) if None not in r

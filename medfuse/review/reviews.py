@@ -38,6 +38,7 @@ def record(
             "who": who,
             "patient": patient,
             "outcome": run.outcome,
+            "run": run.id,
             "run_sha256": run.sha256,
             "verdict": verdict,
             "decisive": decisive,
@@ -77,7 +78,7 @@ def estimates(run: ReviewRun, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame
     """
     out = []
     for row in rows:
-        if row["kind"] != "estimate" or row.get("run_sha256") != run.sha256 or row["patient"] not in run.where:
+        if row["kind"] != "estimate" or not _of_run(row, run) or row["patient"] not in run.where:
             continue
         day = float(row["day"]) if run.kind == "survival" else None
         if run.kind == "continuous" or (day is not None and day <= 0):
@@ -95,6 +96,11 @@ def estimates(run: ReviewRun, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame
             }
         )
     return pd.DataFrame(out, columns=["reader", "patient", "day", "reader's estimate", "model", "interval", "by then"])
+
+
+def _of_run(row: Mapping[str, Any], run: ReviewRun) -> bool:
+    """Whether a record is of this run, whatever was added to it since; records of before know its seal alone."""
+    return bool(row["run"] == run.id if "run" in row else row.get("run_sha256") == run.sha256)
 
 
 def _known(run: ReviewRun, patient: str, day: float | None) -> str:

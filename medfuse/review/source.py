@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
-from medfuse.files import MANIFEST, read_json, sha256_file
+from medfuse.files import MANIFEST, json_bytes, read_json, sha256_bytes, sha256_file
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
 from medfuse.run import Run, open_run
 from medfuse.targets import Survival
@@ -65,6 +65,8 @@ class ReviewRun:
         self.modalities: tuple[str, ...] = tuple(self.facts["facts"]["data"])
         manifest = run.path / MANIFEST
         self.sha256 = sha256_file(manifest) if manifest.is_file() else ""
+        # of what defines the run (cohort, recipe, seed, outcomes, data): the same after another report or seal
+        self.id = sha256_bytes(json_bytes(self.facts["facts"]))
         self.memory: dict[
             str, Any
         ] = {}  # per fold, the same for every reader: curves of the training side, calibration

@@ -17,6 +17,8 @@ from medfuse.review.charts import GREY, INK, LOWERS, RAISES, Chart, figure
 from medfuse.review.source import EXPLANATIONS, ReviewRun
 
 _GAP, _FLOOR = 0.05, 1e-4  # as medfuse.explain.Attribution.complete
+_NEAR = 0.005  # log hazard: what two rounded numbers may differ by
+_LATER = "recalibration"  # runs explained before have none
 _EACH = 8  # most raising and most lowering units that have a bar
 _PARTS = {"slide": "tile", "text": "sentence", "ecg": "window", "dicom": "region", "volume": "region"}  # of a loader
 
@@ -26,13 +28,14 @@ class Units:
     """What the units of one modality added to one patient's prediction, on the scale of the contribution.
 
     Attributes:
-        modality, kind: ``column gene_set identity region instance``.
+        modality, kind: ``column gene_set group identity region instance wave event``.
         word: what to call one unit.
         cells: of the grid of regions, along its longest side.
         horizon: days, or None.
         class_index: of a multi-class outcome, or None.
-        contribution: of the modality, as it was taken apart; ``presence`` its part that no unit has; ``gap`` what is
-            left of it.
+        contribution: of the modality, as it was taken apart; ``presence`` and ``recalibration`` its parts that no unit
+            has; ``gap`` what is left of it. ``recalibration`` is None where the parts are of the values as the model
+            says them.
         stability: mean Spearman correlation between replicates; NaN for one unit.
         start: what presence leads to, in words.
         method: in words.
@@ -48,6 +51,7 @@ class Units:
     class_index: int | None
     contribution: float
     presence: float
+    recalibration: float | None
     gap: float
     stability: float
     start: str
@@ -69,9 +73,27 @@ class Units:
         """Contribution, local sum and gap in words."""
         total = float(self.table["contribution"].sum())
         part = "" if not self.contribution else f" ({abs(self.gap / self.contribution):.1%} of it)"
+        moved = "" if self.recalibration is None else f"recalibration {self.recalibration:+.3f}, "
         return (
             f"Contribution {self.contribution:+.3f} = sum of the parts {total:+.3f}, presence {self.presence:+.3f} "
-            f"(from the absent modality to: {self.start}), gap {self.gap:+.4f}{part}: {self.label}."
+            f"(from the absent modality to: {self.start}), {moved}gap {self.gap:+.4f}{part}: {self.label}."
+        )
+
+    def disagreement(self, shown: float, *, meaning: str) -> str:
+        """Why these parts are not those of a contribution, in words; empty where they are.
+
+        Args:
+            shown: the contribution on the pages, at the horizon of the parts.
+            meaning: of :class:`medfuse.review.patient.PatientView`.
+        """
+        if abs(shown - self.contribution) <= max(_GAP * abs(shown), _NEAR):
+            return ""
+        why = "of other values of this run"
+        if meaning == "recalibrated" and self.recalibration is None:
+            why = "of the values as the model says them, before they were recalibrated"
+        return (
+            f"The parts explain {self.contribution:+.3f}; the bars of the patient page say {shown:+.3f}: the parts are "
+            f"{why}. Explain this modality again."
         )
 
 
@@ -122,6 +144,7 @@ def units_of(run: ReviewRun, patient: str, modality: str, kind: str = "default")
             class_index=index["class_index"],
             contribution=float(_array(folder, "contribution")[row]),
             presence=float(_array(folder, "presence")[row]),
+            recalibration=float(_array(folder, _LATER)[row]) if (folder / f"{_LATER}.npy").is_file() else None,
             gap=float(_array(folder, "gap")[row]),
             stability=float(_array(folder, "stability")[row]),
             start=str(index["start"]),
@@ -177,7 +200,7 @@ def cells(position: np.ndarray[Any, Any], *, per_side: int) -> np.ndarray[Any, A
 
 
 def units_chart(found: Units, *, scale: str) -> Chart:
-    """Signed bars of the units, the rest together, and presence: they sum to the contribution.
+    """Signed bars of the units, the rest together, presence and recalibration: they sum to the contribution.
 
     Args:
         found: of one patient.
@@ -191,7 +214,10 @@ def units_chart(found: Units, *, scale: str) -> Chart:
     bars = [(str(r["unit"]), float(r["contribution"]), r["low"], r["high"]) for _, r in shown.iterrows()]
     if len(rest):
         bars.append((f"({len(rest)} others)", float(rest["contribution"].sum()), np.nan, np.nan))
-    bars.append(("(presence)", found.presence, np.nan, np.nan))
+    if found.presence:
+        bars.append(("(presence)", found.presence, np.nan, np.nan))
+    if found.recalibration:
+        bars.append(("(recalibration)", found.recalibration, np.nan, np.nan))
     names, values, low, high = (list(column) for column in zip(*bars[::-1], strict=True))
     named = [not n.startswith("(") for n in names]
     where = "" if found.horizon is None else f" at {found.horizon:g} days"

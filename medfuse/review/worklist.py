@@ -80,7 +80,7 @@ def _fold_rows(run: ReviewRun, one: FoldValues) -> pd.DataFrame:
         spread = [np.quantile(one_number(m, run, one.times, at)[1], [LOW, HIGH], axis=0) for m in members]
         out[f"low_{k}"], out[f"high_{k}"] = np.concatenate(spread, axis=1) if spread else (risk, risk)
         out[f"group_{k}"] = _groups(run, one, risk, at)
-    out["familiar"] = list(states(run, one.fold)) or NOT_CHECKED
+    out["familiar"] = list(states(run, one.fold))
     return pd.DataFrame(out)
 
 
@@ -109,13 +109,13 @@ def risk_cuts(run: ReviewRun, fold: str, at: float | None) -> np.ndarray[Any, An
 
 
 def states(run: ReviewRun, fold: str) -> tuple[str, ...]:
-    """Per held-out patient, whether it is like the training patients; () where that was not computed."""
+    """Per held-out patient, whether it is like the training patients; withheld of who has no modality at all."""
+    nothing = np.asarray(~np.asarray(run.explained[fold].present, dtype=bool).any(axis=1))
     part = run.part(fold, "distribution")
     if part is None:
-        return ()
+        return tuple("withheld" if none else NOT_CHECKED for none in nothing)
     far = (np.nan_to_num(np.asarray(part["percentile"])) > 99.5).sum(axis=1)
     reasons = np.asarray(far + (np.asarray(part["pattern_count"]) < 20))
-    nothing = np.asarray(~np.asarray(part["present"]).any(axis=1))
     return tuple(
         "withheld" if r >= 2 or none else "unusual" if r == 1 else "familiar"
         for r, none in zip(reasons, nothing, strict=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import made_up
 import numpy as np
@@ -19,6 +20,7 @@ from medfuse.errors import ModelError
 from medfuse.explained import default_horizon, pooled_importance, read_coalitions
 from medfuse.explaining import check_run, explain_run
 from medfuse.pages import BANNER
+from medfuse.report import _patients
 from medfuse.run import open_run
 from medfuse.workflow import rewrite_report
 
@@ -44,13 +46,23 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explained(made):
-    """The same run, explained and checked for its first outcome, its report written again."""
+    """The same run, whose held-out results were opened, explained and checked for its first outcome afterwards."""
     shutil.copytree(made / "run", made / "explained")
     run = open_run(made / "explained")
-    explain_run(run, data_root=made, store_root=made / "store")
-    check_run(run, data_root=made, store_root=made / "store")
     rewrite_report(run, opened=3)
+    explain_run(run, data_root=made, store_root=made / "store")
+    assert entries(run, "tripod_ai")["26"]["filled"] != entries(open_run(made / "run"), "tripod_ai")["26"]["filled"]
+    check_run(run, data_root=made, store_root=made / "store")
     return run
+
+
+def test_explaining_after_the_report_writes_it_again(made, explained):
+    """Never older than what stands in the run, and the count of openings is kept."""
+    before, after = ((p / "report.html").read_text() for p in (made / "run", explained.path))
+    assert before != after
+    rewrite_report(explained)
+    assert (explained.path / "report.html").read_text() == after
+    explained.verify()
 
 
 def document(run, name):
@@ -202,6 +214,16 @@ def test_small_and_undefined_subgroups_say_so(made):
     assert "Hollow grey marks: fewer than 10 events" in page
     for row in content["sex"]:
         assert f"<td>{row['patients']}</td><td>{row['events']}</td>" in page
+
+
+def test_patients_without_any_modality_are_named_as_the_population_level():
+    counts = {"a + b": 5, "none": 3}
+    attrition = {"total": 8, "modelled": 8, "excluded": [], "problems": [], "availability": counts}
+    page = _patients(SimpleNamespace(read=lambda _: attrition))
+    assert "3 without any modality" in page
+    assert "population level" in page
+    del counts["none"]
+    assert "without any modality" not in _patients(SimpleNamespace(read=lambda _: attrition))
 
 
 def test_the_command_writes_all_documents(made, tmp_path, capsys):

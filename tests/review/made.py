@@ -296,7 +296,15 @@ def spec_of(chart: Any) -> dict[str, Any]:
 
 
 def write_units(
-    run: Path, modality: str, *, kind: str, each: int = 0, names: list[str] | None = None, gap: float = 0.0
+    run: Path,
+    modality: str,
+    *,
+    kind: str,
+    each: int = 0,
+    names: list[str] | None = None,
+    gap: float = 0.0,
+    recalibration: float | None = None,
+    folder_name: str = "default",
 ) -> None:
     """Contributions of parts of a modality, as medfuse.within stores them; they sum to those of the stored values."""
     from medfuse.games import shapley
@@ -314,7 +322,7 @@ def write_units(
         rng = np.random.default_rng(1)
         part = rng.normal(0, 0.1, (len(ids), count))
         presence = np.full(len(ids), 0.02)
-        part += ((phi - presence - gap - part.sum(axis=1)) / count)[:, None]
+        part += ((phi - presence - gap - (recalibration or 0.0) - part.sum(axis=1)) / count)[:, None]
         arrays = {
             "contribution": phi,
             "presence": presence,
@@ -327,7 +335,9 @@ def write_units(
             "low": (part - 0.05).ravel().astype(np.float32),
             "high": (part + 0.05).ravel().astype(np.float32),
         }
-        out = folder / "within" / modality / "default"
+        if recalibration is not None:
+            arrays["recalibration"] = np.full(len(ids), recalibration)
+        out = folder / "within" / modality / folder_name
         out.mkdir(parents=True)
         for name, array in arrays.items():
             _save(out / f"{name}.npy", array)

@@ -5,9 +5,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from made import key, make_run, settings
+from made import key, make_run, settings, write_units
 
 from medfuse.errors import ConfigError, StoreError
+from medfuse.exporting import times_opened
+from medfuse.files import seal
 from medfuse.review import access, launch, reviews
 from medfuse.review.access import Users, identity_of_claims, is_loopback, open_identity
 from medfuse.review.export import unlock_count
@@ -199,11 +201,34 @@ def test_D16_openings_of_held_out_results_are_counted(tmp_path) -> None:
     run = make_run(tmp_path / "run", patients=6)
     one = settings(run)
     launch.prepare(one)
-    sha = open_review(run).sha256
-    assert unlock_count(one, sha) == 0
-    ChainedLog(one.audit_file).append("held-out opened", {"who": "s", "run_sha256": sha})
-    ChainedLog(one.audit_file).append("held-out opened", {"who": "s", "run_sha256": "other"})
-    assert unlock_count(one, sha) == 1
+    before, log = open_review(run), ChainedLog(one.audit_file)
+    assert unlock_count(one, before.id) == 0
+    log.append("held-out opened", {"who": "s", "run": before.id, "run_sha256": before.sha256})
+    log.append("held-out opened", {"who": "s", "run": "another", "run_sha256": "x"})
+    assert unlock_count(one, before.id) == 1
+    write_units(run, "slide", kind="instance", each=3)  # as medfuse explain --within, which seals the run again
+    seal(run, {"format_version": 1, "kind": "run"})
+    after = open_review(run)
+    assert after.sha256 != before.sha256
+    assert after.id == before.id
+    assert unlock_count(one, after.id) == 1, "what was seen stays seen"
+    assert times_opened(run) == 1
+    log.append("held-out opened", {"who": "s", "run_sha256": "of an earlier version"})  # which wrote no id
+    assert unlock_count(one, after.id) == times_opened(run) == 2
+
+
+def test_estimates_stay_with_the_run_when_it_is_explained_again(tmp_path) -> None:
+    path = make_run(tmp_path / "run", patients=6)
+    run, log = open_review(path), ChainedLog(tmp_path / "reviews.jsonl")
+    told = {"who": "ada", "patient": key(0), "percent": 30, "day": 500.0, "confidence": "sure"}
+    log.append("estimate", {**told, "run": run.id, "run_sha256": run.sha256})
+    log.append("estimate", {**told, "run": "another", "run_sha256": run.sha256})
+    log.append("estimate", {**told, "run_sha256": "another"})
+    write_units(path, "slide", kind="instance", each=3)
+    seal(path, {"format_version": 1, "kind": "run"})
+    again = open_review(path)
+    assert again.sha256 != run.sha256
+    assert len(reviews.estimates(again, log.rows())) == 1
 
 
 def test_worklist_of_100000_patients_is_quick(tmp_path) -> None:

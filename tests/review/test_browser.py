@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ pytestmark = [
         CHROMIUM is None and not REQUIRED, reason="chromium is not installed (apt-get install chromium)"
     ),
 ]
+ALONE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"  # no name leads anywhere
 ROUTES = ("worklist", "patient", "evidence", "missing", "performance", "reviews")
 
 
@@ -77,7 +79,7 @@ def served(one):
 def browser():
     assert CHROMIUM, "chromium is not installed (apt-get install chromium), and MEDFUSE_BROWSER=required"
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox", ALONE])
         yield chromium
         chromium.close()
 
@@ -122,6 +124,22 @@ def test_D1_D6_D11_D13_every_page_on_this_host_alone(browser, tmp_path, more, pa
         u for u in asked if not u.startswith((f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", "data:", "blob:"))
     ]
     assert foreign == []
+
+
+def test_D11_every_page_where_there_is_no_network(tmp_path) -> None:
+    """Server and browser in a network namespace of their own, which has loopback and nothing else."""
+    apart = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if shutil.which("ip") is None or subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this host lets nobody make a network namespace (unshare --net), or lacks ip")
+    call = "import socket; socket.create_connection(('192.0.2.1', 80), 2)"
+    alone = "ip link set lo up && test $(tail -n +3 /proc/net/dev | wc -l) = 1 || exit 99"
+    inside = f'{alone}; "$0" -c "$1" 2>/dev/null && exit 98; shift; exec "$@"'
+    name = "test_D1_D6_D11_D13_every_page_on_this_host_alone[full]"
+    ask = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "inside")]
+    words = [*apart, "sh", "-c", inside, sys.executable, call, *ask, "-m", "slow", f"{__file__}::{name}"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "1 passed" in done.stdout
 
 
 def test_D7_D8_nothing_of_the_prediction_reaches_the_browser_first(browser, tmp_path) -> None:
@@ -234,7 +252,9 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
                 if name in said:
                     shown = page.evaluate(
                         "(() => { const e = document.activeElement; const s = getComputedStyle(e);"
-                        " return s.outlineStyle !== 'none' || s.boxShadow !== 'none' || e.type === 'radio' })()"
+                        " const w = e.labels && e.labels[0] ? getComputedStyle(e.labels[0]) : s;"
+                        " const box = e.type === 'radio' ? w : s;"
+                        " return box.outlineStyle !== 'none' || box.boxShadow !== 'none' })()"
                     )
                     assert shown, f"{name}: focus cannot be seen"
                     return
@@ -252,8 +272,13 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
         page.keyboard.press("Enter")
         page.wait_for_selector('h1:has-text("Reviews and export")', timeout=30_000)
         settled(page)
-        page.get_by_role("radio", name="agree", exact=True).focus()
+        reach("agree")  # the first of the group, of which none is chosen
         page.keyboard.press("Space")
+        page.keyboard.press("ArrowRight")
+        settled(page)
+        assert page.get_by_role("radio", name="disagree", exact=True).is_checked()
+        page.keyboard.press("ArrowLeft")
+        settled(page)
         reach("Record judgement")
         page.keyboard.press("Enter")
         page.wait_for_selector("text=Recorded.", timeout=30_000)

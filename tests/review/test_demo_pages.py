@@ -27,8 +27,8 @@ def made(tmp_path_factory):
     explain_run(folder / "run", **places)
     run = open_review(folder / "run")
     patient = next(p for p in run.where if not patient_view(run, p).lacks)
-    for modality in ("pathology", "ehr", "reports"):
-        explain_within(folder / "run", modality, ask=Ask(patients=(patient,)), **places)
+    for modality, kind in (("pathology", None), ("ehr", None), ("ehr", "event"), ("reports", None)):
+        explain_within(folder / "run", modality, ask=Ask(patients=(patient,), units=kind), **places)
     return folder, patient
 
 
@@ -102,3 +102,17 @@ def test_E7_parts_sum_on_the_page_and_the_slide_is_seen_at_level_0(page) -> None
     assert slide()["data"][0]["dx"] == 1
     values = np.array([float(t.split(":")[1]) for t in whole["data"][1]["hovertext"]])
     assert np.ptp(values) > 0
+
+
+def test_E7_events_on_the_timeline_say_what_they_added(page) -> None:
+    """Single events of a summary: their values stand on the timeline, and sum to the contribution."""
+    page.session_state["modality"] = "ehr"
+    page.run()
+    said = shown(page)
+    assert "▲ raises and ▼ lowers" in said
+    charts = [spec_of(c) for c in page.get("plotly_chart")]
+    marks = [t for s in charts for t in s["data"] if "triangle" in str(t.get("marker", {}).get("symbol", ""))]
+    assert marks
+    next(r for r in page.radio if r.label == "Parts").set_value("event").run()
+    assert "days before" in str([spec_of(c) for c in page.get("plotly_chart")])
+    assert "sums to the contribution" in shown(page)

@@ -1,5 +1,6 @@
 """Evidence in numbers: stored units, slides to level 0, regions on slices, events before the index time."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -226,6 +227,72 @@ def test_the_timeline_holds_what_the_model_may_see_and_nothing_later(tmp_path) -
     other = timeline.timeline(run, "002", "genes", data_root=root, sources={})
     assert other is not None
     assert list(other.table[other.table["variable"] == "heart_rate"]["value"]) == [71.0, 75.0]
+
+
+def test_events_on_the_timeline_carry_what_they_added(tmp_path) -> None:
+    root = tmp_path / "data"
+    card = events.write_example(root)
+    options = json.loads(json.dumps(card.options))
+    options["variables"]["heart_rate"]["reference"] = [60, 92]
+    path = make_run(tmp_path / "run", names={0: "001"})
+    spec = {"loader": "events", "file": "meds", "options": options}
+    content = {**CARD, "modalities": {**CARD["modalities"], "genes": spec}}
+    (path / "card.md").write_text(f"---\n{yaml.safe_dump(content)}---\n")
+    told = timeline.timeline(open_review(path), "001", "genes", data_root=root, sources={})
+    assert told is not None
+    plain, why = timeline.with_contributions(told, None)
+    assert plain is told
+    assert "--units event" in why
+    names = [events.event_name(v, d) for v, d in zip(told.table["variable"], told.table["days"], strict=True)]
+    write_units(path, "genes", kind="event", names=names, recalibration=0.3, folder_name="event")
+    run = open_review(path)
+    parts = units.units_of(run, "001", "genes", "event")
+    assert parts is not None
+    found, why = timeline.with_contributions(told, parts)
+    assert why == ""
+    by_name = parts.table.set_index("unit")["contribution"]
+    np.testing.assert_allclose(found.table["contribution"], [by_name[n] for n in names])
+    chart = timeline.timeline_chart(found, scale="log cumulative hazard")
+    np.testing.assert_allclose(chart.table["contribution"], found.table["contribution"])
+    assert "▲ raises and ▼ lowers" in chart.how
+    assert "sums to the contribution" in chart.how
+    assert "together" in chart.alt
+    own = found.table[found.table["variable"] == "heart_rate"]
+    rate = next(t for t in chart.figure.data if list(t.y) == list(own["value"]))
+    outside = own["side"].to_numpy() != 0
+    assert outside.any()
+    for shape, added, out in zip(rate.marker.symbol, own["contribution"], outside, strict=True):
+        assert shape == ("triangle-up" if added > 0 else "triangle-down") + ("-open" if out else "")
+    sizes = dict(zip(np.abs(own["contribution"]), rate.marker.size, strict=True))
+    assert [sizes[k] for k in sorted(sizes)] == sorted(sizes.values())
+    shifted = dataclasses.replace(told, table=told.table.assign(days=told.table["days"] + 1))
+    assert "other events" in timeline.with_contributions(shifted, parts)[1]
+
+
+def test_E7_parts_of_the_recalibrated_game_name_its_row(tmp_path) -> None:
+    """The sum on the page is of recalibrated values: their row stands in the sentence and among the bars."""
+    path = make_run(tmp_path / "run")
+    write_units(path, "slide", kind="instance", each=5, recalibration=0.25)
+    write_units(path, "genes", kind="column", names=["a", "b"])
+    run = open_review(path)
+    view = patient_view(run, key(0))
+    bars = view.contributions.set_index("modality")["contribution"]
+    found = units.units_of(run, key(0), "slide")
+    assert found is not None
+    assert found.recalibration == 0.25
+    total = found.table["contribution"].sum() + found.presence + found.recalibration + found.gap
+    assert total == pytest.approx(bars["slide"], abs=1e-9)
+    assert "recalibration +0.250" in found.sentence()
+    chart = units.units_chart(found, scale="x")
+    assert "(recalibration)" in list(chart.figure.data[0].y)
+    assert sum(chart.figure.data[0].x) == pytest.approx(bars["slide"], abs=1e-6)
+    assert found.disagreement(bars["slide"], meaning="recalibrated") == ""
+    assert "other values of this run" in found.disagreement(bars["slide"] + 0.2, meaning="recalibrated")
+    before = units.units_of(run, key(0), "genes")  # stored before parts were recalibrated
+    assert before is not None
+    assert before.recalibration is None
+    assert "recalibration" not in before.sentence()
+    assert "as the model says them" in before.disagreement(bars["genes"] + 0.2, meaning="recalibrated")
 
 
 def test_the_timeline_says_why_it_is_not_there(tmp_path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from medfuse.errors import CohortError, ConfigError
 from medfuse.explaining import contribution_table, default_horizon, lines, read_coalitions
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.review import behaviour, missing, patient_charts, performance, worklist
-from medfuse.review.charts import SERIES
+from medfuse.review.charts import BLUE, GREY, INK, SERIES, VERMILION
 from medfuse.review.ecg_paper import ecg_chart, ecg_rows
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
 from medfuse.review.slices import slice_chart
@@ -251,6 +252,34 @@ def test_D14_series_differ_for_all_eyes(matrix) -> None:
             assert np.linalg.norm(labs[i] - labs[j]) >= 15
 
 
+def _contrast(colour: str, ground: str = "#ffffff") -> float:
+    """WCAG 2.2, relative luminance."""
+    light = []
+    for one in (colour, ground):
+        rgb = np.array([int(one[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        light.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(light) / min(light)
+
+
+def _marks(fig: Any) -> set[str]:
+    """Colours of lines, edges and symbols of a figure; faint areas beside them are no marks."""
+    found: set[str] = set()
+    for trace in fig.data:
+        for part in (trace.line if "line" in trace else None, trace.marker if "marker" in trace else None):
+            colour = None if part is None else part.color
+            found |= {c for c in ([colour] if isinstance(colour, str) else colour or ()) if isinstance(c, str)}
+    return found
+
+
+def test_D14_marks_stand_out_from_their_background() -> None:
+    assert _contrast("#000000") == pytest.approx(21)
+    for colour in (*SERIES, INK, GREY):
+        assert _contrast(colour) >= 3, colour
+    for colour in (INK, GREY):  # also of text
+        assert _contrast(colour) >= 4.5, colour
+
+
 def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) -> None:
     view = patient_view(run, key(0), 500.0)
     lacking = next(p for p in run.where if len(patient_view(run, p).lacks) == 1)
@@ -281,6 +310,8 @@ def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) 
         assert chart.how
         assert chart.cannot
         assert len(chart.table) > 0, chart.title
+        assert all(_contrast(colour) >= 3 for colour in _marks(chart.figure)), chart.title  # D14
+    assert set().union(*(_marks(chart.figure) for chart in charts if chart)) >= {BLUE, VERMILION}
 
 
 # --- missing data, neighbours, withheld -------------------------------------------------------------------------------
@@ -289,8 +320,37 @@ def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) 
 def test_D8_two_reasons_withhold_and_one_makes_unusual(run) -> None:
     assert missing.familiarity(run, key(5))[0] == "withheld"
     assert missing.familiarity(run, key(10))[0] == "unusual"
-    assert missing.familiarity(run, key(2))[0] == "withheld"  # no modality at all
+    assert missing.familiarity(run, key(2)) == ("withheld", [missing.NOTHING])  # no modality at all
     assert missing.familiarity(run, key(0)) == ("familiar", [])
+
+
+def test_D8_who_has_no_modality_has_the_population_level_withheld_and_named_so(tmp_path) -> None:
+    """Also of a run whose likeness to the training patients was not computed."""
+    run = open_review(make_run(tmp_path / "run"))
+    assert missing.familiarity(run, key(0)) == ("not checked", [])
+    word, (reason,) = missing.familiarity(run, key(2))
+    assert word == "withheld"
+    assert "population level" in reason
+    view = patient_view(run, key(2))
+    assert view.risk == pytest.approx(view.nobody_risk)
+    said = summary(view)
+    assert "population level" in said[0]
+    assert said[1].startswith("Predicted risk")
+    assert "knowing nothing" not in " ".join(said)
+    assert view.contributions.empty
+    table = worklist.build_worklist(run, tmp_path)
+    rows = pd.read_parquet(table).set_index("patient_id")["familiar"]
+    assert rows[key(2)] == "withheld"
+    assert set(rows[rows != "withheld"]) == {worklist.NOT_CHECKED}
+
+
+def test_horizons_of_the_calibration_stand_in_the_order_of_days(tmp_path) -> None:
+    run = open_review(make_run(tmp_path / "run"))
+    (one,) = run.metrics["curves"]["calibration"].values()
+    chart = performance.calibration_chart(dict.fromkeys(("1095", "365", "730.5", "90"), one))
+    assert [t.name for t in chart.figure.data] == ["ideal", "90 days", "365 days", "730.5 days", "1095 days"]
+    assert list(dict.fromkeys(chart.table["horizon"])) == ["90", "365", "730.5", "1095"]
+    assert chart.alt.index("365: ratio") < chart.alt.index("1095: ratio")
 
 
 def test_V4_neighbours_are_training_patients_or_nobody(run) -> None:

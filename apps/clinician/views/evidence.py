@@ -12,7 +12,7 @@ from medfuse.review import ecg_paper, raw, slices, slides, units
 from medfuse.review.evidence import Evidence, evidence, sets_chart, tiles_chart, values_chart
 from medfuse.review.patient import patient_view
 from medfuse.review.patient_charts import unit_of
-from medfuse.review.timeline import timeline, timeline_chart
+from medfuse.review.timeline import timeline, timeline_chart, with_contributions
 
 shared.require("evidence")
 st.title("Evidence")
@@ -47,11 +47,9 @@ def within(name: str) -> units.Units | None:
         st.warning(f"These parts were computed for day {found.horizon:g}; the page shows day {at:g}.")
     else:
         bars = view.contributions.set_index("modality")["contribution"]
-        if abs(bars[name] - found.contribution) > max(0.05 * abs(bars[name]), 0.005):
-            st.warning(
-                f"The parts explain {found.contribution:+.3f}; the bars of the patient page say {bars[name]:+.3f}, "
-                "because these were corrected for their subset of modalities afterwards."
-            )
+        wrong = found.disagreement(float(bars[name]), meaning=view.meaning)
+        if wrong:
+            st.warning(wrong)
     return found
 
 
@@ -217,7 +215,10 @@ def columns(found: Evidence, parts: units.Units | None, name: str) -> None:
     if told is not None and told.reason:
         st.caption(f"Timeline: {told.reason}.")
     elif told is not None:
-        shared.draw(timeline_chart(told), key=f"timeline_{name}")
+        signed, why = with_contributions(told, units.units_of(run, patient, name, "event"))
+        shared.draw(timeline_chart(signed, scale=unit_of(view)), key=f"timeline_{name}")
+        if why:
+            st.caption(why)
     if len(found.sets):
         shared.draw(sets_chart(found), key=f"sets_{name}")
     if found.table["percentile"].notna().any():

@@ -55,12 +55,12 @@ else:
     if kept and guess is not None and sure:
         day = round(float(view.at), 2) if run.kind == "survival" and view.at is not None else 0
         record = {"who": who, "patient": patient, "percent": int(guess), "confidence": sure, "day": day}
-        book.append("estimate", {**record, "run_sha256": run.sha256, "outcome": run.outcome})
+        book.append("estimate", {**record, "run": run.id, "run_sha256": run.sha256, "outcome": run.outcome})
         shared.audit("estimate kept", {"patient": patient})
         st.rerun()
     elif kept and len(reason.strip()) >= 3:
         record = {"who": who, "patient": patient, "reason": reason.strip()}
-        book.append("skip", {**record, "run_sha256": run.sha256, "outcome": run.outcome})
+        book.append("skip", {**record, "run": run.id, "run_sha256": run.sha256, "outcome": run.outcome})
         shared.audit("estimate skipped", {"patient": patient})
         st.rerun()
     elif kept:

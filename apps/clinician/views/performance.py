@@ -30,7 +30,7 @@ def under_stress() -> None:
 shared.require("performance")
 run, at = shared.run(), shared.horizon()
 st.title("Performance")
-unlocks = unlock_count(shared.settings(), run.sha256)
+unlocks = unlock_count(shared.settings(), run.id)
 held_open = unlocks > 0
 st.caption(
     f"{run.metrics['outcome']}: {run.model} carries the claim. Held-out results of this run were opened {unlocks} "
@@ -51,7 +51,7 @@ if not held_open:
     if shared.may("unlock"):
         reason = st.text_input("Why are they opened?", max_chars=300, key="why")
         if st.button("Open held-out results (recorded)") and len(reason.strip()) >= 3:
-            shared.audit("held-out opened", {"reason": reason.strip(), "run_sha256": run.sha256})
+            shared.audit("held-out opened", {"reason": reason.strip(), "run": run.id, "run_sha256": run.sha256})
             st.rerun()
 else:
     held = performance.risk_groups(run)
