@@ -5,7 +5,8 @@ from collections.abc import Callable
 from medfuse.config import read_recipe
 from medfuse.explain import Coalitions
 from medfuse.explain.parts import has_part, read_part, write_part
-from medfuse.explain.prototypes import FUSIONS, PrototypeRecord, joint_members, leading_head, prototype_record
+from medfuse.explain.prototype_record import PrototypeRecord, recipe_has_prototypes
+from medfuse.explain.prototypes import joint_members, leading_head, prototype_record
 from medfuse.explaining_parts import Source, fold_folder, inner_unseen
 from medfuse.run import Run
 from medfuse.targets import Labels
@@ -21,9 +22,7 @@ def has_prototypes(run: Run) -> bool:
     Raises:
         ConfigError: the recipe cannot be read.
     """
-    recipe = read_recipe(run.path / "recipe.yaml")
-    fusions = (recipe.model.fusion, *recipe.model.committee)[: recipe.train.seeds]  # they take turns
-    return any(fusion.get("name") in FUSIONS for fusion in fusions)
+    return recipe_has_prototypes(read_recipe(run.path / "recipe.yaml"))
 
 
 def stored_prototypes(run: Run, outcome: str, fold: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medfuse.errors import ConfigError, ModelError, nearest
-from medfuse.explain.prototypes import SHOWN, PrototypeRecord
+from medfuse.explain.prototype_record import SHOWN, PrototypeRecord
 from medfuse.explained import chosen_outcome
 from medfuse.explaining import explain_run
 from medfuse.explaining_prototypes import has_prototypes, read_prototype_records

@@ -11,10 +11,12 @@ import torch
 import medfuse
 from medfuse.cli import main
 from medfuse.errors import ConfigError, ModelError
-from medfuse.explain.prototypes import joint_members, level_words, prototype_names, prototype_record
+from medfuse.explain.prototype_record import prototype_names
+from medfuse.explain.prototypes import joint_members, level_words, prototype_record
 from medfuse.explaining import explain_run, read_coalitions, read_source
 from medfuse.explaining_parts import fold_folder, inner_unseen
 from medfuse.explaining_prototypes import read_prototype_records
+from medfuse.prototypes import prototype_lines
 from medfuse.run import open_run
 from medfuse.training import load_fold
 from medfuse.training.member import make_batch, transform_patients
@@ -43,8 +45,12 @@ def additive(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bottleneck(tmp_path_factory):
     run, where = fitted(tmp_path_factory.mktemp("bottleneck"), "prototype")
-    explain_run(run, **where)
-    return run, where
+    held = run.read("splits")["splits"][0]["held_out"]
+    return (
+        run,
+        where,
+        prototype_record(load_fold(run.fold_folder("0")), read_source(run, **where).data, held, outcome="survival"),
+    )
 
 
 def model_and_batch(run, where, ids, *, number=0):
@@ -128,8 +134,7 @@ def test_terms_sum_to_the_logit_of_the_network(additive, outcome):
 
 
 def test_probabilities_are_those_that_the_model_mixes_its_prototypes_by(bottleneck):
-    run, where = bottleneck
-    one = read_prototype_records(run, "survival")[0]
+    run, where, one = bottleneck
     assert (one.terms, one.constant, one.modality_terms) == (None, None, None)
     model, batch = model_and_batch(run, where, one.patient_ids)
     with torch.no_grad():
@@ -208,15 +213,13 @@ def test_tables_and_lines(additive, monkeypatch, capsys):
         medfuse.read_prototypes(run, count=9)
 
 
-def test_a_run_without_prototypes_stores_nothing_and_says_so(tmp_path, monkeypatch, capsys):
-    run, where = fitted(tmp_path, "smoke")
-    said = []
-    explain_run(run, say=said.append, **where)
-    assert sum("prototypes: none, fusion" in line for line in said) == 2
-    assert not list(run.path.rglob("prototypes"))
-    monkeypatch.setenv("MEDFUSE_STORE", str(where["store_root"]))
-    assert main(["explain", str(run.path), "--data-root", str(where["data_root"])]) == 0
-    assert "prototypes: none, the fusion of this run has no prototypes" in capsys.readouterr().out
+def test_a_run_whose_recipe_has_no_prototypes_says_so(additive, tmp_path):
+    shutil.copytree(additive[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("folds"))
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("prototype_additive", "concat"))
+    run = open_run(tmp_path / "run")
+    assert prototype_lines(run, "survival") == ["prototypes: none, the fusion of this run has no prototypes"]
+    assert prototype_lines(run, "survival", patient="p000") == []
     with pytest.raises(ModelError, match="expected a run whose fusion has prototypes, found one without"):
         medfuse.read_prototypes(run)
 
