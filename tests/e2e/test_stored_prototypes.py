@@ -133,6 +133,7 @@ def test_terms_sum_to_the_logit_of_the_network(additive, outcome):
     assert float(np.abs(one.terms).max()) > 0
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_that_the_model_mixes_its_prototypes_by(bottleneck):
     run, where, one = bottleneck
     assert (one.terms, one.constant, one.modality_terms) == (None, None, None)
