@@ -106,7 +106,7 @@ def terms_chart(found: PrototypeRecord, patient: str, label: int = 0) -> Chart |
             "▲ raises and ▼ (hatched) lowers it. 1a and 1b are prototypes of level 1."
         ),
         cannot=(
-            "They are of one network: the risk shown above is of all of them, recalibrated, and its parts are the "
+            "They are of one network: the risk shown above is of all networks together, and its parts are the "
             "contributions above. A term is no cause."
         ),
     )

@@ -15,7 +15,7 @@ from medfuse.explain.parts import has_part, read_part
 from medfuse.explain.prototype_record import PrototypeRecord, recipe_has_prototypes
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
 from medfuse.review.source import EXPLANATIONS, ReviewRun
-from medfuse.review.words import risk_text
+from medfuse.review.words import risk_text, signed
 from medfuse.types import PatientId
 
 EXACT = 1e-4  # of a logit: what single precision leaves of a sum
@@ -57,13 +57,15 @@ def why_none(run: ReviewRun) -> str:
     return NOT_STORED if path.is_file() and recipe_has_prototypes(read_recipe(path)) else NONE
 
 
-def network_sentence(found: PrototypeRecord) -> str:
-    """Which network is shown, of how many, and how much of the prediction they say."""
+def network_sentence(found: PrototypeRecord, order: float | None = None) -> str:
+    """Which network is shown, of how many, their part of the prediction, and how it orders patients (agreement)."""
     many = len(found.members)
-    others = "" if many == 1 else f" of {many}; each of the others has prototypes of its own"
+    others = "" if many == 1 else f", the first of {many}; each of the others has prototypes of its own"
+    together = "It says" if many == 1 else "Together they say"
+    also = "" if order is None else f" This network orders held-out patients as the run does with Spearman {order:.2f}."
     return (
-        f"Shown is joint network {found.members[0]} (seed, inner fold){others}. Together they say "
-        f"{found.share:.0%} of the run's prediction. Prototypes start from levels of {found.leading}."
+        f"Prototypes are those of joint network {found.members[0]} (seed, inner fold){others}. {together} "
+        f"{found.share:.0%} of the run's prediction.{also} Levels are of {found.leading}, as each prototype started."
     )
 
 
@@ -163,7 +165,8 @@ def exemplar_table(run: ReviewRun, found: PrototypeRecord, modality: str, number
     """The nearest training patients of a prototype, nearest first, with what became of them.
 
     Returns:
-        Columns ``key cosine part fitted on``, and for survival outcomes ``outcome days``.
+        Columns ``key cosine token fitted on``, and for survival outcomes ``outcome days``; token is which of several
+        that the network read of the patient is the near one.
     """
     m = found.modalities.index(modality)
     rows = np.asarray(found.exemplar[m, number])
@@ -177,7 +180,7 @@ def exemplar_table(run: ReviewRun, found: PrototypeRecord, modality: str, number
         }
     )
     if several:
-        table["part"] = [int(t) + 1 for t in np.asarray(found.exemplar_token[m, number])[there]]
+        table["token"] = [int(t) + 1 for t in np.asarray(found.exemplar_token[m, number])[there]]
     table["fitted on"] = ["no" if bool(found.unseen[int(i)]) else "yes" for i in rows]
     if run.kind == "survival" and len(run.outcome_table):
         told = run.outcome_table.reindex(table["key"])
@@ -185,7 +188,7 @@ def exemplar_table(run: ReviewRun, found: PrototypeRecord, modality: str, number
             "unknown" if o is not True and o != True else "event" if e else "censored"  # noqa: E712  # numpy's True
             for o, e in zip(told["observed"], told["event"], strict=True)
         ]
-        table["days"] = told["time"].to_numpy(dtype=np.float64)
+        table["days"] = ["" if pd.isna(day) else f"{day:.0f}" for day in told["time"]]
     return table
 
 
@@ -296,9 +299,9 @@ def sums_table(found: PrototypeRecord, patient: str, label: int = 0) -> pd.DataF
     return pd.DataFrame(
         {
             "modality": [m for m, there in zip(found.modalities, has, strict=True) if there],
-            "sum of its terms": each[0],
-            "lowest of all networks": each.min(axis=0),
-            "highest of all networks": each.max(axis=0),
+            "sum of its terms": [signed(float(v)) for v in each[0]],
+            "lowest of all networks": [signed(float(v)) for v in each.min(axis=0)],
+            "highest of all networks": [signed(float(v)) for v in each.max(axis=0)],
         }
     )
 

@@ -17,10 +17,11 @@ from medfuse.explaining import explain_run, read_coalitions, read_source
 from medfuse.explaining_parts import fold_folder, inner_unseen
 from medfuse.explaining_prototypes import read_prototype_records
 from medfuse.prototypes import prototype_lines
+from medfuse.report_sections import contribution_section
 from medfuse.run import open_run
 from medfuse.training import load_fold
 from medfuse.training.member import make_batch, transform_patients
-from medfuse.workflow import train
+from medfuse.workflow import read_evaluations, train
 
 SMALL = ("splits.folds=2", "splits.inner_folds=2", "train.modality_dropout=false", "baselines=[kaplan_meier]")
 KINDS = ("survival", "subtype", "response", "size")
@@ -212,6 +213,16 @@ def test_tables_and_lines(additive, monkeypatch, capsys):
         medfuse.read_prototypes(run, fold="7")
     with pytest.raises(ConfigError, match="expected a count of 1 to 8 exemplars, found 9"):
         medfuse.read_prototypes(run, count=9)
+
+
+def test_the_report_names_networks_and_collapsed_pairs(additive, tmp_path):
+    run = additive[0]
+    said = contribution_section(run, read_evaluations(run)["survival"])
+    assert "<h3>Prototypes</h3>" in said
+    assert said.count("00-00, the first of 2") == 2
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("folds", "prototypes"))
+    without = open_run(tmp_path / "run")
+    assert "<h3>Prototypes</h3>" not in contribution_section(without, read_evaluations(without)["survival"])
 
 
 def test_a_run_whose_recipe_has_no_prototypes_says_so(additive, tmp_path):

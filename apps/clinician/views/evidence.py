@@ -62,6 +62,7 @@ def alike(name: str) -> None:
     if stored is None or chart is None:
         return
     shared.draw(chart, key=f"alike_{name}")
+    st.caption(prototypes.network_sentence(stored))
     number = prototypes.nearest_of(stored, patient, name)
     st.text(f"Training patients nearest to prototype {stored.names[number]} of {name}")
     shared.table(prototypes.exemplar_table(run, stored, name, number))
@@ -71,7 +72,6 @@ def alike(name: str) -> None:
     else:
         group = prototypes.group(stored, name, [number])
         st.text(f"What became of {prototype_charts.who(group.fitted)}: {prototypes.outcome_text(run, group.keys, at)}.")
-    st.caption(prototypes.network_sentence(stored))
 
 
 def strength(name: str) -> float:

@@ -125,10 +125,8 @@ if alike is not None:
     if terms is not None:
         shared.draw(terms, key="terms")
         st.text(prototypes.sum_sentence(alike, patient, label))
+        st.caption(prototypes.network_sentence(alike, prototypes.agreement(run, alike, view.fold)))
         shared.table(prototypes.sums_table(alike, patient, label))
-        near = prototypes.agreement(run, alike, view.fold)
-        also = "" if near is None else f" Its order of held-out patients and that of the run: Spearman {near:.2f}."
-        st.caption(prototypes.network_sentence(alike) + also)
     st.page_link("views/evidence.py", label="Whom this patient is like, per modality", query_params={"pid": patient})
 links = st.columns(3)
 links[0].page_link("views/evidence.py", label="Evidence of this patient", query_params={"pid": patient})

@@ -40,6 +40,7 @@ def references() -> None:
     words = {False: "not fitted on by the network", True: "all"}
     fitted = row[2].radio("Training patients", [False, True], format_func=words.get, key="prototype_who")
     stored = prototypes.prototypes_of(run, fold)
+    st.caption(prototypes.network_sentence(stored, prototypes.agreement(run, stored, fold)))
     sound, said = prototypes.collapse_sentence(stored)
     (st.success if sound else st.warning)(said)
     shared.draw(prototype_charts.sizes_chart(run, stored, modality, at=at, fitted=fitted), key="prototype_sizes")
@@ -48,9 +49,6 @@ def references() -> None:
         shared.draw(lines, key="prototype_levels")
     elif run.kind == "survival":
         st.caption("Survival by level: no level has 10 such training patients with known times.")
-    near = prototypes.agreement(run, stored, fold)
-    also = "" if near is None else f" Its logit and the run's risk: Spearman {near:.2f} over held-out patients."
-    st.caption(prototypes.network_sentence(stored) + also)
 
 
 shared.require("performance")
