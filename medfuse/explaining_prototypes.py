@@ -61,11 +61,12 @@ def write_prototypes(source: Source, fold: FoldModel, values: Coalitions, *, say
         say(f"  prototypes: {found.similarity.shape[3]} per modality, network {found.members[0]} is shown")
 
 
-def read_prototype_records(run: Run, outcome: str) -> list[PrototypeRecord]:
-    """Stored prototypes of every outer fold, memory-mapped; [] where the run has none or did not store them.
+def read_prototype_records(run: Run, outcome: str) -> dict[str, PrototypeRecord]:
+    """Stored prototypes by outer fold, memory-mapped; of folds that have none, or did not store them, nothing.
 
     Raises:
         StoreError: a part is damaged or of a newer format.
     """
-    folders = [fold_folder(run, outcome, str(split["name"])) / NAME for split in run.read("splits")["splits"]]
-    return [read_part(PrototypeRecord, folder) for folder in folders if has_part(folder)]
+    names = [str(split["name"]) for split in run.read("splits")["splits"]]
+    folders = {name: fold_folder(run, outcome, name) / NAME for name in names}
+    return {name: read_part(PrototypeRecord, folder) for name, folder in folders.items() if has_part(folder)}

@@ -86,8 +86,8 @@ def read_prototypes(
         msg = f"{opened.path}: expected a run whose fusion has prototypes, found one without; train prototype_additive"
         raise ModelError(msg)
     explain_run(opened, outcome=outcome, data_root=data_root, store_root=store_root)
-    at = 0 if fold is None else names.index(fold)
-    return _tables(read_prototype_records(opened, outcome)[at], fold=names[at], count=count)
+    chosen = names[0] if fold is None else fold
+    return _tables(read_prototype_records(opened, outcome)[chosen], fold=chosen, count=count)
 
 
 def _tables(found: PrototypeRecord, *, fold: str, count: int) -> Prototypes:
@@ -168,12 +168,11 @@ def prototype_lines(run: Run, outcome: str, *, patient: str | None = None) -> li
     """
     if not has_prototypes(run):
         return [] if patient is not None else ["prototypes: none, the fusion of this run has no prototypes"]
-    names = [str(split["name"]) for split in run.read("splits")["splits"]]
     found = read_prototype_records(run, outcome)
     if patient is not None:
-        return [line for name, one in zip(names, found, strict=True) for line in _patient(one, name, patient)]
-    out = []
-    for name, one in zip(names, found, strict=True):
+        return [line for name, one in found.items() for line in _patient(one, name, patient)]
+    out = [] if found else ["prototypes: not stored; run medfuse explain on the run"]
+    for name, one in found.items():
         pairs = [
             f"{m} {one.names[i]} and {one.names[j]} ({c:.2f})" for m, these in one.pairs().items() for i, j, c in these
         ]

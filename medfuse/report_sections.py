@@ -10,10 +10,9 @@ from medfuse import figures
 from medfuse.errors import ConfigError, MedfuseError, StoreError
 from medfuse.evaluation import Evaluation, Row
 from medfuse.explain import Coalitions, contributions
-from medfuse.explain.parts import has_part, read_part
-from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.explained import default_horizon, pooled_importance, read_coalitions
-from medfuse.explaining_parts import FOLDER, fold_folder, has_parts, read_checks, read_parts
+from medfuse.explaining_parts import FOLDER, has_parts, read_checks, read_parts
+from medfuse.explaining_prototypes import read_prototype_records
 from medfuse.games import players
 from medfuse.pages import number, span, table
 from medfuse.run import Run
@@ -213,12 +212,9 @@ def _checks(run: Run, outcome: str) -> str:
 
 def _prototypes(run: Run, outcome: str) -> str:
     """What prototypes were stored, and which of them are one; nothing of a run without."""
-    names = [str(split["name"]) for split in run.read("splits")["splits"]]
-    folders = {name: fold_folder(run, outcome, name) / "prototypes" for name in names}
     rows = []
     try:
-        for name in (n for n, folder in folders.items() if has_part(folder)):
-            one = read_part(PrototypeRecord, folders[name])
+        for name, one in read_prototype_records(run, outcome).items():
             pairs = [f"{m} {one.names[i]} and {one.names[j]}" for m, these in one.pairs().items() for i, j, _ in these]
             networks = f"{one.members[0]}, the first of {len(one.members)}"
             also = sum(bool(one.pairs(k)) for k in range(1, len(one.members)))
@@ -232,7 +228,7 @@ def _prototypes(run: Run, outcome: str) -> str:
     header = ("", "network", "per modality", "collapsed pairs", "other networks with one", "part of the prediction")
     return (
         f"<h3>Prototypes</h3>{table(header, rows, kind='text')}<p class=note>Each network has prototypes of its own. "
-        f"Two with a cosine of {one.collapsed} or more are one. Who is like which, the nearest training patients and "
+        f"Two with a cosine of {one.collapsed:g} or more are one. Who is like which, the nearest training patients and "
         "the terms of a sum stand in the review.</p>"
     )
 

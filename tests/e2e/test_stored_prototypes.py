@@ -68,9 +68,9 @@ def test_the_part_is_sealed_and_read_without_models(additive, tmp_path):
     run.verify()
     shutil.rmtree(run.path / "folds")
     found = read_prototype_records(run, "survival")
-    assert len(found) == 2
+    assert list(found) == ["0", "1"]
     assert any("prototypes: 8 per modality" in line for line in said)
-    for one, values, split in zip(found, read_coalitions(run), run.read("splits")["splits"], strict=True):
+    for one, values, split in zip(found.values(), read_coalitions(run), run.read("splits")["splits"], strict=True):
         assert one.patient_ids == values.patient_ids
         assert set(one.train_ids) == set(split["train"])
         assert one.members == ("00-00", "00-01")
@@ -82,7 +82,7 @@ def test_the_part_is_sealed_and_read_without_models(additive, tmp_path):
 
 def test_what_is_stored_is_what_each_network_says(additive):
     run, where, _ = additive
-    one = read_prototype_records(run, "survival")[0]
+    one = read_prototype_records(run, "survival")["0"]
     for number in range(2):
         model, batch = model_and_batch(run, where, one.patient_ids, number=number)
         with torch.no_grad():
@@ -92,7 +92,7 @@ def test_what_is_stored_is_what_each_network_says(additive):
 
 def test_exemplars_are_the_nearest_patients_of_the_training_side(additive):
     run, where, _ = additive
-    one = read_prototype_records(run, "survival")[0]
+    one = read_prototype_records(run, "survival")["0"]
     model, batch = model_and_batch(run, where, one.train_ids)
     with torch.no_grad():
         parts = model.fuse(batch).parts
@@ -114,7 +114,7 @@ def test_terms_sum_to_the_logit_of_the_network(additive, outcome):
     run, where, _ = additive
     source = read_source(run, **where)
     fold = load_fold(run.fold_folder("0"))
-    ids = read_prototype_records(run, "survival")[0].patient_ids
+    ids = read_prototype_records(run, "survival")["0"].patient_ids
     one = prototype_record(fold, source.data, ids, outcome=outcome)
     total = one.constant + one.terms.sum(axis=(1, 2))
     assert np.abs(total - one.logit).max() <= 1e-5 * max(1.0, float(np.abs(one.logit).max()))
@@ -154,7 +154,7 @@ def test_probabilities_are_those_that_the_model_mixes_its_prototypes_by(bottlene
 
 
 def test_levels_that_nobody_has_take_no_patient(additive):
-    one = read_prototype_records(additive[0], "survival")[0]
+    one = read_prototype_records(additive[0], "survival")["0"]
     similarity = np.array(one.similarity[0], dtype=np.float64)
     before = one.nearest(similarity)
     gone = replace(one, used=np.array([False, True, True, True]))
@@ -166,7 +166,7 @@ def test_levels_that_nobody_has_take_no_patient(additive):
 
 
 def test_prototypes_that_are_one_are_told(additive):
-    one = read_prototype_records(additive[0], "survival")[0]
+    one = read_prototype_records(additive[0], "survival")["0"]
     planted = np.zeros_like(one.cosine)
     planted[0, 1, 2, 5] = planted[0, 1, 5, 2] = 0.97
     planted[0, 2, 0, 1] = 0.94
@@ -182,7 +182,8 @@ def test_a_run_explained_before_gets_its_prototypes_and_keeps_its_values(additiv
     for fold in ("0", "1"):
         shutil.rmtree(fold_folder(run, "survival", fold) / "prototypes")
     run.seal()
-    assert read_prototype_records(run, "survival") == []
+    assert read_prototype_records(run, "survival") == {}
+    assert prototype_lines(run, "survival") == ["prototypes: not stored; run medfuse explain on the run"]
     after = explain_run(run, **where)
     assert all(np.array_equal(a, b.values) for a, b in zip(before, after, strict=True))
     assert len(read_prototype_records(run, "survival")) == 2

@@ -160,6 +160,15 @@ def test_an_absent_modality_has_no_term(additive) -> None:
     assert set(prototype_charts.terms_chart(found, key(1)).table["modality"]) == {"clinical"}
 
 
+def test_a_patient_without_any_modality_has_the_constant_alone(additive) -> None:
+    found = prototypes.prototypes_of(open_review(additive), "0")  # patient 2 has none
+    chart = prototype_charts.terms_chart(found, key(2))
+    assert len(chart.table) == len(chart.figure.data[0].x) == 0
+    assert chart.alt.endswith("no modality.")
+    assert "= constant -1.500 + terms +0.000; the sum is exact" in prototypes.sum_sentence(found, key(2))
+    assert len(prototypes.sums_table(found, key(2))) == 0
+
+
 def test_groups_leave_out_those_that_the_network_was_fitted_on(opened) -> None:
     _, found = opened
     unseen = {i for i, new in zip(found.train_ids, found.unseen, strict=True) if new}
