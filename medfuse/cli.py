@@ -331,6 +331,7 @@ def explain(
     """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
     from medfuse.explaining import check_run, default_horizon, explain_run, lines
     from medfuse.explaining_parts import patient_lines, read_parts
+    from medfuse.prototypes import prototype_lines
     from medfuse.run import open_run
 
     opened = open_run(run)
@@ -353,6 +354,8 @@ def explain(
     if patient is not None:
         for line in patient_lines(read_parts(opened, found[0].outcome), patient, horizon=at):
             _say(line)
+    for line in prototype_lines(opened, found[0].outcome, patient=patient):
+        _say(line)
     if check:
         checks = check_run(opened, outcome=outcome, data_root=data_root, say=_say)
         for one in checks:

@@ -33,6 +33,7 @@ from medfuse.explaining_parts import (
     write_parts,
     write_recalibration,
 )
+from medfuse.explaining_prototypes import stored_prototypes, write_prototypes
 from medfuse.files import new_folder, write_bytes, write_json
 from medfuse.jobs import with_outcome
 from medfuse.report import refresh_report
@@ -81,9 +82,7 @@ def explain_run(
     opened = run if isinstance(run, Run) else open_run(run)
     names = [str(split["name"]) for split in opened.read("splits")["splits"]]
     outcome = chosen_outcome(opened, outcome)
-    if all((_folder(opened, outcome, name) / "index.json").is_file() for name in names) and all(
-        has_parts(opened, outcome, name) for name in names
-    ):
+    if all(_complete(opened, outcome, name) for name in names):
         return read_coalitions(opened, outcome)
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
@@ -92,7 +91,7 @@ def explain_run(
         for split in opened.read("splits")["splits"]:
             name = str(split["name"])
             folder = _folder(opened, outcome, name)
-            if (folder / "index.json").is_file() and has_parts(opened, outcome, name):
+            if _complete(opened, outcome, name):
                 continue
             ids = [PatientId(i) for i in split["held_out"]]
             lost = [i for i in ids if i not in known]
@@ -101,6 +100,9 @@ def explain_run(
                 raise CohortError(msg)
             say(f"{outcome}, fold {name}: {len(ids)} patients, up to {1 << len(source.data)} coalitions each")
             fold = load_fold(opened.fold_folder(name))
+            if _explained(opened, outcome, name):  # by a version that stored no prototypes
+                write_prototypes(source, fold, read_fold(opened, folder), say=say)
+                continue
             unseen = unseen_of(source, fold, outcome)
             if not (folder / "index.json").is_file():
                 values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
@@ -111,6 +113,7 @@ def explain_run(
             if shown.meaning == RECALIBRATED:
                 write_recalibration(recalibration_of(unseen, shown), folder)
             write_parts(source, fold, raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
+            write_prototypes(source, fold, shown, say=say)
         refresh_report(opened)
         opened.seal()
     return read_coalitions(opened, outcome)
@@ -166,6 +169,14 @@ def check_run(
 
 def _folder(run: Run, outcome: str, fold: str) -> Path:
     return fold_folder(run, outcome, fold)
+
+
+def _explained(run: Run, outcome: str, fold: str) -> bool:
+    return (_folder(run, outcome, fold) / "index.json").is_file() and has_parts(run, outcome, fold)
+
+
+def _complete(run: Run, outcome: str, fold: str) -> bool:
+    return _explained(run, outcome, fold) and stored_prototypes(run, outcome, fold)
 
 
 def write_coalitions(coalitions: Coalitions, folder: Path, *, raw: Coalitions | None = None) -> None:

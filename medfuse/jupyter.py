@@ -14,12 +14,13 @@ from typing import Any
 import pandas as pd
 
 from medfuse.errors import CohortError, ConfigError, nearest
+from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.explained import default_horizon, read_coalitions
 from medfuse.exporting import FORMATS, patient_record
 from medfuse.figures import importance
 from medfuse.pages import BANNER
 from medfuse.report_sections import UNITS, importance_rows
-from medfuse.review import behaviour, missing, patient_charts, performance
+from medfuse.review import behaviour, missing, patient_charts, performance, prototype_charts, prototypes
 from medfuse.review.charts import Chart
 from medfuse.review.patient import PatientView, patient_view
 from medfuse.review.source import ReviewRun, open_review
@@ -136,9 +137,44 @@ class PatientPage:
         chart = None if found is None else missing.similar_chart(found, self.view)
         return "no comparable patients" if chart is None else Shown(chart=chart)
 
+    def prototypes(self, modality: str) -> Shown:
+        """How like the prototypes of a modality the patient is.
+
+        Raises:
+            ConfigError: the run has no stored prototypes, or the patient lacks the modality.
+        """
+        chart = prototype_charts.likeness_chart(_stored(self.run, self.view.fold, modality), self.patient, modality)
+        if chart is None:
+            msg = f"review: expected a modality that the patient has, found {modality!r}, which is absent"
+            raise ConfigError(msg)
+        return Shown(chart=chart)
+
+    def terms(self, label: int = 0) -> Shown:
+        """What each prototype adds to the logit of the network shown.
+
+        Raises:
+            ConfigError: the run has no stored prototypes, or its logit is no sum of them.
+        """
+        chart = prototype_charts.terms_chart(_stored(self.run, self.view.fold), self.patient, label)
+        if chart is None:
+            msg = "review: expected fusion prototype_additive, found one whose logit is no sum; see prototypes()"
+            raise ConfigError(msg)
+        return Shown(chart=chart)
+
     def to_html(self) -> str:
         """The patient report, as ``medfuse export`` writes it."""
         return FORMATS["HTML"][1](patient_record(self.run, self.patient, self.view.at)).decode()
+
+
+def _stored(run: ReviewRun, fold: str, modality: str | None = None) -> PrototypeRecord:
+    found = prototypes.prototypes_of(run, fold)
+    if found is None:
+        msg = f"review: expected stored prototypes, found none. {prototypes.why_none(run)}"
+        raise ConfigError(msg)
+    if modality is not None and modality not in found.modalities:
+        msg = f"review: no modality {modality!r}; {nearest(modality, found.modalities)}"
+        raise ConfigError(msg)
+    return found
 
 
 class CohortPage:
@@ -203,6 +239,43 @@ class CohortPage:
             msg = f"{self.run.path}: expected an explained run, found none; run medfuse explain on it"
             raise ConfigError(msg)
         return Shown(chart=chart)
+
+    def prototypes(self, modality: str, *, fold: str | None = None, fitted: bool = False) -> Shown:
+        """The prototypes of a modality: size, what became of their training patients, collapse check.
+
+        Args:
+            modality: its name.
+            fold: outer fold, default the first.
+            fitted: also count training patients that the network was fitted on.
+
+        Raises:
+            ConfigError: the run has no stored prototypes, or no such modality or fold.
+        """
+        found = _stored(self.run, self._fold(fold), modality)
+        return Shown(
+            chart=prototype_charts.sizes_chart(self.run, found, modality, at=self.run.default_horizon, fitted=fitted)
+        )
+
+    def prototype_survival(self, modality: str, *, fold: str | None = None, fitted: bool = False) -> Shown:
+        """Survival of training patients by the level of their nearest prototype; arguments as of :meth:`prototypes`.
+
+        Raises:
+            ConfigError: as there, or the outcome is no survival, or every level has too few patients.
+        """
+        name = self._fold(fold)
+        found = _stored(self.run, name, modality)
+        chart = prototype_charts.levels_chart(self.run, found, modality, name, fitted=fitted)
+        if chart is None:
+            msg = "review: expected a level of 10 patients with known times, found none; see prototypes()"
+            raise ConfigError(msg)
+        return Shown(chart=chart)
+
+    def _fold(self, fold: str | None) -> str:
+        name = next(iter(self.run.splits)) if fold is None else fold
+        if name not in self.run.splits:
+            msg = f"review: no fold {name!r}; {nearest(name, self.run.splits)}"
+            raise ConfigError(msg)
+        return name
 
     def checks(self) -> pd.DataFrame:
         """The stored checks of the explanations; empty where they were not run."""

@@ -12,6 +12,7 @@ from medfuse.evaluation import Evaluation, Row
 from medfuse.explain import Coalitions, contributions
 from medfuse.explained import default_horizon, pooled_importance, read_coalitions
 from medfuse.explaining_parts import FOLDER, has_parts, read_checks, read_parts
+from medfuse.explaining_prototypes import read_prototype_records
 from medfuse.games import players
 from medfuse.pages import number, span, table
 from medfuse.run import Run
@@ -107,7 +108,7 @@ def contribution_section(run: Run, evaluation: Evaluation) -> str:
         "mean. Intervals: case bootstrap over patients, 95 %. A modality that says the same as another shares its "
         "credit; a contribution is not a cause.</p>"
     )
-    return f"{title}{note}{''.join(parts)}{_support(run, outcome)}{_checks(run, outcome)}"
+    return f"{title}{note}{''.join(parts)}{_support(run, outcome)}{_checks(run, outcome)}{_prototypes(run, outcome)}"
 
 
 def _importance(found: Sequence[Coalitions], *, horizon: float | None, label: int | None) -> str:
@@ -207,6 +208,29 @@ def _checks(run: Run, outcome: str) -> str:
     ]
     header = ("check", "result", "statistic", "95 % interval", "passes when", "note")
     return f"<h3>Checks of the explanation</h3>{table(header, body, kind='text')}"
+
+
+def _prototypes(run: Run, outcome: str) -> str:
+    """What prototypes were stored, and which of them are one; nothing of a run without."""
+    rows = []
+    try:
+        for name, one in read_prototype_records(run, outcome).items():
+            pairs = [f"{m} {one.names[i]} and {one.names[j]}" for m, these in one.pairs().items() for i, j, _ in these]
+            networks = f"{one.members[0]}, the first of {len(one.members)}"
+            also = sum(bool(one.pairs(k)) for k in range(1, len(one.members)))
+            rows.append(
+                (f"fold {name}", networks, len(one.names), ", ".join(pairs) or "none", also, f"{one.share:.0%}")
+            )
+    except MedfuseError as error:
+        return f"<p class=warn>Prototypes: {escape(str(error))}</p>"
+    if not rows:
+        return ""
+    header = ("", "network", "per modality", "collapsed pairs", "other networks with one", "part of the prediction")
+    return (
+        f"<h3>Prototypes</h3>{table(header, rows, kind='text')}<p class=note>Each network has prototypes of its own. "
+        f"Two with a cosine of {one.collapsed:g} or more are one. Who is like which, the nearest training patients and "
+        "the terms of a sum stand in the review.</p>"
+    )
 
 
 def _between(low: float | None, high: float | None) -> str:

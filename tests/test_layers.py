@@ -32,7 +32,17 @@ LAYERS = [
         "stress",
     },
     {"explain"},
-    {"screening", "checking", "run", "frames", "applying", "jobs", "explaining_parts", "explained"},
+    {
+        "screening",
+        "checking",
+        "run",
+        "frames",
+        "applying",
+        "jobs",
+        "explaining_parts",
+        "explaining_prototypes",
+        "explained",
+    },
     {"tracking", "report", "report_sections", "figures", "pages", "documents"},
     {
         "workflow",

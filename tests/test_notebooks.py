@@ -9,7 +9,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 # Interactive figures of the review that a notebook shows.
-FIGURES = {"02_training_and_comparing": 3, "03_explaining": 8, "04_prototypes": 1, "05_missing_modalities": 2}
+FIGURES = {"02_training_and_comparing": 3, "03_explaining": 8, "04_prototypes": 5, "05_missing_modalities": 2}
 
 
 def test_every_notebook_is_committed_without_outputs():

@@ -41,12 +41,25 @@ def terms(model: MultimodalModel, batch: Batch, *, outcome: str) -> Terms:
     Raises:
         ModelError: another fusion, or no such outcome.
     """
+    _additive(model)
+    return terms_of(model, model.eval().fuse(batch).parts["activation"], outcome=outcome)
+
+
+@torch.no_grad()
+def terms_of(model: MultimodalModel, activation: Tensor, *, outcome: str) -> Terms:
+    """The same of activations (B, M, N) that are known.
+
+    Raises:
+        ModelError: another fusion, or no such outcome.
+    """
+    values, head = _additive(model).values(), model.head(outcome)
+    constant = head(torch.zeros_like(values[0, 0]))
+    return Terms(constant=constant, terms=activation[..., None] * (head(values) - constant))
+
+
+def _additive(model: MultimodalModel) -> AdditivePrototypeFusion:
     fusion = model.fusion
     if not isinstance(fusion, AdditivePrototypeFusion):
         msg = f"terms: expected fusion prototype_additive, found {type(fusion).__name__}; others have Shapley values"
         raise ModelError(msg)
-    head = model.head(outcome)
-    activation = model.eval().fuse(batch).parts["activation"]
-    values = fusion.values()
-    constant = head(torch.zeros_like(values[0, 0]))
-    return Terms(constant=constant, terms=activation[..., None] * (head(values) - constant))
+    return fusion

@@ -33,6 +33,8 @@ def test_parts_are_stored_and_sealed(made, outcome, tmp_path):
     values = explain_run(run, outcome=outcome, data_root=made, store_root=made / "store", say=said.append)
     run.verify()
     assert any("coalitions supported" in line for line in said)
+    assert sum("prototypes: none, fusion" in line for line in said) == len(values)
+    assert not list(run.path.rglob("prototypes"))
     shutil.rmtree(run.path / "folds")
     parts = read_parts(run, outcome)
     splits = run.read("splits")["splits"]

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from model_cases import HEADS_OF, SHAPES, make_batch
@@ -11,9 +13,10 @@ from torch.nn import functional
 
 from medfuse.batch import Batch, ModalityShape, TargetTensors, without_modality
 from medfuse.errors import ConfigError, ModelError
+from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.models import HeadSettings, ModelSettings, build_model
 from medfuse.models.contributions import terms
-from medfuse.models.exemplars import collapse, exemplars
+from medfuse.models.exemplars import collapse, exemplars, likeness
 from medfuse.models.information import Dependence
 from medfuse.models.prototype_block import product_of_experts
 from medfuse.models.prototypes import RiskLevels, select, top_mean
@@ -410,3 +413,31 @@ def test_the_terms_of_the_additive_model_sum_to_the_logit(outcome):
 def test_terms_are_of_the_additive_model_alone():
     with pytest.raises(ModelError, match="expected fusion prototype_additive, found PrototypeFusion"):
         terms(prototype_model(), make_batch(), outcome="os")
+
+
+def test_stored_similarities_give_the_probabilities_that_the_model_mixes_its_prototypes_by():
+    model, batch = prototype_model(), make_batch()
+    model.begin(batch)
+    with torch.no_grad():
+        similarity = likeness(model, model.eval().fuse(batch).parts).similarity.double().numpy()
+        said = model.fusion.opinions(*model.encode(batch))
+    stored = SimpleNamespace(temperature=model.fusion.temperature, used=model.fusion.risk.used.numpy(), each=1)
+    probability = PrototypeRecord.probability(stored, similarity)
+    assert (np.isnan(similarity).all(2) == ~batch.present.numpy()).all()
+    for m, block in enumerate(model.fusion.blocks):
+        there = batch.present[:, m].numpy()
+        assert there.any()
+        mixed = probability[there, m] @ block.mean.detach().double().numpy()
+        assert np.abs(mixed - said[m].mean.double().numpy()[there]).max() <= 1e-5
+
+
+def test_the_likeness_of_the_additive_model_is_its_activation():
+    model, batch = prototype_model("prototype_additive"), make_batch()
+    model.begin(batch)
+    with torch.no_grad():
+        parts = model.eval().fuse(batch).parts
+    seen = likeness(model, parts)
+    assert torch.equal(seen.similarity.nan_to_num(), parts["activation"])
+    assert torch.equal(seen.similarity[..., 0].isnan(), ~batch.present)
+    assert (seen.best.nan_to_num() >= seen.similarity.nan_to_num() - 1e-6).all()
+    assert ((seen.token == -1).all(2) == ~batch.present).all()

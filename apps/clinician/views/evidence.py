@@ -8,7 +8,7 @@ import shared
 import streamlit as st
 
 from medfuse.errors import MedfuseError
-from medfuse.review import ecg_paper, raw, slices, slides, units
+from medfuse.review import ecg_paper, prototype_charts, prototypes, raw, slices, slides, units
 from medfuse.review.evidence import Evidence, evidence, sets_chart, tiles_chart, values_chart
 from medfuse.review.patient import patient_view
 from medfuse.review.patient_charts import unit_of
@@ -51,6 +51,25 @@ def within(name: str) -> units.Units | None:
         if wrong:
             st.warning(wrong)
     return found
+
+
+def alike(name: str) -> None:
+    """Stored prototypes of a modality: how like, the nearest training patients, and what became of their like."""
+    stored = prototypes.prototypes_of(run, view.fold)
+    chart = None if stored is None else prototype_charts.likeness_chart(stored, patient, name)
+    if stored is None or chart is None:
+        return
+    shared.draw(chart, key=f"alike_{name}")
+    st.caption(prototypes.network_sentence(stored))
+    number = prototypes.nearest_of(stored, patient, name)
+    st.text(f"Training patients nearest to prototype {stored.names[number]} of {name}")
+    shared.table(prototypes.exemplar_table(run, stored, name, number))
+    became = prototype_charts.nearest_curve_chart(run, stored, patient, name, view.fold)
+    if became is not None:
+        shared.draw(became, key=f"became_{name}")
+    else:
+        group = prototypes.group(stored, name, [number])
+        st.text(f"What became of {prototype_charts.who(group.fitted)}: {prototypes.outcome_text(run, group.keys, at)}.")
 
 
 def strength(name: str) -> float:
@@ -243,6 +262,7 @@ def tab(name: str) -> None:
         text += f", × {row['ratio']:.2f}, {100 * row['points']:+.1f} points of risk"
     st.text(text)
     parts = within(name)
+    alike(name)
     found = evidence(run, patient, name, store_root=Path(settings.store) if settings.store else None)
     if found.reason:
         st.info(found.reason[0].upper() + found.reason[1:] + ".")

@@ -4,7 +4,7 @@ import pandas as pd
 import shared
 import streamlit as st
 
-from medfuse.review import missing, patient_charts
+from medfuse.review import missing, patient_charts, prototype_charts, prototypes
 from medfuse.review.log import ChainedLog
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary
 from medfuse.review.performance import index_at, patient_bound
@@ -118,6 +118,16 @@ shared.draw(patient_charts.waterfall_chart(view), key="waterfall")
 shared.draw(patient_charts.dividends_chart(view), key="dividends")
 if run.kind == "survival":
     shared.draw(patient_charts.over_time_chart(view), key="time")
+alike = prototypes.prototypes_of(run, view.fold)
+if alike is not None:
+    label = int(view.at or 0) if run.kind == "multiclass" else 0
+    terms = prototype_charts.terms_chart(alike, patient, label)
+    if terms is not None:
+        shared.draw(terms, key="terms")
+        st.text(prototypes.sum_sentence(alike, patient, label))
+        st.caption(prototypes.network_sentence(alike, prototypes.agreement(run, alike, view.fold)))
+        shared.table(prototypes.sums_table(alike, patient, label))
+    st.page_link("views/evidence.py", label="Whom this patient is like, per modality", query_params={"pid": patient})
 links = st.columns(3)
 links[0].page_link("views/evidence.py", label="Evidence of this patient", query_params={"pid": patient})
 links[1].page_link("views/missing.py", label="What is missing", query_params={"pid": patient})

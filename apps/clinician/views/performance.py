@@ -3,7 +3,7 @@
 import shared
 import streamlit as st
 
-from medfuse.review import behaviour, performance, stress
+from medfuse.review import behaviour, performance, prototype_charts, prototypes, stress
 from medfuse.review.export import unlock_count
 
 
@@ -25,6 +25,30 @@ def under_stress() -> None:
         return
     pattern = row[2].selectbox("To which modalities", stress.patterns(content), key=f"pattern_{name}")
     shared.draw(stress.stress_chart(content, pattern, measure, model=run.model), key="stress_chart")
+
+
+def references() -> None:
+    """Prototypes of one fold and modality: size, what became of their training patients, collapse check."""
+    st.header("Prototypes")
+    folds = [name for name in run.splits if run.explained and prototypes.prototypes_of(run, name) is not None]
+    if not folds:
+        st.caption(prototypes.why_none(run))
+        return
+    row = st.columns(3)
+    modality = row[0].selectbox("Modality", run.modalities, key="prototype_modality")
+    fold = row[1].selectbox("Outer fold", folds, key="prototype_fold")
+    words = {False: "not fitted on by the network", True: "all"}
+    fitted = row[2].radio("Training patients", [False, True], format_func=words.get, key="prototype_who")
+    stored = prototypes.prototypes_of(run, fold)
+    st.caption(prototypes.network_sentence(stored, prototypes.agreement(run, stored, fold)))
+    sound, said = prototypes.collapse_sentence(stored)
+    (st.success if sound else st.warning)(said)
+    shared.draw(prototype_charts.sizes_chart(run, stored, modality, at=at, fitted=fitted), key="prototype_sizes")
+    lines = prototype_charts.levels_chart(run, stored, modality, fold, fitted=fitted)
+    if lines is not None:
+        shared.draw(lines, key="prototype_levels")
+    elif run.kind == "survival":
+        st.caption("Survival by level: no level has 10 such training patients with known times.")
 
 
 shared.require("performance")
@@ -84,3 +108,5 @@ if run.checks:
     shared.table(performance.checks_table(run))
 else:
     st.caption("Checks of faithfulness: not run; medfuse explain RUN --check stores them.")
+
+references()
