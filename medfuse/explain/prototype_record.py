@@ -1,6 +1,7 @@
 """Prototypes of one outer fold as they are stored and read again, without any model."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,11 @@ class PrototypeRecord:
         """(...,) the nearest prototype of similarities (..., N) among the levels in use, -1 where absent."""
         open_to = np.where(np.repeat(self.used, self.each), np.nan_to_num(similarity, nan=-np.inf), -np.inf)
         return np.where(np.isnan(similarity[..., 0]), -1, open_to.argmax(axis=-1))
+
+    @cached_property
+    def train_nearest(self) -> NDArray[np.int64]:
+        """(n_train, M) the nearest prototype of each training patient, -1 where absent."""
+        return self.nearest(np.array(self.train_similarity, dtype=np.float64))
 
     def probability(self, similarity: Array) -> Array | None:
         """(..., N) probabilities of assignment, NaN where absent; None where the fusion computes none."""

@@ -115,7 +115,7 @@ def group(
         least: patients.
     """
     m = found.modalities.index(modality)
-    own = np.isin(found.nearest(np.array(found.train_similarity[:, m], dtype=np.float64)), numbers)
+    own = np.isin(found.train_nearest[:, m], numbers)
     fresh = own & np.asarray(found.unseen)
     everybody = int(fresh.sum()) < least if fitted is None else fitted
     rows = np.flatnonzero(own if everybody else fresh)

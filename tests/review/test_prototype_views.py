@@ -214,7 +214,7 @@ def test_what_became_of_a_group_is_its_kaplan_meier(opened) -> None:
     assert prototypes.outcome_text(run, keys, 1e-3) == f"no event in {len(known)}"
 
 
-@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+@pytest.mark.parametrize("kind", ["multiclass", pytest.param("binary", marks=pytest.mark.slow)])
 def test_what_became_of_a_group_with_classes(tmp_path, kind) -> None:
     run = open_review(write(make_run(tmp_path / "run", kind=kind)))
     found = prototypes.prototypes_of(run, "0")
@@ -372,7 +372,7 @@ def test_pages_show_likeness_terms_and_collapse(pages, additive) -> None:
 def test_before_the_own_estimate_and_when_withheld_nothing_is_shown(pages, additive) -> None:
     for _, said in pages(additive, key(0), "patient", "evidence", reader_first=True):
         assert "rototype" not in said
-    for _, said in pages(additive, key(5), "patient", "evidence"):
+    for _, said in pages(additive, key(5), "evidence"):
         assert "Prediction withheld" in said
         assert "rototype" not in said
 
