@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.metrics.nonparametric import SurvivalCurve
-from medfuse.review.charts import BLUE, DASHES, GREY, INK, LOWERS, PALE, RAISES, SERIES, Chart, band, figure
+from medfuse.review.charts import BLUE, DASHES, GREY, INK, LOWERS, RAISES, SERIES, Chart, band, figure
 from medfuse.review.prototypes import (
     curve_of,
     group,
@@ -35,7 +35,7 @@ def likeness_chart(found: PrototypeRecord, patient: str, modality: str) -> Chart
         x=shown["cosine"],
         orientation="h",
         marker={
-            "color": [BLUE if n else PALE for n in near],
+            "color": [BLUE if n else GREY for n in near],
             "line": {"color": INK, "width": [2 if n else 0.5 for n in near]},
         },
     )
