@@ -55,7 +55,7 @@ def with_openslide(path: Path, raw: RawSample, *, wide: int, level: int = 0) -> 
 
 
 def ours(raw: RawSample) -> None:
-    raw.fetch.cache = TileCache()
+    raw.fetch.cache = TileCache(limit=raw.fetch.cache.limit)
     for _ in raw.batches(64):
         pass
 

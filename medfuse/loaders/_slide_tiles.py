@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import ConfigError, DataError, nearest
+from medfuse.loaders import _tiles
 from medfuse.loaders._slide_files import SANE_MPP, Slide, open_slide, reading, reduced
 from medfuse.loaders._tiles import DCT_MAX, DCT_MEAN, SCALES, TileCache, dct_error
 from medfuse.loaders._tissue import Overview, overview, share
@@ -202,12 +203,26 @@ def tiles_of(files: Sequence[Path], options: Mapping[str, Any]) -> Tiles:
     )
 
 
+def _neighbours(slide: Slide, plan: Plan) -> int:
+    """Bytes of the decoded native tiles that one row of tiles in a strip touches: what the next row can use again.
+
+    More would be fresh memory, which costs as much as copying out of it.
+    """
+    grid = slide.grids.get(plan.level)
+    if grid is None:
+        return _tiles.CACHE
+    step, scale = plan.source * plan.scale, plan.scale if plan.dct else 1
+    columns = min(grid.columns, math.ceil(max(step, _STRIP) / grid.tile_width) + 2)
+    rows = min(grid.rows, math.ceil(step / grid.tile_height) + 1)
+    return min(_tiles.CACHE, columns * rows * (grid.tile_width // scale) * (grid.tile_height // scale) * 3)
+
+
 class Fetch:
     """Tiles by number; files are opened when asked and closed after, decoded neighbours are kept (32 MiB at most)."""
 
     def __init__(self, slide: Slide, plan: Plan, place: NDArray[np.int64], size: int) -> None:
         self.slide, self.plan, self.place, self.size = slide, plan, place, size
-        self.cache = TileCache()
+        self.cache = TileCache(limit=_neighbours(slide, plan))
 
     def __call__(self, rows: Sequence[int]) -> NDArray[Any]:
         from PIL import Image

@@ -4,6 +4,7 @@ Used where it gives the bytes that OpenSlide gives (checked per slide on its hea
 accurate integer DCT and smooth chroma upsampling. Smaller tiles come straight out of the DCT coefficients.
 """
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -123,8 +124,9 @@ class Grid(Protocol):
 
 @dataclass
 class TileCache:
-    """Decoded tiles of one level, the least recently used leave first; holds at most :data:`CACHE` bytes."""
+    """Decoded tiles of one level, the least recently used leave first; holds at most ``limit`` bytes."""
 
+    limit: int = CACHE
     held: OrderedDict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=OrderedDict)
     size: int = 0
 
@@ -137,7 +139,7 @@ class TileCache:
             return found
         shape = (grid.tile_height // scale, grid.tile_width // scale, 3)
         room = None  # a tile that leaves gives its memory to the one that comes: fresh pages cost as much as copying
-        while self.size + np.prod(shape) > CACHE and self.held:
+        while self.size + math.prod(shape) > self.limit and self.held:
             room = self.held.popitem(last=False)[1]
             self.size -= room.nbytes
         decoded: NDArray[np.uint8] = grid.decode(

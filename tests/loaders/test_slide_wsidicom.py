@@ -1,8 +1,10 @@
 """DICOM whole slides that OpenSlide refuses: wsidicom gives the pixels, and what could only be guessed is refused."""
 
 import logging
+import os
 import sys
 import warnings
+from pathlib import Path
 
 import dicom_slides as made
 import numpy as np
@@ -124,6 +126,19 @@ def test_labels_and_overviews_are_never_given_to_it(reader, tmp_path, monkeypatc
     assert all([path.name for path in files] == ["a.dcm"] for files in given)
     with pytest.raises(DataError, match="only its label, overview"):
         slide.read(files[1:], ALL)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["sm_image_jpegls.dcm", "sm_image_jpegls_nobot.dcm"])
+def test_a_real_slide_in_jpeg_ls_is_its_uncompressed_twin(reader, name):
+    folder = Path(os.environ.get("MEDFUSE_DATA", Path(__file__).parents[3] / "shared/data")) / "dicom/highdicom"
+    pixels = []
+    for path in (folder / name, folder / "sm_image.dcm"):
+        found = open_slide([path])
+        with _slide_files.reading(found) as other:
+            pixels.append(other.region(0, (0, 0, *found.sizes[0])))
+    assert (found.vendor, open_slide([folder / name]).vendor) == ("dicom", "wsidicom")
+    np.testing.assert_array_equal(*pixels)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
