@@ -25,6 +25,7 @@ QUICK = [
 SCRIPTS = {
     "app": ["--patients", "40", "--reruns", "10"],
     "bags": ["--small", "--repeats", "1"],
+    "committee": ["--cohorts", "transbig", "--outcome", "distant_metastasis", *QUICK],
     "ecg": ["--small"],
     "ehr": ["--small", "--turns", "1"],
     "explaining": ["--small"],
