@@ -123,6 +123,22 @@ def test_decoded_tiles_are_bounded(path, monkeypatch):
     assert raw.fetch.cache.size <= 3 * 256 * 256 * 3
 
 
+@pytest.mark.parametrize(("mpp", "tile"), [(0.25, 224), (0.25, 100), (0.25, 300)])
+def test_no_native_tile_is_decoded_twice_although_only_neighbours_are_kept(path, monkeypatch, mpp, tile):
+    raw = slide.read([path], {"mpp": mpp, "tile": tile, **ALL})
+    decode, numbers = _tiles.JpegGrid.decode, []
+
+    def counted(grid, handle, number, **more):
+        numbers.append(number)
+        return decode(grid, handle, number, **more)
+
+    monkeypatch.setattr(_tiles.JpegGrid, "decode", counted)
+    for _ in raw.batches(7):
+        pass
+    assert len(numbers) == len(set(numbers)) > 4
+    assert raw.fetch.cache.size <= raw.fetch.cache.limit <= _tiles.CACHE
+
+
 # --- µm per pixel, options -------------------------------------------------------------------------------------------
 
 
