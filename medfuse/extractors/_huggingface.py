@@ -140,6 +140,8 @@ class HuggingFace:
             found = f"none for {len(drawn)} of its parts"
             raise refuse(folder, "weights for the whole model", found, "fetch the whole model, or save its encoder")
         self.model = model.eval().requires_grad_(requires_grad=False).to(device)
+        for weights in (*self.model.parameters(), *self.model.buffers()):
+            weights.data = weights.data.clone()  # aligned as torch's own, not as the mapped file: kernels choose by it
         self.image = ImageSettings(folder / IMAGE) if (folder / IMAGE).is_file() else None
 
     @torch.no_grad()
@@ -249,7 +251,7 @@ class ImageSettings:
         """(k, H, W, 3) uint8 to (k, 3, h, w) float32."""
         pixels = np.stack([self._cropped(self._resized(tile)) for tile in tiles]).astype(np.float32)
         pixels = (pixels * np.float32(self.factor) - self.mean) / self.std
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).clone()  # aligned as torch's own
 
     def _resized(self, tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self.size is None:

@@ -33,8 +33,9 @@ class Pretrained(Extractor):
     bundle     patches              as for ``.pt2``; ``output`` names the part whose output is wanted
     ========== ==================== ===============================================================================
 
-    An item's features do not depend on the items beside it beyond rounding in float32 (1e-5 of the largest feature),
-    which is below the precision of the store (float16, 2^-11 of a number).
+    The same items give the same bytes in every process of one machine, whatever its number of threads: what is
+    extracted again after a kill is what was. An item's features do not depend on the items beside it beyond rounding in
+    float32 (1e-5 of the largest feature), which is below the precision of the store (float16, 2^-11 of a number).
 
     Args:
         model: folder or ``.pt2`` file, a relative path below MEDFUSE_MODELS, or else the working folder; or
@@ -182,7 +183,8 @@ class Pretrained(Extractor):
 
         def forward(items: NDArray[Any]) -> "Tensor":
             with torch.no_grad():
-                return _features(run, torch.from_numpy(self.scaling(items)).to(device), fixed, where=self.path.name)
+                own = torch.from_numpy(self.scaling(items)).clone()  # aligned as torch's own: kernels choose by it
+                return _features(run, own.to(device), fixed, where=self.path.name)
 
         return _exact(forward)
 
@@ -259,17 +261,22 @@ def _known(scaling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exact(run: Callable[[NDArray[Any]], "Tensor"]) -> Callable[[NDArray[Any]], "Tensor"]:
-    """Full float32 and the same algorithms every time, on a GPU, too."""
+    """Full float32, one thread and the same algorithms every time, on a GPU, too.
+
+    Sums are split among threads, so their number would change the last bit; workers are what runs side by side.
+    """
     import torch
 
     def inner(items: NDArray[Any]) -> "Tensor":
-        kept = torch.get_float32_matmul_precision()
+        kept, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
         torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(1)
         try:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                 return run(items)
         finally:
             torch.set_float32_matmul_precision(kept)
+            torch.set_num_threads(threads)
 
     return inner
 

@@ -241,12 +241,12 @@ def _check_codestreams(header: Header, content: bytes, numbers: Sequence[int]) -
     wanted = (header.integer("Rows"), header.integer("Columns"))
     for number in numbers:
         stream = get_frame(content, number, number_of_frames=count)
-        if is_cut(stream):
-            msg = f"{header.name}: expected a whole JPEG-LS stream, found one without its end; truncated? copy it again"
-            raise DataError(msg)
         found = size_of_codestream(stream)
         if found is not None and found != wanted:
             msg = f"{header.name}: expected planes of {wanted} as the header says, found {found} in the stream; a bomb?"
+            raise DataError(msg)
+        if is_cut(stream):
+            msg = f"{header.name}: expected a whole JPEG-LS stream, found one without its end; truncated? copy it again"
             raise DataError(msg)
 
 
