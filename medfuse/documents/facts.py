@@ -230,10 +230,12 @@ def model_text(facts: RunFacts) -> str:
         return ""
     heads = ", ".join(f"{k}: {v.get('name', v)}" for k, v in r.model.heads.items()) or "the default of each outcome"
     t = r.train
+    fusions = [str(fusion.get("name")) for fusion in (r.model.fusion, *r.model.committee)][: t.seeds]
+    turns = f"fusion {fusions[0]}" if len(fusions) == 1 else f"fusions {', '.join(fusions)} (the seeds take turns)"
+    beside = ", beside networks of single modalities that weigh by their inner concordance" if t.unimodal else ""
     return (
-        f"Neural network of three parts: encoders per modality (width {r.model.width}), fusion "
-        f"{r.model.fusion.get('name')}, heads ({heads}). Members are {t.seeds} seeds x {r.splits.inner_folds} inner "
-        f"folds{', beside one network per modality' if t.unimodal else ''}; their averaged predictions are the model. "
+        f"Neural networks of three parts: encoders per modality (width {r.model.width}), {turns}, heads ({heads}). "
+        f"Members are {t.seeds} seeds x {r.splits.inner_folds} inner folds{beside}; their weighted mean is the model. "
         f"Up to {t.epochs} epochs, batches of {t.batch_size}, learning rate {t.lr:g}, weight decay {t.weight_decay:g}, "
         f"early stopping after {t.patience} epochs without gain on the inner fold, seed {r.seed}."
     )

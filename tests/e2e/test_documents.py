@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from medfuse.cli import main
+from medfuse.config import read_recipe
 from medfuse.documents import DOCUMENTS, read_facts, sheets
 from medfuse.documents.data_card import SECTIONS
+from medfuse.documents.facts import model_text
 from medfuse.documents.model_card import ATTRIBUTES, MINIMUM
 from medfuse.documents.sheet import FOR_THE_AUTHOR, Entry
 from medfuse.documents.tripod import ITEMS
@@ -129,6 +131,18 @@ def test_filled_items_change_with_the_run(made, explained):
     assert "p1" not in changed["tripod_ai"].to_markdown(), "no id of a patient"
     assert flow["17"].status == "author", "without the card nobody knows of consent"
     assert flow["17"].filled == ""
+
+
+def test_the_fusions_that_were_fitted_are_named(made):
+    facts = read_facts(open_run(made / "run"))
+
+    def text(*overrides):
+        return model_text(dataclasses.replace(facts, recipe=read_recipe("default", overrides)))
+
+    assert "fusions transformer, stacked, latent (the seeds take turns)" in text()
+    assert "fusions transformer, stacked (the" in text("train.seeds=2")
+    assert "fusion transformer, heads" in text("train.seeds=1")
+    assert "fusion late, heads" in text("model.fusion={name: late}")
 
 
 def test_numbers_in_the_documents_are_those_of_the_run(made):
