@@ -1,7 +1,7 @@
 """Explanations of a run: computed once from its stored models, kept beside them, and read again without any model."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,36 +87,40 @@ def explain_run(
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
         source = read_source(opened, data_root=data_root, store_root=store_root)
-        known = set(source.cohort.patient_ids)
         for split in opened.read("splits")["splits"]:
-            name = str(split["name"])
-            folder = _folder(opened, outcome, name)
-            if _complete(opened, outcome, name):
-                continue
-            ids = [PatientId(i) for i in split["held_out"]]
-            lost = [i for i in ids if i not in known]
-            if lost:
-                msg = f"{opened.path}: expected held-out patient {lost[0]} in the cohort, found no such id"
-                raise CohortError(msg)
-            say(f"{outcome}, fold {name}: {len(ids)} patients, up to {1 << len(source.data)} coalitions each")
-            fold = load_fold(opened.fold_folder(name))
-            if _explained(opened, outcome, name):  # by a version that stored no prototypes
-                write_prototypes(source, fold, read_fold(opened, folder), say=say)
-                continue
-            unseen = unseen_of(source, fold, outcome)
-            if not (folder / "index.json").is_file():
-                values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
-                how = recalibration_of(unseen, values)
-                say(f"  recalibrated: {int(how.fitted.sum())} of {len(how.fitted)} coalitions")
-                write_coalitions(recalibrated(values, how), folder, raw=values)
-            shown = read_fold(opened, folder)
-            if shown.meaning == RECALIBRATED:
-                write_recalibration(recalibration_of(unseen, shown), folder)
-            write_parts(source, fold, raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
-            write_prototypes(source, fold, shown, say=say)
+            if not _complete(opened, outcome, str(split["name"])):
+                _explain_fold(opened, source, split, outcome=outcome, say=say)
         refresh_report(opened)
         opened.seal()
     return read_coalitions(opened, outcome)
+
+
+def _explain_fold(opened: Run, source: Source, split: Mapping[str, Any], *, outcome: str, say: Say) -> None:
+    """Write what a fold lacks: values of all coalitions, what rests on them, prototypes."""
+    name = str(split["name"])
+    folder = _folder(opened, outcome, name)
+    ids = [PatientId(i) for i in split["held_out"]]
+    known = set(source.cohort.patient_ids)
+    lost = next((i for i in ids if i not in known), None)
+    if lost is not None:
+        msg = f"{opened.path}: expected held-out patient {lost} in the cohort, found no such id"
+        raise CohortError(msg)
+    say(f"{outcome}, fold {name}: {len(ids)} patients, up to {1 << len(source.data)} coalitions each")
+    fold = load_fold(opened.fold_folder(name))
+    if _explained(opened, outcome, name):  # by a version that stored no prototypes
+        write_prototypes(source, fold, read_fold(opened, folder), say=say)
+        return
+    unseen = unseen_of(source, fold, outcome)
+    if not (folder / "index.json").is_file():
+        values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
+        how = recalibration_of(unseen, values)
+        say(f"  recalibrated: {int(how.fitted.sum())} of {len(how.fitted)} coalitions")
+        write_coalitions(recalibrated(values, how), folder, raw=values)
+    shown = read_fold(opened, folder)
+    if shown.meaning == RECALIBRATED:
+        write_recalibration(recalibration_of(unseen, shown), folder)
+    write_parts(source, fold, raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
+    write_prototypes(source, fold, shown, say=say)
 
 
 def read_source(run: Run, *, data_root: Path | None = None, store_root: Path | None = None) -> Source:
