@@ -12,7 +12,7 @@ from medfuse.errors import CohortError, StoreError
 from medfuse.explain import Coalitions
 from medfuse.explain.absence import absence_flags
 from medfuse.explain.coalitions import RECALIBRATED
-from medfuse.explain.distribution import Distribution, distribution
+from medfuse.explain.distribution import ALARM, FEWEST, WITHHELD, Distribution, distribution
 from medfuse.explain.donors import (
     Donors,
     added_value,
@@ -201,8 +201,12 @@ def write_parts(
         write_part(near, folder / "neighbours")
     if not has_part(folder / "distribution"):
         found = distribution(source.data, fold.train_ids, values.patient_ids, modalities=fold.modalities)
-        states = found.state
-        say(f"  unlike training: {states.count('unusual')} unusual, {states.count('withheld')} withheld")
+        values_unlike = int((found.percentile > ALARM).any(axis=1).sum())
+        rare = int((found.pattern_count < FEWEST).sum())
+        say(
+            f"  unlike training: {values_unlike} of {len(values)} in the content of a modality, {rare} in which "
+            f"modalities they have; {found.state.count(WITHHELD)} withheld"
+        )
         write_part(found, folder / "distribution")
     if not has_part(folder / "donors"):
         questions = missing_questions(values.present)
