@@ -15,17 +15,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from _timing import load, machine
 
+from medfuse.config import read_recipe
 from medfuse.explain import coalition_values, contributions
 from medfuse.explain.recalibration import recalibrated, unfitted
 from medfuse.explaining import write_coalitions
-from medfuse.models import ModelSettings
+from medfuse.jobs import fold_settings
 from medfuse.splits import Split
 from medfuse.store import FeatureStore
 from medfuse.synthetic import GENE_SETS, simulate
-from medfuse.training import FoldSettings, Outcomes, TrainSettings, cpu_threads, fit_fold
+from medfuse.training import Outcomes, cpu_threads, fit_fold
 
 NAMES = ("imaging", "pathology", "ecg", "expression", "ehr")
 TRAIN, EXPLAINED, HORIZON = 300, 1000, 548.0
@@ -41,18 +41,15 @@ def fitted(folder: Path, n_train: int, n_explained: int):
         if name == "expression":
             one = type(one)(**{**vars(one), "gene_sets": GENE_SETS})
         data[name] = store.put(one, key=f"{NAMES.index(name):064x}", sources={})
-    recipe = yaml.safe_load((Path(__file__).parent.parent / "pipelines" / "default.yaml").read_text())
-    train = {**recipe["train"], "epochs": 2, "device": "cpu", "threads": 1}
-    seeds = tuple(range(train.pop("seeds")))
+    recipe = read_recipe("default", ["train.epochs=2", "train.device=cpu", "train.threads=1"])
     ids = simulation.patient_ids[:n_train]
     inner = [
         Split(name=str(k), train=tuple(i for n, i in enumerate(ids) if n % 3 != k), tuning=ids[k::3], held_out=())
-        for k in range(recipe["splits"]["inner_folds"])
+        for k in range(recipe.splits.inner_folds)
     ]
-    settings = FoldSettings(model=ModelSettings(**recipe["model"]), seeds=seeds, train=TrainSettings(**train))
     outcomes = Outcomes(patient_ids=simulation.patient_ids, targets={"death": simulation.survival})
     return (
-        fit_fold(data, outcomes, train_ids=ids, inner=inner, settings=settings),
+        fit_fold(data, outcomes, train_ids=ids, inner=inner, settings=fold_settings(recipe)),
         data,
         simulation.patient_ids[n_train:],
     )
