@@ -70,13 +70,21 @@ def image_files(paths: Sequence[Path]) -> tuple[Path, ...]:
         data, _ = header(path)
         kind = {str(word).upper() for word in np.atleast_1d(data.get("ImageType", []))}
         if not kind & _NOT_TISSUE:
-            kept.append((-int(data.get("TotalPixelMatrixColumns", 0) or 0), path.name, path))
+            kept.append((-count_of(data, "TotalPixelMatrixColumns"), path.name, path))
     if not kept:
         msg = (
             f"{paths[0].name}: expected the image of a slide, found only its label, overview or thumbnail; give it too"
         )
         raise DataError(msg)
     return tuple(path for _, _, path in sorted(kept))
+
+
+def count_of(data: Any, name: str) -> int:  # noqa: ANN401  # a data set
+    """A whole number of the header; -1 where it is none, 0 where it is absent."""
+    try:
+        return int(data.get(name) or 0)
+    except (TypeError, ValueError):
+        return -1
 
 
 def series_of(path: Path) -> str:
@@ -112,7 +120,7 @@ def frames_of(path: Path, *, order: str | None) -> Frames:
         for name in ("TotalPixelMatrixColumns", "TotalPixelMatrixRows", "Columns", "Rows", "NumberOfFrames")
     )
     syntax = str(data.file_meta.get("TransferSyntaxUID", ""))
-    if syntax != JPEG_BASELINE or int(data.get("BitsAllocated", 0) or 0) != 8:
+    if syntax != JPEG_BASELINE or count_of(data, "BitsAllocated") != 8:
         msg = (
             f"{path.name}: expected JPEG baseline frames of 8 bits where OpenSlide refuses a slide, found transfer "
             f"syntax {syntax}; convert it: wsidicomizer, or dcmcjpeg"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_pixels import is_cut, size_of_codestream
-from medfuse.loaders._dicom_slide import JPEG_BASELINE, header, whole
+from medfuse.loaders._dicom_slide import JPEG_BASELINE, count_of, header, whole
 
 LARGEST_FRAME = 16_777_216  # pixels
 MOST_TILES = 4_000_000  # of a level
@@ -135,19 +135,11 @@ def check(paths: Sequence[Path]) -> None:
 def _all_parts(parts: Sequence[Any]) -> bool:
     """The files of one level are one, or all parts of a concatenation (PS3.3, C.7.6.16.2.2.4)."""
     start = 0
-    for part in sorted(parts, key=lambda one: _count(one, "ConcatenationFrameOffsetNumber")):
-        if _count(part, "ConcatenationFrameOffsetNumber") != start:
+    for part in sorted(parts, key=lambda one: count_of(one, "ConcatenationFrameOffsetNumber")):
+        if count_of(part, "ConcatenationFrameOffsetNumber") != start:
             return False
-        start += _count(part, "NumberOfFrames")
-    return all(_count(part, "InConcatenationTotalNumber") in {0, len(parts)} for part in parts)
-
-
-def _count(data: Any, name: str) -> int:  # noqa: ANN401  # a data set
-    """A whole number of the header; -1 where it is none, 0 where it is absent."""
-    try:
-        return int(data.get(name) or 0)
-    except (TypeError, ValueError):
-        return -1
+        start += count_of(part, "NumberOfFrames")
+    return all(count_of(part, "InConcatenationTotalNumber") in {0, len(parts)} for part in parts)
 
 
 def _check_one(path: Path, data: Any) -> tuple[int, int]:  # noqa: ANN401  # a data set
@@ -156,7 +148,7 @@ def _check_one(path: Path, data: Any) -> tuple[int, int]:  # noqa: ANN401  # a d
     width, height, w, h, count = (whole(path, data, name) for name in names)
     syntax = str(data.file_meta.get("TransferSyntaxUID", ""))
     photometric = str(data.get("PhotometricInterpretation", ""))
-    layout = [_count(data, n) for n in ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PlanarConfiguration")]
+    layout = [count_of(data, n) for n in ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PlanarConfiguration")]
     if layout != [3, 8, 8, 0] or photometric not in COLOURS.get(syntax, ()):
         msg = (
             f"{path.name}: expected RGB of 8 bits, uncompressed, RLE, JPEG baseline, JPEG-LS or JPEG 2000, found "
