@@ -30,6 +30,10 @@ from medfuse.types import OutcomeKind, PatientId
 Array = NDArray[np.float64]
 LEADING: tuple[tuple[OutcomeKind, ...], ...] = (("survival",), ("binary", "multiclass"), ("continuous",))
 _NO_EDGE = 1e38
+_WORDS: dict[OutcomeKind, tuple[str, str, str, str]] = {
+    "survival": ("any time", "event by day {}", "event from day {} to {}", "no event by day {}"),
+    "continuous": ("any value", "value up to {}", "value from {} to {}", "value above {}"),
+}
 _SCALES: dict[OutcomeKind, str] = {
     "survival": "log odds of the hazard",
     "binary": "log odds",
@@ -211,21 +215,14 @@ def level_words(
         names = [*classes, *(f"class {k + 1}" for k in range(len(classes), len(used)))]
         return tuple(names[k] if used[k] else "no training patient" for k in range(len(used)))
     ends = [f"{edge:.4g}" if kind == "continuous" else f"{edge:.0f}" for edge in edges if edge < _NO_EDGE]
-    word = _days if kind == "survival" else _values
-    return tuple(word(k, ends) if k <= len(ends) else "no training patient" for k in range(len(used)))
+    return tuple(_between(k, ends, _WORDS[kind]) if k <= len(ends) else "no training patient" for k in range(len(used)))
 
 
-def _days(k: int, ends: Sequence[str]) -> str:
+def _between(k: int, ends: Sequence[str], words: tuple[str, str, str, str]) -> str:
+    """What lies left of, between and right of some edges, as words for: no edges, the first, one between, the last."""
+    whole, first, middle, last = words
     if not ends:
-        return "any time"
+        return whole
     if k == 0:
-        return f"event by day {ends[0]}"
-    return f"no event by day {ends[-1]}" if k == len(ends) else f"event from day {ends[k - 1]} to {ends[k]}"
-
-
-def _values(k: int, ends: Sequence[str]) -> str:
-    if not ends:
-        return "any value"
-    if k == 0:
-        return f"value up to {ends[0]}"
-    return f"value above {ends[-1]}" if k == len(ends) else f"value from {ends[k - 1]} to {ends[k]}"
+        return first.format(ends[0])
+    return last.format(ends[-1]) if k == len(ends) else middle.format(ends[k - 1], ends[k])

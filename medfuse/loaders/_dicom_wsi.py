@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_pixels import is_cut, size_of_codestream
 from medfuse.loaders._dicom_slide import JPEG_BASELINE, count_of, header, whole
+from medfuse.loaders._tiles import Grid
 
 LARGEST_FRAME = 16_777_216  # pixels
 MOST_TILES = 4_000_000  # of a level
@@ -36,35 +37,18 @@ _CONVERT = "convert it: wsidicomizer, or dcmdjpeg and dcmcjpeg"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameGrid:
+class FrameGrid(Grid):
     """Tiles of one level; :func:`medfuse.loaders._tiles.cut` takes it like a grid of JPEG tiles, at full scale.
 
     Attributes:
-        path: the first file, for messages.
-        width, height, tile_width, tile_height: as of :class:`medfuse.loaders._tiles.JpegGrid`.
         absent: tiles of a sparse level that no frame fills; they are white.
         image: the level as wsidicom holds it open.
         sized: a frame is a stream that says its own size.
     """
 
-    path: Path
-    width: int
-    height: int
-    tile_width: int
-    tile_height: int
     absent: int
     image: Any
     sized: bool
-
-    @property
-    def columns(self) -> int:
-        """Tiles in a row."""
-        return -(-self.width // self.tile_width)
-
-    @property
-    def rows(self) -> int:
-        """Tiles in a column."""
-        return -(-self.height // self.tile_height)
 
     def decode(self, handle: int, number: int, *, scale: int = 1, out: NDArray[np.uint8] | None = None) -> Any:  # noqa: ANN401
         """One tile, (tile_height, tile_width, 3) uint8; white where the level has none.

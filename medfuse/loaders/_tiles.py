@@ -6,12 +6,13 @@ accurate integer DCT and smooth chroma upsampling. Smaller tiles come straight o
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +39,13 @@ def jpeg_head(tables: bytes, *, rgb: bool | None) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JpegGrid:
-    """Where the JPEG tiles of one level lie.
+class Grid(ABC):
+    """Tiles of one level that are decoded one by one.
 
     Attributes:
-        path: file that holds them.
+        path: file that holds them, for messages.
         width, height: of the level, pixels.
         tile_width, tile_height: of a tile, pixels; tiles at the right and lower edge are whole in the file.
-        offsets, counts: (rows * columns,) int64 place and length of each tile in the file, row by row.
-        head: what replaces a tile's first two bytes; see :func:`jpeg_head`.
     """
 
     path: Path
@@ -54,9 +53,6 @@ class JpegGrid:
     height: int
     tile_width: int
     tile_height: int
-    offsets: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    head: bytes = b"\xff\xd8"
 
     @property
     def columns(self) -> int:
@@ -68,6 +64,28 @@ class JpegGrid:
         """Tiles in a column."""
         return -(-self.height // self.tile_height)
 
+    @abstractmethod
+    def decode(self, handle: int, number: int, *, scale: int = 1, out: NDArray[np.uint8] | None = None) -> Any:  # noqa: ANN401
+        """One tile, (tile_height / scale, tile_width / scale, 3) uint8.
+
+        Raises:
+            DataError: the tile is cut off, damaged or of another size than the level says.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class JpegGrid(Grid):
+    """Where the JPEG tiles of one level lie.
+
+    Attributes:
+        offsets, counts: (rows * columns,) int64 place and length of each tile in the file, row by row.
+        head: what replaces a tile's first two bytes; see :func:`jpeg_head`.
+    """
+
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    head: bytes = b"\xff\xd8"
+
     def heaviest(self, count: int, *, whole: bool) -> list[int]:
         """Numbers of the tiles with most bytes, in which a difference would show; only tiles wholly on the slide?"""
         able = np.ones((self.rows, self.columns), dtype=bool)
@@ -78,11 +96,6 @@ class JpegGrid:
         return [int(i) for i in numbers[np.argsort(-self.counts[numbers], kind="stable")][:count]]
 
     def decode(self, handle: int, number: int, *, scale: int = 1, out: NDArray[np.uint8] | None = None) -> Any:  # noqa: ANN401
-        """One tile, (tile_height / scale, tile_width / scale, 3) uint8.
-
-        Raises:
-            DataError: the tile is cut off, damaged or of another size than the level says.
-        """
         import simplejpeg  # type: ignore[import-untyped]
 
         shape = (self.tile_height // scale, self.tile_width // scale, 3)
@@ -104,22 +117,6 @@ class JpegGrid:
 def _damaged(path: Path, number: int, found: str) -> DataError:
     msg = f"{path.name}: expected a whole JPEG tile {number}, found {found}; the file is damaged, copy it again"
     return DataError(msg)
-
-
-class Grid(Protocol):
-    """Tiles of a level that are decoded one by one: :class:`JpegGrid`, or what another library decodes."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def tile_width(self) -> int: ...
-    @property
-    def tile_height(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    def decode(self, handle: int, number: int, *, scale: int = 1, out: NDArray[np.uint8] | None = None) -> Any: ...  # noqa: ANN401
 
 
 @dataclass
