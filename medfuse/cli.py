@@ -187,6 +187,9 @@ def demo(
     for line in done.lines:
         _say(line)
     _finish(done.run)
+    places = f"MEDFUSE_DATA={out / 'cohort'} MEDFUSE_STORE={out / 'store'}"
+    _say(f"next: {places} medfuse explain {done.run.path}")
+    _say(f"then: {places} medfuse app {done.run.path}")
 
 
 @app.command()
