@@ -46,6 +46,7 @@ SCRIPTS = {
     "zoo": ["--runs", "runs", "--cohorts", "transbig", "--models", "concat", *QUICK],
 }
 SCRIPTS["zoo"] += ["--set", "outcomes=[distant_metastasis]"]
+DATA = os.environ.get("MEDFUSE_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
 REAL = {"snn": ["--cohorts", "mcat_blca", "--seeds", "1", "--epochs", "1"]}  # a publication's tables and nothing else
 
 
@@ -64,13 +65,13 @@ def test_a_script_runs_and_leaves_the_committed_figures_alone(tmp_path, name):
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", sorted(REAL))
 def test_a_script_on_real_tables_runs(tmp_path, name):
-    runs(tmp_path, name, REAL[name])
+    runs(tmp_path, name, REAL[name], MEDFUSE_DATA=DATA)
 
 
-def runs(tmp_path, name, options):
+def runs(tmp_path, name, options, **own):
     committed = FOLDER / "results" / f"{name}.json"
     before = committed.read_bytes() if committed.is_file() else b""
-    own = {"MEDFUSE_BENCH": str(tmp_path), "MEDFUSE_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+    own |= {"MEDFUSE_BENCH": str(tmp_path), "MEDFUSE_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, str(FOLDER / f"{name}.py"), *options, "--out", str(tmp_path / "out.json")]
     environment = {**os.environ, **own, "PYTHONPATH": path}
