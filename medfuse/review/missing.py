@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
-from medfuse.review.charts import BLUE, GREY, INK, TEAL, Chart, band, figure
+from medfuse.palette import BLUE, GREY, INK, TEAL
+from medfuse.review.charts import Chart, band, figure
 from medfuse.review.patient import PatientView
 from medfuse.review.source import ReviewRun
 from medfuse.review.words import percent

@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 
 from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.metrics.nonparametric import SurvivalCurve
-from medfuse.review.charts import BLUE, DASHES, GREY, INK, LOWERS, RAISES, SERIES, Chart, band, figure
+from medfuse.palette import BLUE, GREY, INK, LOWERS, RAISES, SERIES
+from medfuse.review.charts import DASHES, Chart, band, figure
 from medfuse.review.prototypes import (
     curve_of,
     group,
