@@ -194,7 +194,7 @@ def added_chart(found: list[Added], *, threshold: float, view: PatientView) -> C
         + "; ".join(f"{a.modality} {percent(a.low)} to {percent(a.high)}" for a in shown),
         table=table,
         how=(
-            "The blue line and band are the risk now with its interval; an orange bar spans what the model says with "
+            "The blue line and band are the risk now with its interval; a teal bar spans what the model says with "
             "the modality of similar training patients, the tick is their mean, the dashed line the threshold."
         ),
         cannot="It is about this model's estimate, and no advice to do a test.",
