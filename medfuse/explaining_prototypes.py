@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from medfuse.config import read_recipe
 from medfuse.explain import Coalitions
 from medfuse.explain.parts import has_part, read_part, write_part
@@ -70,3 +74,18 @@ def read_prototype_records(run: Run, outcome: str) -> dict[str, PrototypeRecord]
     names = [str(split["name"]) for split in run.read("splits")["splits"]]
     folders = {name: fold_folder(run, outcome, name) / NAME for name in names}
     return {name: read_part(PrototypeRecord, folder) for name, folder in folders.items() if has_part(folder)}
+
+
+def effective_numbers(found: PrototypeRecord) -> dict[str, int]:
+    """How many prototypes of each modality are of any effect in the network shown.
+
+    Those that some training patient is nearest to count; prototypes that are one by the collapse check count once.
+    """
+    count, pairs, out = len(found.names), found.pairs(), {}
+    for m, name in enumerate(found.modalities):
+        one = np.array([(i, j) for i, j, _ in pairs.get(name, [])], dtype=np.int64).reshape(-1, 2)
+        same = coo_array((np.ones(len(one)), (one[:, 0], one[:, 1])), shape=(count, count))
+        part = connected_components(same, directed=False)[1]
+        nearest = found.train_nearest[:, m]
+        out[name] = len(set(part[nearest[nearest >= 0]].tolist()))
+    return out

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.metrics.nonparametric import kaplan_meier
+from medfuse.palette import BLUE, GREY, INK, SERIES, VERMILION
 from medfuse.targets import Survival
 
-# Okabe and Ito's palette: told apart with every common colour vision.
 _SLOPES = (-0.5, 3.0)  # of calibration, as shown
-COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 # Lines and marks say the same without colour, for print in black and white.
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKS = ("o", "s", "^", "D", "v", "X")
@@ -60,7 +59,7 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
             curve = kaplan_meier(survival.time[rows], survival.event[rows])
             low, high = curve.limits()
             x = np.concatenate([[0.0], curve.times])
-            colour = COLOURS[k % len(COLOURS)]
+            colour = SERIES[k % len(SERIES)]
             line = LINES[k % len(LINES)]
             top.step(x, np.concatenate([[1.0], curve.survival]), where="post", color=colour, ls=line, label=label)
             top.fill_between(
@@ -74,8 +73,8 @@ def survival_by_group(survival: Survival, group: NDArray[np.int64], labels: Sequ
             )
             for t in ticks:
                 at_risk = int((survival.time[rows] >= t).sum())
-                table.text(t, -k, str(at_risk), ha="center", va="center", color="0.1")
-            table.text(-0.02 * end, -k, label, ha="right", va="center", color=colour)
+                table.text(t, -k, str(at_risk), ha="center", va="center", color=INK)
+            table.text(-0.02 * end, -k, label, ha="right", va="center", color=INK)
         top.set(xlim=(0, end), ylim=(0, 1.02), ylabel="event-free", xlabel="days")
         top.set_xticks(ticks)
         top.legend(frameon=False, loc="lower left")
@@ -90,7 +89,7 @@ def calibration(content: Mapping[str, Mapping[str, Any]], smooth: Mapping[str, M
     """Observed against predicted probability of an event, per horizon: groups with 95 % limits, and smooth curves."""
 
     def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
-        axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
         for k, (horizon, c) in enumerate(content.items()):
             points = [
                 row for row in zip(c["predicted"], c["observed"], c["low"], c["high"], strict=True) if None not in row
@@ -98,7 +97,7 @@ def calibration(content: Mapping[str, Mapping[str, Any]], smooth: Mapping[str, M
             if points:
                 x, y, low, high = np.array(points, dtype=np.float64).T
                 error = np.clip(np.stack([y - low, high - y]), 0, None)
-                axes.errorbar(x, y, yerr=error, fmt=MARKS[k % 6], ms=4, lw=1, capsize=2, color=COLOURS[k % 6])
+                axes.errorbar(x, y, yerr=error, fmt=MARKS[k % 6], ms=4, lw=1, capsize=2, color=SERIES[k % 6])
             curve = (smooth or {}).get(horizon, {})
             px, py = (
                 (curve["predicted"], curve["observed"]) if curve.get("predicted") else (c["predicted"], c["observed"])
@@ -110,7 +109,7 @@ def calibration(content: Mapping[str, Mapping[str, Any]], smooth: Mapping[str, M
                 lw=1.4,
                 marker=MARKS[k % 6],
                 markevery=[],
-                color=COLOURS[k % 6],
+                color=SERIES[k % 6],
                 label=f"{horizon} days",
             )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability of an event", ylabel="observed (Kaplan-Meier)")
@@ -130,9 +129,9 @@ def decision(content: Mapping[str, Any], *, horizon: str) -> str:
             return [float("nan") if v is None else v for v in values]
 
         model, everyone = line(content["model"]), line(content["everyone"])
-        axes.plot(x, model, color=COLOURS[0], label="model")
-        axes.plot(x, everyone, color=COLOURS[1], ls="--", label="treat everyone")
-        axes.axhline(0, color="0.4", lw=1, ls=":", label="treat no one")
+        axes.plot(x, model, color=BLUE, label="model")
+        axes.plot(x, everyone, color=VERMILION, ls="--", label="treat everyone")
+        axes.axhline(0, color=GREY, lw=1, ls=":", label="treat no one")
         top = max([v for v in [*model, *everyone] if v == v], default=0.1)
         axes.set(
             ylim=(-0.05, max(0.05, 1.1 * top)), xlabel="threshold probability", ylabel=f"net benefit at {horizon} days"
@@ -148,12 +147,12 @@ def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
 
     def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
         for k, row in enumerate(known):
-            colour = COLOURS[0] if row["carrying"] else "0.35"
+            colour = BLUE if row["carrying"] else GREY
             if row["low"] is not None:
                 axes.plot([row["low"], row["high"]], [-k, -k], color=colour, lw=2)
             axes.plot(row["pooled"], -k, "o", color=colour, ms=6)
         axes.set_yticks([-k for k in range(len(known))], [row["model"] for row in known])
-        axes.axvline(0.5, color="0.7", lw=1, ls="--")
+        axes.axvline(0.5, color=GREY, lw=1, ls="--")
         axes.set(xlabel=f"{score}, pairs within the same fold, 95 % interval", ylim=(-len(known) + 0.4, 0.6))
 
     return svg(draw, width=6.2, height=0.6 + 0.3 * max(len(known), 1))
@@ -169,7 +168,7 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
     rows = [row for row in content["rows"] if row["folds"] == content["rows"][0]["folds"]]
     names = list(dict.fromkeys(row["model"] for row in rows))
     first = [n for n in names if n.startswith("medfuse") or n == rows[0]["reference"]]
-    models = [*first, *(n for n in names if n not in first)][: len(COLOURS)]
+    models = [*first, *(n for n in names if n not in first)][: len(SERIES)]
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
     measures = ((content["score"], "score"), ("calibration slope", "calibration_slope"))
     if mechanism == "subsets":
@@ -187,7 +186,7 @@ def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
                     own = [r for r in rows if r["model"] == model and r["pattern"] == pattern and r[key] is not None]
                     if own:
                         _curve(panel, own, key, number=k, label=model, band=k == 0 or model == own[0]["reference"])
-                panel.axhline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
+                panel.axhline(1.0 if key != "score" else 0.5, color=GREY, lw=1, ls="--")
                 panel.set(xlabel=f"{mechanism} rate: {pattern}", ylabel=label)
                 if key != "score":
                     panel.set_ylim(*_SLOPES)
@@ -205,7 +204,7 @@ def _curve(
     label: str,
     band: bool,
 ) -> None:
-    x, y, colour = [r["rate"] for r in rows], [r[key] for r in rows], COLOURS[number]
+    x, y, colour = [r["rate"] for r in rows], [r[key] for r in rows], SERIES[number]
     panel.plot(x, y, marker=MARKS[number], ls=LINES[number], ms=3.5, lw=1.4, color=colour, label=label)
     if band and all(r[f"{key}_low"] is not None for r in rows):
         panel.fill_between(
@@ -229,10 +228,10 @@ def _patterns(
             k = models.index(row["model"])
             y = -patterns.index(row["pattern"]) - (k - len(models) / 2) / (len(models) + 1)
             if row[f"{key}_low"] is not None:
-                panel.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=COLOURS[k], lw=1)
+                panel.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=SERIES[k], lw=1)
             first = row["pattern"] == patterns[0]
-            panel.plot(row[key], y, MARKS[k], ms=3.8, color=COLOURS[k], ls="", label=row["model"] if first else None)
-        panel.axvline(1.0 if key != "score" else 0.5, color="0.7", lw=1, ls="--")
+            panel.plot(row[key], y, MARKS[k], ms=3.8, color=SERIES[k], ls="", label=row["model"] if first else None)
+        panel.axvline(1.0 if key != "score" else 0.5, color=GREY, lw=1, ls="--")
         shown = patterns if panel is axes[0] else [""] * len(patterns)
         panel.set_yticks([-k for k in range(len(patterns))], shown)
         panel.set(xlabel=label, ylim=(-len(patterns) + 0.4, 0.6))
@@ -256,9 +255,9 @@ def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[fl
         for panel, name in zip(axes[0], labels, strict=True):
             for k, (modality, values) in enumerate(curves[name].items()):
                 y = [float("nan") if v is None else v for v in values]
-                panel.plot(epochs, y, color=COLOURS[k % len(COLOURS)], ls=LINES[k % len(LINES)], label=modality)
+                panel.plot(epochs, y, color=SERIES[k % len(SERIES)], ls=LINES[k % len(LINES)], label=modality)
             panel.set(xlabel="epoch", ylabel=labels[name])
-        axes[0][1].axhline(1.0, color="0.7", lw=1, ls="--")
+        axes[0][1].axhline(1.0, color=GREY, lw=1, ls="--")
         axes[0][0].legend(frameon=False)
 
     return svg(draw, width=9.0, height=3.2, grid=(1, 2))
@@ -275,13 +274,13 @@ def importance(rows: Sequence[Mapping[str, Any]], *, unit: str) -> str:
 
     def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
         for k, row in enumerate(known):
-            axes.barh(-k, row["value"], height=0.6, color="#A6CEE3", edgecolor=COLOURS[0], lw=1)
+            axes.barh(-k, row["value"], height=0.6, color=BLUE)
             if np.isfinite(row["low"]):
                 axes.errorbar(
                     row["value"],
                     -k,
                     xerr=[[max(row["value"] - row["low"], 0)], [max(row["high"] - row["value"], 0)]],
-                    color="0.1",
+                    color=INK,
                     capsize=3,
                     lw=1.2,
                 )
@@ -306,16 +305,16 @@ def groups(rows: Sequence[Mapping[str, Any]], *, score: str, overall: float | No
             events = "" if row["events"] is None else f", {row['events']} events"
             names.append(f"{row['group']}: {row['level']} (n = {row['patients']}{events})")
             if row["estimate"] is None:
-                axes.text(0.02, -k, "undefined", va="center", color="0.3", transform=axes.get_yaxis_transform())
+                axes.text(0.02, -k, "undefined", va="center", color=INK, transform=axes.get_yaxis_transform())
                 continue
             few = row["events"] is not None and row["events"] < FEW_EVENTS
             if row["low"] is not None:
-                axes.plot([row["low"], row["high"]], [-k, -k], color="0.45" if few else COLOURS[0], lw=1.6)
-            face = "white" if few else COLOURS[0]
-            axes.plot(row["estimate"], -k, "o", ms=6, color="0.45" if few else COLOURS[0], markerfacecolor=face)
+                axes.plot([row["low"], row["high"]], [-k, -k], color=GREY if few else BLUE, lw=1.6)
+            face = "white" if few else BLUE
+            axes.plot(row["estimate"], -k, "o", ms=6, color=GREY if few else BLUE, markerfacecolor=face)
         axes.set_yticks([-k for k in range(len(rows))], names)
         if overall is not None:
-            axes.axvline(overall, color="0.5", lw=1, ls="--")
+            axes.axvline(overall, color=GREY, lw=1, ls="--")
         axes.set(xlabel=f"{score} (dashed: all)", ylim=(-len(rows) + 0.4, 0.6))
 
     return svg(draw, width=7.6, height=0.8 + 0.3 * max(len(rows), 1))

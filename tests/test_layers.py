@@ -43,7 +43,7 @@ LAYERS = [
         "explaining_prototypes",
         "explained",
     },
-    {"tracking", "report", "report_sections", "figures", "pages", "documents"},
+    {"tracking", "report", "report_sections", "figures", "palette", "pages", "documents"},
     {
         "workflow",
         "explaining",

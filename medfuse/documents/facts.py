@@ -11,7 +11,9 @@ import pandas as pd
 from medfuse.card import CohortCard
 from medfuse.config import Recipe, read_card, read_recipe
 from medfuse.errors import MedfuseError
+from medfuse.explain.prototype_record import PrototypeRecord, recipe_has_prototypes
 from medfuse.explaining_parts import FOLDER, read_checks
+from medfuse.explaining_prototypes import read_prototype_records
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.pages import number
 from medfuse.run import Run
@@ -35,6 +37,8 @@ class RunFacts:
         prose: sections of the data card by heading, as plain text.
         explained: outcomes with stored contributions.
         failed: names of checks of explanations that failed, per outcome with checks.
+        prototypes: by outer fold, of the networks that all outcomes share; empty where none can be read.
+        has_prototypes: whether the fusion of some joint network has prototypes.
         stress: names of the stress tests that were run.
         opened: how often held-out results were opened in reviews; None: no audit log was given.
     """
@@ -52,6 +56,8 @@ class RunFacts:
     prose: Mapping[str, str]
     explained: tuple[str, ...]
     failed: Mapping[str, tuple[str, ...]]
+    prototypes: Mapping[str, PrototypeRecord]
+    has_prototypes: bool
     stress: tuple[str, ...]
     opened: int | None = None
 
@@ -92,6 +98,8 @@ def read_facts(run: Run, *, opened: int | None = None) -> RunFacts:
         prose=sections(card.prose) if card is not None else {},
         explained=explained,
         failed=failed,
+        prototypes=next(filter(None, (_prototypes(run, name) for name in explained)), {}),
+        has_prototypes=recipe is not None and recipe_has_prototypes(recipe),
         stress=tuple(sorted(path.stem for path in (run.path / "stress").glob("*.json"))),
         opened=opened,
     )
@@ -114,6 +122,13 @@ def _recipe(run: Run) -> Recipe | None:
         return read_recipe(run.path / "recipe.yaml")
     except MedfuseError:
         return None
+
+
+def _prototypes(run: Run, outcome: str) -> Mapping[str, PrototypeRecord]:
+    try:
+        return read_prototype_records(run, outcome)
+    except MedfuseError:
+        return {}
 
 
 def _failed(run: Run, outcome: str) -> tuple[str, ...] | None:

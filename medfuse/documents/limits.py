@@ -2,6 +2,7 @@
 
 from medfuse.documents import facts as f
 from medfuse.documents.facts import RunFacts
+from medfuse.documents.prototypes import collapsed_text
 
 FEW_EVENTS = 100  # held-out events below which calibration cannot be judged well (Vergouwe et al. 2005)
 
@@ -17,6 +18,9 @@ def limits(facts: RunFacts) -> list[str]:
     for name, content in facts.metrics.items():
         found += _of_outcome(facts, name, content)
     found += _of_explanations(facts)
+    for name, one in facts.prototypes.items():
+        if one.pairs():
+            found.append(f"Prototypes that should differ are one in fold {name}: {collapsed_text(one)}.")
     if not facts.stress:
         found.append("No stress test was run: how predictions hold up without modalities was not measured.")
     if facts.opened:

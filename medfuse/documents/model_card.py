@@ -10,6 +10,7 @@ from collections.abc import Callable
 from medfuse.documents import facts as f
 from medfuse.documents.facts import RunFacts
 from medfuse.documents.limits import limits
+from medfuse.documents.prototypes import ASKS, prototype_text
 from medfuse.documents.sheet import Entry
 
 Answer = tuple[str, str]
@@ -18,11 +19,13 @@ _LOCAL = "how and how often this is watched where the model runs; medfuse evalua
 
 
 def model_entries(facts: RunFacts) -> list[Entry]:
-    """Entries of the model card: minimum block, limits, then the 31 source attributes."""
+    """Entries of the model card: minimum block, limits, prototypes where there are some, then 31 source attributes."""
     entries = []
     for key, (asks, answer) in MINIMUM.items():
         filled, author = answer(facts)
         entries.append(Entry(key=key, section="In short", asks=asks, filled=filled, author=author))
+    if facts.has_prototypes:
+        entries.append(Entry(key="prototypes", section="In short", asks=ASKS, filled=prototype_text(facts)))
     for key, (section, asks, answer) in ATTRIBUTES.items():
         filled, author = answer(facts)
         entries.append(Entry(key=key, section=section, asks=asks, filled=filled, author=author))

@@ -11,6 +11,10 @@ HOW_TO_VERIFY = (
     "To verify: medfuse verify RUN FILE, with the run that has this id. It computes the numbers again from the stored "
     "values of the run and compares them, and what is shown, with this file."
 )
+NO_CONTRIBUTION = (
+    "Being like a prototype is no contribution, and prototypes of another network are others. A level is where a "
+    "prototype started."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ def blocks(record: Record) -> list[Block]:
         Block(title="In words", lines=record["summary"]),
         Block(title="Uncertainty", rows=_uncertainty(record)),
         _checks(record),
+        *_prototypes(record.get("prototypes")),
         Block(title="What this was made from", rows=_stamp(record), lines=[HOW_TO_VERIFY]),
     ]
 
@@ -106,6 +111,51 @@ def _contributions(record: Record) -> list[Block]:
     return [
         Block(title=title, header=header, rows=rows),
         Block(picture="contributions", alt=f"Bars of contributions: {said}."),
+    ]
+
+
+def _prototypes(found: Record | None) -> list[Block]:
+    """Whom the patient is like and what each prototype adds; nothing of a run without prototypes."""
+    if found is None:
+        return []
+    told = [found["about"], found["collapse"]["text"], NO_CONTRIBUTION]
+    out = [Block(title="Prototypes: whom this patient is like", lines=told), *_terms(found["sum"])]
+    for one in found["modalities"]:
+        out += _likeness(one, found["networks"])
+    return out
+
+
+def _terms(found: Record | None) -> list[Block]:
+    """The exact terms of a network whose logit is a sum of them."""
+    if found is None:
+        return []
+    sums = [(m["modality"], *(f"{m[k]:+.3f}" for k in ("sum", "lowest", "highest"))) for m in found["by_modality"]]
+    rows = [(f"{t['modality']} {t['prototype']}", f"{t['term']:+.3f}", t["level"]) for t in found["terms"]]
+    header = ("modality", "sum of its terms", "lowest of all networks", "highest of all networks")
+    return [
+        Block(title="Prototypes: terms of the sum", header=header if sums else (), rows=sums, lines=[found["text"]]),
+        Block(header=("prototype", "term", "level") if rows else (), rows=rows),
+    ]
+
+
+def _likeness(one: Record, networks: int) -> list[Block]:
+    """The prototypes of a modality with their nearest training patients; those of the nearest one with outcomes."""
+    rows = []
+    for p in one["prototypes"]:
+        name = f"{p['prototype']}: {p['level']}{', NEAREST' if p['nearest'] else ''}"
+        like = f"{p['cosine']:+.3f}" + ("" if p["probability"] is None else f", {percent(p['probability'])}")
+        near = ", ".join(f"{x['key']} ({x['cosine']:+.3f})" for x in p["exemplars"])
+        rows.append((name, like, f"{p['networks']} of {networks}; {p['check']}", near))
+    like = "cosine" if one["prototypes"][0]["probability"] is None else "cosine, probability"
+    header = ("prototype", like, "networks of its level; collapse check", "nearest training patients")
+    became, near = one["became"], one["exemplars"]
+    by = "" if became["day"] is None else f", by day {became['day']:g}"
+    told = f"What became of {became['of']}, nearest to prototype {one['nearest']}{by}: {became['text']}."
+    title = f"Training patients nearest to prototype {one['nearest']} of {one['modality']}"
+    cells = [tuple(f"{v:+.3f}" if k == "cosine" else str(v) for k, v in x.items()) for x in near]
+    return [
+        Block(title=f"Prototypes of {one['modality']}", header=header, rows=rows),
+        Block(title=title, header=tuple(near[0]) if near else (), rows=cells, lines=[told]),
     ]
 
 

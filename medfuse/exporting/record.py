@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import pandas as pd
-
 from medfuse.errors import StoreError
+from medfuse.exporting.prototypes import prototype_record
 from medfuse.files import MANIFEST, json_bytes, read_json, sha256_bytes
 from medfuse.review import export, missing
+from medfuse.review.patient import patient_view
 from medfuse.review.performance import patient_bound
 from medfuse.review.source import EXPLANATIONS, ReviewRun
 
@@ -32,10 +32,13 @@ def patient_record(run: ReviewRun, patient: str, at: float | None = None, *, aud
     """
     record: dict[str, Any] = {"format": "medfuse patient export", "format_version": FORMAT_VERSION}
     record |= export.patient_record(run, patient, at, audit_head=audit_head)
+    alike = prototype_record(run, patient_view(run, patient, at))
+    if alike is not None:
+        record["prototypes"] = alike
     likeness = missing.familiarity_table(run, patient)
     record["uncertainty"] = {
         "lower_bound": patient_bound(run, patient),
-        "likeness": [] if likeness is None else _rows(likeness),
+        "likeness": [] if likeness is None else export.rows_of(likeness),
         "unsupported": missing.unsupported(run, patient),
     }
     record["checks"] = [dict(check) for check in run.checks]
@@ -46,12 +49,6 @@ def patient_record(run: ReviewRun, patient: str, at: float | None = None, *, aud
         "drawn_by": {name: metadata.version(name) for name in ("medfuse", "matplotlib")},
     }
     return record | {_DIGEST: content_sha256(record)}
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON values; what is not finite is None."""
-    clean = frame.astype(object).where(frame.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in clean.to_dict("records")]
 
 
 def run_id(run: ReviewRun) -> str:
@@ -75,7 +72,8 @@ def _parts(run: ReviewRun, fold: str) -> dict[str, str]:
         return {}
     files = read_json(run.path / MANIFEST).get("files", {})
     folder = f"{EXPLANATIONS}/{run.outcome}/{fold}"
-    names = ("predictions.parquet", "metrics.json", f"{folder}/values.npy", f"{folder}/replicates.npy")
+    values = ("values", "replicates", "prototypes/similarity", "prototypes/exemplar", "prototypes/terms")
+    names = ("predictions.parquet", "metrics.json", *(f"{folder}/{name}.npy" for name in values))
     try:
         return {name: str(files[name]["sha256"]) for name in names if name in files}
     except (KeyError, TypeError) as error:

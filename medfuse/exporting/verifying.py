@@ -110,7 +110,8 @@ def _numbers(run: str | Path, record: Mapping[str, Any]) -> Verified:
         again = patient_record(open_review(run, str(record["outcome"])), str(record["patient"]), record["at"])
     except MedfuseError:
         return Verified(what="numbers", ok=False, why="the run has no such patient, outcome or horizon")
-    bad = [key for key, value in comparable(again).items() if not _equal(record.get(key), value)]
+    theirs, ours = comparable(record), comparable(again)
+    bad = [key for key in theirs | ours if not _equal(theirs.get(key), ours.get(key))]
     return Verified(what="numbers", ok=not bad, why=f"other in the run: {', '.join(bad)}" if bad else "")
 
 

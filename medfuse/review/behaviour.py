@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from medfuse.games import shapley
-from medfuse.review.charts import BLUE, DIVERGING, INK, Chart, figure
+from medfuse.palette import BLUE, INK
+from medfuse.review.charts import DIVERGING, Chart, figure
 from medfuse.review.source import FoldValues, ReviewRun, one_number
 
 RESAMPLES = 500

@@ -9,15 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-# Blue and vermilion of Okabe and Ito, and four darker than theirs: of these six any two differ by 27 (CIE 1976) for
-# normal, protanope and deuteranope eyes, and each has a contrast of 3 or more to white, which orange, sky blue and
-# purple of theirs have not. Blue lowers, vermilion raises; the direction of a bar and its sign say the same.
-BLUE, VERMILION, GREEN, BROWN, PLUM, TEAL = "#0072B2", "#D55E00", "#00985E", "#713A12", "#6A445D", "#349EB0"
-SERIES = (BLUE, VERMILION, GREEN, BROWN, PLUM, TEAL)
+from medfuse.palette import GREY, INK, LOWERS, RAISES
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
-INK, GREY = "#1a1a1a", "#5c5c5c"
-RAISES, LOWERS = VERMILION, BLUE
 _WHITE = "#f7f7f7"
 DIVERGING = [[0.0, LOWERS], [0.5, _WHITE], [1.0, RAISES]]  # signed values, from lowering to raising
 

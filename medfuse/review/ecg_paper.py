@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from medfuse.review.charts import INK, Chart
+from medfuse.palette import INK
+from medfuse.review.charts import Chart
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
 PULSE_S, PULSE_MV = 0.2, 1.0

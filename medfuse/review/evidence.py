@@ -11,7 +11,8 @@ import pandas as pd
 
 from medfuse.errors import StoreError
 from medfuse.files import verify
-from medfuse.review.charts import BLUE, INK, LOWERS, RAISES, Chart, figure
+from medfuse.palette import BLUE, INK, LOWERS, RAISES
+from medfuse.review.charts import Chart, figure
 from medfuse.review.source import ReviewRun
 from medfuse.sample import Column
 from medfuse.store import FeatureStore

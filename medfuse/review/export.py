@@ -61,11 +61,11 @@ def patient_record(run: ReviewRun, patient: str, at: float | None = None, *, aud
         },
         "nobody_risk": view.nobody_risk,
         "replicates": view.replicates,
-        "risks": _rows(risk_table(run, patient)),
-        "curve": _rows(view.curve),
+        "risks": rows_of(risk_table(run, patient)),
+        "curve": rows_of(view.curve),
         "contributions_are": view.meaning,
-        "contributions": _rows(view.contributions),
-        "dividends": _rows(view.dividends),
+        "contributions": rows_of(view.contributions),
+        "dividends": rows_of(view.dividends),
         "summary": summary(view),
         "stamp": stamp(run, audit_head=audit_head),
     }
@@ -85,7 +85,9 @@ def stamp(run: ReviewRun, *, audit_head: str = "") -> dict[str, Any]:
     }
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table as JSON values; what is not finite is None."""
+
     def clean(value: Any) -> Any:  # noqa: ANN401  # a cell
         if isinstance(value, np.generic):
             value = value.item()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medfuse.errors import StoreError
+from medfuse.palette import BLUE, INK
 from medfuse.review.log import ChainedLog
 from medfuse.review.settings import ENVIRONMENT, ReviewSettings, to_environment
 from medfuse.review.source import open_review
@@ -53,8 +54,8 @@ def server_command(settings: ReviewSettings, *, port: int = PORT) -> list[str]:
         "runner.magicEnabled": "false",
         "logger.level": "warning",
         "theme.base": "light",
-        "theme.primaryColor": "#0072B2",
-        "theme.textColor": "#1a1a1a",
+        "theme.primaryColor": BLUE,
+        "theme.textColor": INK,
         "theme.font": "sans-serif",
     }
     if settings.oidc_secrets:

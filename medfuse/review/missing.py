@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
-from medfuse.review.charts import BLUE, GREY, INK, TEAL, Chart, band, figure
+from medfuse.palette import BLUE, GREY, INK, TEAL
+from medfuse.review.charts import Chart, band, figure
 from medfuse.review.patient import PatientView
 from medfuse.review.source import ReviewRun
 from medfuse.review.words import percent
@@ -193,7 +194,7 @@ def added_chart(found: list[Added], *, threshold: float, view: PatientView) -> C
         + "; ".join(f"{a.modality} {percent(a.low)} to {percent(a.high)}" for a in shown),
         table=table,
         how=(
-            "The blue line and band are the risk now with its interval; an orange bar spans what the model says with "
+            "The blue line and band are the risk now with its interval; a teal bar spans what the model says with "
             "the modality of similar training patients, the tick is their mean, the dashed line the threshold."
         ),
         cannot="It is about this model's estimate, and no advice to do a test.",

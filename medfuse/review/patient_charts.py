@@ -3,19 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from medfuse.review.charts import (
-    BLUE,
-    DASHES,
-    GREY,
-    INK,
-    LOWERS,
-    RAISES,
-    SERIES,
-    SYMBOLS,
-    Chart,
-    band,
-    figure,
-)
+from medfuse.palette import BLUE, GREY, INK, LOWERS, RAISES, SERIES
+from medfuse.review.charts import DASHES, SYMBOLS, Chart, band, figure
 from medfuse.review.patient import PatientView, risk_table
 from medfuse.review.source import ReviewRun
 from medfuse.review.words import percent, risk_text

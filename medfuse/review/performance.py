@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from medfuse.metrics.nonparametric import LogRank, kaplan_meier, log_rank
-from medfuse.review.charts import BLUE, DASHES, GREY, INK, SERIES, SYMBOLS, Chart, band, figure
+from medfuse.palette import BLUE, GREY, INK, SERIES
+from medfuse.review.charts import DASHES, SYMBOLS, Chart, band, figure
 from medfuse.review.source import ReviewRun
 from medfuse.review.worklist import GROUPS
 from medfuse.targets import Survival

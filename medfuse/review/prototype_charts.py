@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 
 from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.metrics.nonparametric import SurvivalCurve
-from medfuse.review.charts import BLUE, DASHES, GREY, INK, LOWERS, RAISES, SERIES, Chart, band, figure
+from medfuse.palette import BLUE, GREY, INK, LOWERS, RAISES, SERIES
+from medfuse.review.charts import DASHES, Chart, band, figure
 from medfuse.review.prototypes import (
     curve_of,
     group,
@@ -14,6 +15,7 @@ from medfuse.review.prototypes import (
     patient_table,
     run_table,
     terms_table,
+    who,
 )
 from medfuse.review.source import ReviewRun
 from medfuse.review.words import signed
@@ -156,13 +158,6 @@ def _steps(
     band(fig, x, lo, hi, name=limits, colour=colour, shape="hv")
     fig.add_scatter(x=x, y=y, mode="lines", name=name, line={"color": colour, "width": 3, "dash": dash, "shape": "hv"})
     return pd.DataFrame({"day": x, "survival": y, "low": lo, "high": hi})
-
-
-def who(fitted: bool) -> str:  # noqa: FBT001  # one question
-    """Which training patients speak."""
-    if fitted:
-        return "training patients, most of whom the network was fitted on, which flatters it"
-    return "training patients that the network was not fitted on"
 
 
 def sizes_chart(

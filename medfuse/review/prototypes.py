@@ -125,6 +125,13 @@ def group(
     )
 
 
+def who(fitted: bool) -> str:  # noqa: FBT001  # one question
+    """Which training patients speak."""
+    if fitted:
+        return "training patients, most of whom the network was fitted on, which flatters it"
+    return "training patients that the network was not fitted on"
+
+
 def curve_of(run: ReviewRun, keys: Sequence[str]) -> SurvivalCurve | None:
     """Kaplan-Meier of some patients; None of other outcomes, or fewer than 10 known ones."""
     if run.kind != "survival":
@@ -208,7 +215,6 @@ def run_table(run: ReviewRun, found: PrototypeRecord, modality: str, *, at: floa
     m = found.modalities.index(modality)
     held = found.nearest(np.array(found.similarity[0, :, m], dtype=np.float64))
     groups = [group(found, modality, [k], fitted=fitted) for k in range(len(found.names))]
-    everybody = [group(found, modality, [k], fitted=True) for k in range(len(found.names))]
     what = f"risk by day {at:.0f} [95 %]" if run.kind == "survival" and at is not None else "outcomes"
     return pd.DataFrame(
         {
@@ -217,9 +223,15 @@ def run_table(run: ReviewRun, found: PrototypeRecord, modality: str, *, at: floa
             "patients": [len(g.keys) for g in groups],
             what: [outcome_text(run, g.keys, at) for g in groups],
             "held-out": [int((held == k).sum()) for k in range(len(groups))],
-            "check": [_check(found, modality, k, len(g.keys)) for k, g in enumerate(everybody)],
+            "check": checks(found, modality),
         }
     )
+
+
+def checks(found: PrototypeRecord, modality: str) -> list[str]:
+    """The collapse check of each prototype of a modality, in a few words; all training patients count."""
+    nearest = found.train_nearest[:, found.modalities.index(modality)]
+    return [_check(found, modality, k, int((nearest == k).sum())) for k in range(len(found.names))]
 
 
 def _check(found: PrototypeRecord, modality: str, number: int, patients: int) -> str:
@@ -289,21 +301,28 @@ def terms_table(found: PrototypeRecord, patient: str, label: int = 0) -> pd.Data
     return table.loc[order].reset_index(drop=True)
 
 
-def sums_table(found: PrototypeRecord, patient: str, label: int = 0) -> pd.DataFrame | None:
-    """What each own modality adds to the logit of every network: that shown, and the lowest and highest of all."""
+def sums_of(found: PrototypeRecord, patient: str, label: int = 0) -> pd.DataFrame | None:
+    """What each own modality adds to the logit of every network; None where the logit is no sum.
+
+    Returns:
+        Columns ``modality sum lowest highest``: of the network shown, and of all networks.
+    """
     if found.modality_terms is None:
         return None
     row = found.patient_ids.index(PatientId(patient))
     has = ~np.isnan(np.asarray(found.similarity[0, row, :, 0]))
     each = np.array(found.modality_terms[:, row, :, label], dtype=np.float64)[:, has]
-    return pd.DataFrame(
-        {
-            "modality": [m for m, there in zip(found.modalities, has, strict=True) if there],
-            "sum of its terms": [signed(float(v)) for v in each[0]],
-            "lowest of all networks": [signed(float(v)) for v in each.min(axis=0)],
-            "highest of all networks": [signed(float(v)) for v in each.max(axis=0)],
-        }
-    )
+    own = [m for m, there in zip(found.modalities, has, strict=True) if there]
+    return pd.DataFrame({"modality": own, "sum": each[0], "lowest": each.min(axis=0), "highest": each.max(axis=0)})
+
+
+def sums_table(found: PrototypeRecord, patient: str, label: int = 0) -> pd.DataFrame | None:
+    """:func:`sums_of` as the page shows it."""
+    sums = sums_of(found, patient, label)
+    if sums is None:
+        return None
+    heads = {"sum": "sum of its terms", "lowest": "lowest of all networks", "highest": "highest of all networks"}
+    return sums.assign(**{name: [signed(float(v)) for v in sums[name]] for name in heads}).rename(columns=heads)
 
 
 def sum_sentence(found: PrototypeRecord, patient: str, label: int = 0) -> str:

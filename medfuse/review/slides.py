@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from medfuse.loaders._slide_files import Reader, Slide, open_slide, reading
-from medfuse.review.charts import DIVERGING, INK, Chart, diverging, picture
+from medfuse.palette import INK
+from medfuse.review.charts import DIVERGING, Chart, diverging, picture
 
 WIDE, TALL = 900, 600  # pixels of the view
 _MOST = 64_000_000  # pixels that are read for one view

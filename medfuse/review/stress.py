@@ -8,7 +8,8 @@ import pandas as pd
 
 from medfuse.errors import StoreError
 from medfuse.files import read_json
-from medfuse.review.charts import BLUE, DASHES, GREY, SERIES, SYMBOLS, Chart, band, figure
+from medfuse.palette import BLUE, GREY, SERIES
+from medfuse.review.charts import DASHES, SYMBOLS, Chart, band, figure
 from medfuse.review.source import ReviewRun
 
 Row = Mapping[str, Any]

@@ -13,7 +13,8 @@ from medfuse.card import resolve_source
 from medfuse.config import read_card
 from medfuse.errors import MedfuseError
 from medfuse.loaders import events
-from medfuse.review.charts import BLUE, GREY, INK, LOWERS, RAISES, VERMILION, Chart
+from medfuse.palette import BLUE, GREY, INK, LOWERS, RAISES, VERMILION
+from medfuse.review.charts import Chart
 from medfuse.review.raw import digest
 from medfuse.review.source import ReviewRun
 from medfuse.review.units import Units

@@ -13,7 +13,8 @@ import pandas as pd
 from medfuse.config import read_card
 from medfuse.errors import StoreError
 from medfuse.files import read_json
-from medfuse.review.charts import GREY, INK, LOWERS, RAISES, Chart, figure
+from medfuse.palette import GREY, INK, LOWERS, RAISES
+from medfuse.review.charts import Chart, figure
 from medfuse.review.source import EXPLANATIONS, ReviewRun
 
 _GAP, _FLOOR = 0.05, 1e-4  # as medfuse.explain.Attribution.complete

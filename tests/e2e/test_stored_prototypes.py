@@ -1,5 +1,6 @@
 """Prototypes are stored with a run: assignments, nearest training patients, exact terms; a run without says so."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -10,12 +11,14 @@ import torch
 
 import medfuse
 from medfuse.cli import main
+from medfuse.documents import read_facts
+from medfuse.documents.model_card import ATTRIBUTES, MINIMUM, model_entries
 from medfuse.errors import ConfigError, ModelError
 from medfuse.explain.prototype_record import prototype_names
 from medfuse.explain.prototypes import joint_members, level_words, prototype_record
 from medfuse.explaining import explain_run, read_coalitions, read_source
 from medfuse.explaining_parts import fold_folder, inner_unseen
-from medfuse.explaining_prototypes import read_prototype_records
+from medfuse.explaining_prototypes import effective_numbers, read_prototype_records
 from medfuse.prototypes import prototype_lines
 from medfuse.report_sections import contribution_section
 from medfuse.run import open_run
@@ -224,6 +227,29 @@ def test_the_report_names_networks_and_collapsed_pairs(additive, tmp_path):
     shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("folds", "prototypes"))
     without = open_run(tmp_path / "run")
     assert "<h3>Prototypes</h3>" not in contribution_section(without, read_evaluations(without)["survival"])
+
+
+def test_the_model_card_says_how_many_are_of_effect_and_whom_they_were_fitted_on(additive, tmp_path):
+    run = additive[0]
+    facts = read_facts(run)
+    (entry,) = [e for e in model_entries(facts) if e.key == "prototypes"]
+    for name, one in read_prototype_records(run, "survival").items():
+        split = next(s for s in run.read("splits")["splits"] if s["name"] == name)
+        fitted = len(split["train"]) - int(one.unseen.sum())
+        assert f"Fold {name}: 8 per modality (4 levels x 2), network 00-00 of 2, together 100%" in entry.filled
+        assert f"fitted on {fitted} patients of the training side alone, its early stopping on" in entry.filled
+        for modality, number in effective_numbers(one).items():
+            assert 1 <= number <= len(set(one.train_nearest[:, one.modalities.index(modality)]) - {-1})
+            assert f"{modality} {number}" in entry.filled
+    written = json.loads((run.path / "model_card.json").read_text())["entries"]
+    assert [e["filled"] for e in written if e["key"] == "prototypes"] == [entry.filled]
+    assert not any(i in entry.filled for i in one.train_ids)
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("folds", "prototypes"))
+    (entry,) = [e for e in model_entries(read_facts(open_run(tmp_path / "run"))) if e.key == "prototypes"]
+    assert entry.filled.startswith("The fusion has prototypes; none are stored that can be read")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("prototype_additive", "concat"))
+    assert {e.key for e in model_entries(read_facts(open_run(tmp_path / "run")))} == {*MINIMUM, *ATTRIBUTES}
 
 
 def test_a_run_whose_recipe_has_no_prototypes_says_so(additive, tmp_path):

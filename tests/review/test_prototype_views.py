@@ -12,8 +12,8 @@ from medfuse.explain.prototype_record import PrototypeRecord
 from medfuse.files import seal
 from medfuse.jupyter import review_cohort, review_patient
 from medfuse.metrics.nonparametric import kaplan_meier
+from medfuse.palette import BLUE, LOWERS, RAISES
 from medfuse.review import prototype_charts, prototypes
-from medfuse.review.charts import BLUE, LOWERS, RAISES
 from medfuse.review.launch import app_file, prepare
 from medfuse.review.settings import ENVIRONMENT, to_environment
 from medfuse.review.source import open_review

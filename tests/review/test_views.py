@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from contrast import contrast
 from made import HORIZONS, MODALITIES, key, make_run
 
 from medfuse import exporting
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explaining import contribution_table, default_horizon, lines, read_coalitions
 from medfuse.metrics.nonparametric import kaplan_meier
+from medfuse.palette import BLUE, GREY, INK, SERIES, VERMILION
 from medfuse.review import behaviour, missing, patient_charts, performance, worklist
-from medfuse.review.charts import BLUE, GREY, INK, SERIES, VERMILION
 from medfuse.review.ecg_paper import ecg_chart, ecg_rows
 from medfuse.review.patient import patient_view, risk_table, summary, time_summary, value_at
 from medfuse.review.slices import slice_chart
@@ -252,16 +253,6 @@ def test_D14_series_differ_for_all_eyes(matrix) -> None:
             assert np.linalg.norm(labs[i] - labs[j]) >= 15
 
 
-def _contrast(colour: str, ground: str = "#ffffff") -> float:
-    """WCAG 2.2, relative luminance."""
-    light = []
-    for one in (colour, ground):
-        rgb = np.array([int(one[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        light.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
-    return max(light) / min(light)
-
-
 def _marks(fig: Any) -> set[str]:
     """Colours of lines, edges and symbols of a figure; faint areas beside them are no marks."""
     found: set[str] = set()
@@ -273,11 +264,11 @@ def _marks(fig: Any) -> set[str]:
 
 
 def test_D14_marks_stand_out_from_their_background() -> None:
-    assert _contrast("#000000") == pytest.approx(21)
+    assert contrast("#000000") == pytest.approx(21)
     for colour in (*SERIES, INK, GREY):
-        assert _contrast(colour) >= 3, colour
+        assert contrast(colour) >= 3, colour
     for colour in (INK, GREY):  # also of text
-        assert _contrast(colour) >= 4.5, colour
+        assert contrast(colour) >= 4.5, colour
 
 
 def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) -> None:
@@ -310,7 +301,7 @@ def test_D13_every_chart_has_an_alternative_text_a_table_and_two_sentences(run) 
         assert chart.how
         assert chart.cannot
         assert len(chart.table) > 0, chart.title
-        assert all(_contrast(colour) >= 3 for colour in _marks(chart.figure)), chart.title  # D14
+        assert all(contrast(colour) >= 3 for colour in _marks(chart.figure)), chart.title  # D14
     assert set().union(*(_marks(chart.figure) for chart in charts if chart)) >= {BLUE, VERMILION}
 
 

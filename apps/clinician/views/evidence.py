@@ -69,7 +69,7 @@ def alike(name: str) -> None:
         shared.draw(became, key=f"became_{name}")
     else:
         group = prototypes.group(stored, name, [number])
-        st.text(f"What became of {prototype_charts.who(group.fitted)}: {prototypes.outcome_text(run, group.keys, at)}.")
+        st.text(f"What became of {prototypes.who(group.fitted)}: {prototypes.outcome_text(run, group.keys, at)}.")
 
 
 def strength(name: str) -> float:
