@@ -12,7 +12,7 @@ from medfuse.errors import CohortError, StoreError
 from medfuse.explain import Coalitions
 from medfuse.explain.absence import absence_flags
 from medfuse.explain.coalitions import RECALIBRATED
-from medfuse.explain.distribution import ALARM, FEWEST, WITHHELD, Distribution, distribution
+from medfuse.explain.distribution import Distribution, distribution
 from medfuse.explain.donors import (
     Donors,
     added_value,
@@ -32,6 +32,7 @@ from medfuse.explain.faithfulness import (
     randomisation_check,
     to_json,
 )
+from medfuse.explain.familiarity import ALARM, FEWEST, WITHHELD
 from medfuse.explain.gate import Gate, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.neighbours import Neighbours, neighbours
 from medfuse.explain.parts import has_part, read_part, write_part

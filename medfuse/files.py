@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -19,8 +20,10 @@ from typing import Any
 from medfuse.errors import StoreError
 
 MANIFEST = "manifest.json"
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}  # a folder stands where one is to go
 BLOCK = 1 << 22  # bytes that one SHA-256 of a list covers
 _TEMPORARY = ".tmp-"
+_SET_ASIDE = re.compile(rf"{re.escape(_TEMPORARY)}(.+)-[0-9a-f]{{8}}-old")  # what stood where a new folder goes
 _PIECE = 1 << 18  # bytes read at a time: they are hashed while they are in the cache
 _MOST_THREADS = 4
 
@@ -165,8 +168,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  # the caller knows the shape 
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
 
-    Replacing an existing folder is two renames: a crash between them leaves no folder rather than a mixture, and the
-    reader sees it as missing. Of several writers at the same time, the last one's folder stays.
+    Replacing an existing folder is two renames. When the second fails, the old folder is put back. A kill between them
+    leaves no folder there rather than a mixture, and the old one beside it: :func:`verify` of the sealed folder above
+    and the sweeps (:func:`remove_abandoned`, :func:`remove_temporaries`) put it back. Until then a reader sees it as
+    missing, and makes it again where that can be done. Of several writers at the same time, the last one's folder
+    stays.
 
     Raises:
         StoreError: when the folder cannot be made or moved.
@@ -199,16 +205,49 @@ def _take_place(temporary: Path, path: Path) -> None:
     """
     while True:
         old = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}-old")
+        newer = False  # stands at path
         try:
             with contextlib.suppress(FileNotFoundError):
                 path.replace(old)
             temporary.replace(path)
+            newer = True
             return
         except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not temporary.exists():
+            newer = error.errno in _TAKEN and temporary.exists()
+            if not newer:
                 raise
         finally:
-            shutil.rmtree(old, ignore_errors=True)
+            if newer:
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                _settle(old, path)
+
+
+def _settle(old: Path, path: Path) -> None:
+    """Put a folder that was moved away from ``path`` back, or delete it when another stands there now.
+
+    A living writer whose place was taken by this moves it away again.
+    """
+    try:
+        if not path.exists():
+            old.replace(path)
+            return
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            return  # it stays for a later try
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle_all(folder: Path, *, pattern: str = f"{_TEMPORARY}*") -> list[Path]:
+    """Put back, or delete, what killed writers moved away in ``folder``; the other temporaries there."""
+    others = []
+    for entry in list(folder.glob(pattern)):
+        match = _SET_ASIDE.fullmatch(entry.name)
+        if match is None:
+            others.append(entry)
+        else:
+            _settle(entry, entry.with_name(match[1]))
+    return others
 
 
 def _hold(descriptor: int) -> bool:
@@ -223,12 +262,12 @@ def _hold(descriptor: int) -> bool:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete what killed writers left in a folder that others may be writing to.
+    """Delete what killed writers left in a folder that others may be writing to; what they had moved away is put back.
 
     A writer holds its temporary file or folder with a lock, which ends with its process. What is empty and younger
     than a minute may belong to one who has not come to the lock yet, and stays.
     """
-    for entry in folder.glob(f"{_TEMPORARY}*"):
+    for entry in _settle_all(folder):
         with contextlib.suppress(OSError):
             descriptor = os.open(entry, os.O_RDONLY)
             try:
@@ -245,8 +284,8 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what a killed writer left in ``folder``; only for a folder with a single writer."""
-    for entry in folder.glob(f"{_TEMPORARY}*"):
+    """Delete what a killed writer left, and put back what it moved away; only for a folder with a single writer."""
+    for entry in _settle_all(folder):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -273,7 +312,9 @@ def seal(folder: Path, header: Mapping[str, object], *, blocks: bool = False) ->
             path, "blocks" if blocks and path.stat().st_size > BLOCK else "sha256"
         )
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST and not path.name.startswith(_TEMPORARY)
+        if path.is_file()
+        and path != folder / MANIFEST
+        and not any(part.startswith(_TEMPORARY) for part in path.relative_to(folder).parts)
     }
     manifest = {**header, "files": files}
     write_json(folder / MANIFEST, {**manifest, "sha256": sha256_bytes(json_bytes(manifest))})
@@ -281,6 +322,8 @@ def seal(folder: Path, header: Mapping[str, object], *, blocks: bool = False) ->
 
 def verify(folder: Path, *, content: bool = True) -> dict[str, Any]:
     """Check every file of a sealed folder against its manifest, and the manifest against itself: no flipped bit passes.
+
+    A part that a killed writer had moved away (:func:`new_folder`) is put back first.
 
     Args:
         folder: the sealed folder.
@@ -306,6 +349,8 @@ def verify(folder: Path, *, content: bool = True) -> dict[str, Any]:
         if not path.resolve().is_relative_to(folder.resolve()):
             msg = f"{folder / MANIFEST}: expected files inside the folder, found a path that leaves it"
             raise StoreError(msg)
+        if not path.is_file():
+            _settle_all(folder, pattern=f"**/{_TEMPORARY}*")  # moved away by a writer that was killed
         if not path.is_file():
             msg = f"{path}: expected by the manifest of {folder}, found no file; restore it or write the folder again"
             raise StoreError(msg)

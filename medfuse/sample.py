@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from medfuse.errors import DataError
 from medfuse.types import ColumnKind, Layout, PatientId
 
 ItemKind = Literal["tile", "patch", "window", "vector", "sentence"]
+_KINDS: tuple[str, ...] = get_args(ColumnKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +103,43 @@ class ModalitySample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """A column of the ``columns`` layout: its name, kind, unit and, unless numeric, its levels in order."""
+    """A column of the ``columns`` layout: its name, kind, unit and, unless numeric, its levels in order.
+
+    Raises:
+        DataError: no name, another kind, levels of a numeric column, or a level twice.
+    """
 
     name: str
     kind: ColumnKind = "numeric"
     unit: str | None = None
     levels: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            msg = f"Column: expected a name, found {type(self.name).__name__} {self.name!r}"
+            raise DataError(msg)
+        if self.kind not in _KINDS:
+            msg = f"column {self.name}: expected a kind of {', '.join(_KINDS)}, found {self.kind!r}"
+            raise DataError(msg)
+        if self.levels and (self.kind == "numeric" or len(set(self.levels)) < len(self.levels)):
+            found = "levels of a numeric column" if self.kind == "numeric" else "a level twice"
+            msg = f"column {self.name}: expected distinct levels, and none of a numeric column, found {found}"
+            raise DataError(msg)
+
     @classmethod
     def alike(
         cls, names: Sequence[str], *, kind: ColumnKind = "numeric", unit: str | None = None, levels: Sequence[str] = ()
     ) -> "list[Column]":
-        """Columns that differ in nothing but their names, in a third of the time: a gene table has 20,000."""
+        """Columns that differ in nothing but their names, in half the time: a gene table has 20,000.
+
+        What they share is checked once, of the first; the names are checked together.
+
+        Raises:
+            DataError: as of a single column.
+        """
+        if set(map(type, names)) != {str} or not all(names):
+            return [cls(name=name, kind=kind, unit=unit, levels=tuple(levels)) for name in names]
+        cls(name=names[0], kind=kind, unit=unit, levels=tuple(levels))
         columns = list(map(object.__new__, repeat(cls, len(names))))
         contents: dict[str, Iterable[object]] = {
             "name": names,

@@ -1,5 +1,8 @@
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +92,74 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path):
         (temporary / "y").write_text("3")
     assert [p.name for p in target.iterdir()] == ["y"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def replace_with(target, text):
+    with files.new_folder(target) as temporary:
+        (temporary / "x").write_text(text)
+
+
+def test_when_the_last_rename_fails_the_old_folder_stands_there_again(tmp_path, monkeypatch):
+    target, rename = tmp_path / "folder", Path.replace
+    replace_with(target, "1")
+
+    def fail(self, to):
+        if Path(to) == target and not self.name.endswith("-old"):
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        replace_with(target, "2")
+    monkeypatch.undo()
+    assert (target / "x").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from medfuse import files
+
+rename = Path.replace
+def replace(self, to):
+    rename(self, to)
+    if str(to).endswith("-old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = replace
+with files.new_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "x").write_text("2")
+"""
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """A sealed folder, a part of which was being replaced when the writer was killed between the two renames."""
+    replace_with(tmp_path / "sub" / "part", "1")
+    replace_with(tmp_path / "sub" / "part-00000000-x", "1")  # a name that looks like another's
+    files.seal(tmp_path, {})
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "sub" / "part"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "sub" / "part").exists()
+    return tmp_path
+
+
+def test_after_a_kill_between_the_renames_the_sealed_folder_has_its_part_again(killed):
+    files.verify(killed)
+    assert (killed / "sub" / "part" / "x").read_text() == "1"
+    replace_with(killed / "sub" / "part", "3")
+    files.seal(killed, {})  # the temporary folder of the killed writer is no part
+    assert set(files.verify(killed)["files"]) == {"sub/part/x", "sub/part-00000000-x/x"}
+
+
+@pytest.mark.parametrize("sweep", [files.remove_abandoned, files.remove_temporaries])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_sweep_puts_the_old_folder_back_unless_a_new_one_stands_there(killed, sweep, again):
+    if again:
+        replace_with(killed / "sub" / "part", "3")
+    sweep(killed / "sub")
+    assert (killed / "sub" / "part" / "x").read_text() == ("3" if again else "1")
+    assert sorted(p.name for p in (killed / "sub").iterdir()) == ["part", "part-00000000-x"]
 
 
 def test_seal_and_verify_name_the_damaged_part(tmp_path):

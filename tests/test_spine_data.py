@@ -350,6 +350,25 @@ def test_columns_come_back_in_order_and_those_of_older_entries_too():
     assert packed_columns(()) == []
 
 
+@pytest.mark.parametrize(
+    ("names", "shared", "words"),
+    [
+        (["a", ""], {}, "expected a name"),
+        (["a", 3], {}, "expected a name, found int"),
+        (["a", "b"], {"kind": "number"}, "numeric, categorical, ordinal, found 'number'"),
+        (["a", "b"], {"levels": ["x"]}, "levels of a numeric column"),
+        (["a", "b"], {"kind": "ordinal", "levels": ["x", "y", "x"]}, "a level twice"),
+    ],
+)
+def test_a_column_that_cannot_be_is_refused_alone_and_among_many_alike(names, shared, words):
+    alone = {**shared, "levels": tuple(shared.get("levels", ()))}
+    with pytest.raises(DataError, match=words):
+        [Column(name=name, **alone) for name in names]
+    with pytest.raises(DataError, match=words):
+        Column.alike(names, **shared)
+    assert Column.alike([], kind="ordinal") == []
+
+
 def test_rows_of_flags_that_the_file_lacks_are_refused(tmp_path):
     store = FeatureStore(tmp_path)
     store.put(table_of(np.ones((3, 4)), np.ones((3, 4))), key="k" * 64, sources={})

@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError
+from medfuse.explain.familiarity import FEWEST, reasons, states
 from medfuse.preprocessing import Preprocessing, fit_preprocessing, transform, transform_many
 from medfuse.sample import ModalityData
 from medfuse.training.fold import presence
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
-ALARM = 99.5  # percentile
-FEWEST = 20  # training patients of a pattern, and patients below which a modality has no score
-FAMILIAR, UNUSUAL, WITHHELD = "familiar", "unusual", "withheld"
 _FOLDS = 5
 _EXPLAINED = 0.9
 _MOST = 50  # directions
@@ -51,26 +49,13 @@ class Distribution:
 
     def reasons(self, row: int) -> list[str]:
         """What is unusual about a patient, as sentences without any value of the patient."""
-        found = [
-            f"{name}: unlike the training patients (percentile {self.percentile[row, i]:.2f})"
-            for i, name in enumerate(self.modalities)
-            if self.percentile[row, i] > ALARM
-        ]
-        if self.pattern_count[row] < FEWEST:
-            had = "nobody" if self.pattern_count[row] == 0 else f"{self.pattern_count[row]}"
-            found.append(f"modalities: {had} of the training patients had exactly these")
-        return found
+        count, present = int(self.pattern_count[row]), self.present[row]
+        return reasons(self.modalities, self.percentile[row], pattern_count=count, present=present)
 
     @property
     def state(self) -> tuple[str, ...]:
-        """N words: ``familiar``; ``unusual`` with one reason; ``withheld`` with two or more, or without any modality.
-
-        A withheld prediction is not shown until a reader asks for it, and that is recorded.
-        """
-        reasons = (np.asarray(self.percentile) > ALARM).sum(axis=1) + (np.asarray(self.pattern_count) < FEWEST)
-        some = np.asarray(self.present).any(axis=1)
-        words = np.where((reasons >= 2) | ~some, WITHHELD, np.where(reasons == 1, UNUSUAL, FAMILIAR))
-        return tuple(str(word) for word in words)
+        """N words of :func:`medfuse.explain.familiarity.states`."""
+        return states(self.percentile, pattern_count=self.pattern_count, present=self.present)
 
 
 @dataclass(frozen=True, kw_only=True)

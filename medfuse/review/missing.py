@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medfuse.explain.familiarity import NOT_CHECKED, WITHHELD, reasons, states
+from medfuse.explain.familiarity import NOTHING as NOTHING
 from medfuse.metrics.nonparametric import SurvivalCurve, kaplan_meier
 from medfuse.palette import BLUE, GREY, INK, TEAL
 from medfuse.review.charts import Chart, band, figure
@@ -19,30 +21,15 @@ FEWEST_NEIGHBOURS = 5
 DELTA = 0.03
 
 
-NOTHING = (
-    "no modality is available, so that the model knows nothing of this patient: what it would show is the population "
-    "level, the average of the training patients"
-)
-
-
 def familiarity(run: ReviewRun, patient: str) -> tuple[str, list[str]]:
     """Familiar, unusual, withheld or "not checked", with the reasons; these name no value of the patient."""
     one, row = run.locate(patient)
-    part = run.part(one.fold, "distribution")
-    if not bool(np.asarray(one.present[row]).any()):
-        return "withheld", [NOTHING]
+    part, present = run.part(one.fold, "distribution"), np.asarray(one.present[row], dtype=bool)
     if part is None:
-        return "not checked", []
-    names, percentile = part["modalities"], np.asarray(part["percentile"])[row]
-    reasons = [
-        f"{name}: unlike the training patients (percentile {p:.2f})"
-        for name, p in zip(names, percentile, strict=True)
-        if p > 99.5
-    ]
-    count = int(part["pattern_count"][row])
-    if count < 20:
-        reasons.append(f"modalities: {count or 'none'} of the training patients had exactly these")
-    return ("withheld" if len(reasons) >= 2 else "unusual" if reasons else "familiar"), reasons
+        return (NOT_CHECKED, []) if present.any() else (WITHHELD, [NOTHING])
+    percentile, count = np.asarray(part["percentile"][row]), int(part["pattern_count"][row])
+    (word,) = states(percentile[None], pattern_count=[count], present=present[None])
+    return word, reasons(part["modalities"], percentile, pattern_count=count, present=present)
 
 
 def familiarity_table(run: ReviewRun, patient: str) -> pd.DataFrame | None:

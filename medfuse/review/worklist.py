@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from medfuse.errors import MedfuseError
+from medfuse.explain import familiarity
+from medfuse.explain.familiarity import NOT_CHECKED as NOT_CHECKED
+from medfuse.explain.familiarity import WITHHELD
 from medfuse.files import write_bytes
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.review.source import HIGH, LOW, FoldValues, ReviewRun, one_number
@@ -16,7 +19,6 @@ from medfuse.review.source import HIGH, LOW, FoldValues, ReviewRun, one_number
 PAGE = 25
 _ROWS = 2000  # patients whose replicates are read together
 GROUPS = ("low", "middle", "high")
-NOT_CHECKED = "not checked"
 
 
 def worklist_path(run: ReviewRun, folder: Path) -> Path:
@@ -110,16 +112,11 @@ def risk_cuts(run: ReviewRun, fold: str, at: float | None) -> np.ndarray[Any, An
 
 def states(run: ReviewRun, fold: str) -> tuple[str, ...]:
     """Per held-out patient, whether it is like the training patients; withheld of who has no modality at all."""
-    nothing = np.asarray(~np.asarray(run.explained[fold].present, dtype=bool).any(axis=1))
+    present = np.asarray(run.explained[fold].present)
     part = run.part(fold, "distribution")
     if part is None:
-        return tuple("withheld" if none else NOT_CHECKED for none in nothing)
-    far = (np.nan_to_num(np.asarray(part["percentile"])) > 99.5).sum(axis=1)
-    reasons = np.asarray(far + (np.asarray(part["pattern_count"]) < 20))
-    return tuple(
-        "withheld" if r >= 2 or none else "unusual" if r == 1 else "familiar"
-        for r, none in zip(reasons, nothing, strict=True)
-    )
+        return tuple(NOT_CHECKED if has.any() else WITHHELD for has in present)
+    return familiarity.states(part["percentile"], pattern_count=part["pattern_count"], present=present)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ import pytest
 import simulated
 
 from medfuse.errors import DataError
-from medfuse.explain.distribution import ALARM, Distribution, distribution, fit_score
+from medfuse.explain.distribution import Distribution, distribution, fit_score
+from medfuse.explain.familiarity import ALARM, NOTHING
 from medfuse.explain.parts import read_part, write_part
 from medfuse.metrics.discrimination import auroc
 from medfuse.sample import ModalityData, ModalitySample
@@ -155,6 +156,7 @@ def test_states():
         "a: unlike the training patients (percentile 99.90)",
         "modalities: 3 of the training patients had exactly these",
     ]
+    assert found.reasons(4) == [NOTHING]  # in the words of the review
 
 
 def test_a_cohort(cohort, tmp_path):

@@ -13,6 +13,7 @@ from made import HORIZONS, MODALITIES, key, make_run
 
 from medfuse import exporting
 from medfuse.errors import CohortError, ConfigError
+from medfuse.explain.distribution import Distribution
 from medfuse.explaining import contribution_table, default_horizon, lines, read_coalitions
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.palette import BLUE, GREY, INK, SERIES, VERMILION
@@ -313,6 +314,19 @@ def test_D8_two_reasons_withhold_and_one_makes_unusual(run) -> None:
     assert missing.familiarity(run, key(10))[0] == "unusual"
     assert missing.familiarity(run, key(2)) == ("withheld", [missing.NOTHING])  # no modality at all
     assert missing.familiarity(run, key(0)) == ("familiar", [])
+
+
+def test_D8_all_who_say_who_is_unusual_go_by_one_bound_and_the_same_words(run, monkeypatch) -> None:
+    part = run.part("0", "distribution")
+    everywhere = Distribution(**part)
+    for alarm, fewest in ((99.5, 20), (99.85, 20), (40.0, 20), (99.5, 31)):
+        monkeypatch.setattr("medfuse.explain.familiarity.ALARM", alarm)
+        monkeypatch.setattr("medfuse.explain.familiarity.FEWEST", fewest)
+        ids = run.explained["0"].patient_ids
+        said = [missing.familiarity(run, patient) for patient in ids]
+        assert worklist.states(run, "0") == everywhere.state == tuple(word for word, _ in said)
+        assert [everywhere.reasons(row) for row in range(len(ids))] == [why for _, why in said]
+        assert len({word for word, _ in said}) > 1
 
 
 def test_D8_who_has_no_modality_has_the_population_level_withheld_and_named_so(tmp_path) -> None:

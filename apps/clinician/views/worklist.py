@@ -4,6 +4,7 @@ import pandas as pd
 import shared
 import streamlit as st
 
+from medfuse.explain.familiarity import STATES
 from medfuse.review.words import risk_text
 from medfuse.review.worklist import PAGE, Query, availability, counts, find
 
@@ -34,7 +35,7 @@ groups = ["", "low", "middle", "high"]
 blinded = shared.settings().reader_first
 group = bar[2].selectbox("Risk group", groups, format_func=lambda g: g or "any", disabled=blinded)
 group = "" if blinded else group  # whatever the browser sends
-states = ["", "familiar", "unusual", "withheld"]
+states = ["", *STATES]
 familiar = bar[3].selectbox("Like the training patients", states, format_func=lambda s: s or "any")
 due = bar[4].selectbox("Review", ["", "due", "done"], format_func=lambda d: d or "any")
 for name, value in {"q": search, "has": modality}.items():
