@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError, nearest
+from medfuse.loaders._heaps import check_heaps
 from medfuse.loaders._matrix import Matrix, Plan, within_limits
 from medfuse.tables import not_a_number
 
@@ -34,6 +35,7 @@ def read_h5ad(path: Path, plan: Plan, *, layer: str) -> Matrix:
     import h5py
 
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             return _read(file, plan, layer=layer, where=path.name)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
@@ -64,6 +66,7 @@ def shape_of(path: Path) -> tuple[int, int, str, list[str]]:
     import h5py
 
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             rows, columns = _length(file, "obs"), _length(file, _var_of(file, "X"))
             node = _own(file, "X")

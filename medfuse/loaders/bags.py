@@ -96,12 +96,15 @@ def _finite(node: "h5py.Dataset") -> NDArray[np.bool_]:
 
 def _facts(coordinates: "h5py.Dataset | None") -> dict[str, float]:
     """Numbers that CLAM and TRIDENT write beside the coordinates; never the slide's name."""
-    attributes = {} if coordinates is None else coordinates.attrs
-    found = {}
+    found: dict[str, float] = {}
+    if coordinates is None:
+        return found
     for name in _FACTS:
-        value = np.asarray(attributes[name]) if name in attributes else np.zeros(0)
-        if value.size == 1 and value.dtype.kind in "fiu" and np.isfinite(value).all():
-            found[name] = float(value.reshape(-1)[0])
+        # a text is not read: it stands in a heap, in which the library can turn for ever (_heaps)
+        if name in coordinates.attrs and coordinates.attrs.get_id(name).dtype.kind in "fiu":
+            value = np.asarray(coordinates.attrs[name])
+            if value.size == 1 and np.isfinite(value).all():
+                found[name] = float(value.reshape(-1)[0])
     return found
 
 

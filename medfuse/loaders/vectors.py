@@ -33,11 +33,7 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        msg = (
-            f"{where}: expected a vector (F,) or a bag (T, F) of numbers, found {array.dtype} {array.shape}; "
-            "extract the features again, or correct the card's features"
-        )
-        raise DataError(msg)
+        raise _no_bag(array, where=where)
     where_to = None if coordinates is None else np.asarray(coordinates)
     if where_to is not None and where_to.ndim == 3 and where_to.shape[0] == 1:
         where_to = where_to[0]
@@ -48,6 +44,13 @@ def _bag(features: NDArray[np.generic], coordinates: NDArray[np.generic] | None,
         raise DataError(msg)
     with np.errstate(over="ignore"):  # what float32 cannot hold is not finite, and read says so
         return array.astype(np.float32), None if where_to is None else where_to.astype(np.float32)
+
+
+def _no_bag(found: "NDArray[np.generic] | h5py.Dataset", *, where: str) -> DataError:
+    return DataError(
+        f"{where}: expected a vector (F,) or a bag (T, F) of numbers, found {found.dtype} {found.shape}; "
+        "extract the features again, or correct the card's features"
+    )
 
 
 def _check_npz(path: Path) -> None:
@@ -132,7 +135,7 @@ def _array(group: "h5py.Group", name: str, *, where: str) -> NDArray[np.generic]
     """A dataset whose numbers stand in the file itself: HDF5 links and external storage may point anywhere.
 
     Raises:
-        DataError: it is a link or its numbers stand elsewhere.
+        DataError: it is a link, its numbers stand elsewhere, or it holds no numbers.
         KeyError: there is no such dataset.
     """
     import h5py
@@ -143,6 +146,8 @@ def _array(group: "h5py.Group", name: str, *, where: str) -> NDArray[np.generic]
         msg = f"{where}: expected numbers inside the file, found a link to {name!r}; copy the data into the file"
         raise DataError(msg)
     if isinstance(node, h5py.Dataset):
+        if node.dtype.kind not in "fiu":  # texts stand in heaps, in which the library can turn for ever (_heaps)
+            raise _no_bag(node, where=where)
         check_growth(int(node.id.get_storage_size()), int(node.nbytes), where=where)
     array: NDArray[np.generic] = node[()]
     return array
