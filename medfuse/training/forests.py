@@ -46,9 +46,9 @@ def forest_settings(modality: str, targets: Mapping[str, Target]) -> ModelSettin
 def grow(blank: Member, batches: Sequence[Batch], targets: Mapping[str, Target], *, seed: int) -> Member:
     """Grow the trees of a member: random survival forests, or forests of classification or regression trees.
 
-    A leaf of a survival tree holds the logarithm of its mortality, of a classification tree the logarithms of the class
-    frequencies, both shrunk towards all patients by the weight of one; of a regression tree the mean in standard
-    deviations.
+    A leaf of a survival tree holds its mortality, in standard deviations over the leaves; of a regression tree its mean,
+    in standard deviations of the outcome; of a classification tree the logarithms of the class frequencies, shrunk
+    towards those of all patients by the weight of one.
 
     Args:
         blank: with :func:`forest_settings`, without weights.
@@ -58,8 +58,7 @@ def grow(blank: Member, batches: Sequence[Batch], targets: Mapping[str, Target],
 
     References:
         Breiman (2001), Random forests; Ishwaran, Kogalur, Blackstone, Lauer (2008), Random survival
-        forests. NOTE[DIFF]: the mean over trees is one of log mortalities, so that what trees say adds up on the link
-        scale; a tree has at most 2^6 leaves.
+        forests, section 3, for the mortality. NOTE[DIFF]: at most 2^6 leaves, and splits are a little soft.
     """
     with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced below
         model = build_model(blank.settings, shapes=blank.shapes, heads=blank.heads).eval()
@@ -145,12 +144,20 @@ def _read(tree: Any, target: Target) -> _Tree:  # noqa: ANN401  # scikit-learn's
     if isinstance(target, Labels):
         found = np.full((tree.node_count, len(target.classes)), 0.5 / len(target))  # of classes nobody here is in
         found[:, np.unique(target.label)] += value / value.sum(axis=1, keepdims=True)
-        value = found
-    if not isinstance(target, Values):
-        value = np.log((count * value + value[:1]) / (count + 1))
+        value = np.log((count * found + found[:1]) / (count + 1))
+    if isinstance(target, Survival):
+        leaves = tree.children_left < 0
+        mean, spread = _moments(value[leaves, 0], count[leaves, 0])
+        value = (value - mean) / (spread or 1.0)
     return _Tree(
         left=tree.children_left, right=tree.children_right, feature=tree.feature, threshold=tree.threshold, value=value
     )
+
+
+def _moments(value: Array, weight: Array) -> tuple[float, float]:
+    """Weighted mean and standard deviation."""
+    mean = float(np.average(value, weights=weight))
+    return mean, float(np.sqrt(np.average((value - mean) ** 2, weights=weight)))
 
 
 def _plant(encoder: ForestEncoder, number: int, tree: _Tree, *, scale: float, columns: slice) -> None:

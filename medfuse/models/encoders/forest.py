@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from medfuse.batch import ModalityShape
-from medfuse.models.encoders.base import Encoder, require_layout
+from medfuse.models.encoders.base import Encoder, Path, require_layout
 from medfuse.models.settings import check_count
 from medfuse.types import Layout
 
-SOFTNESS = 0.05  # of a split, in standard deviations of its feature
+SOFTNESS = 0.02  # of a split, in standard deviations of its feature
 
 
 class ForestEncoder(Encoder):
@@ -65,6 +65,18 @@ class ForestEncoder(Encoder):
         own = nn.functional.one_hot(which, self.identities).to(tokens.dtype) * token_mask[..., None]  # (B, T, I)
         total = torch.einsum("bti,btf->bif", own, tokens)
         return (total / own.sum(1).clamp(min=1.0)[..., None]).flatten(1)
+
+    def path(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> Path:
+        """Arguments as for :meth:`forward`."""
+        if self.columns:
+            return super().path(tokens, token_mask, position)
+        return Path(
+            empty=torch.zeros_like(tokens),
+            full=tokens,
+            encode=lambda found: self(found, token_mask, position),
+            unit="token",
+            start="instances as the average of train",
+        )
 
     def forward(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """One token (B, 1, D)."""
