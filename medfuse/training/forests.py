@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medfuse.batch import Batch
 from medfuse.models import ModelSettings, MultimodalModel, build_model
 from medfuse.models.encoders.forest import ForestEncoder
-from medfuse.targets import Labels, Survival, Target, Values
+from medfuse.targets import Labels, Survival, Target
 from medfuse.training.member import Member
 
 Array = NDArray[np.float64]
@@ -46,9 +46,9 @@ def forest_settings(modality: str, targets: Mapping[str, Target]) -> ModelSettin
 def grow(blank: Member, batches: Sequence[Batch], targets: Mapping[str, Target], *, seed: int) -> Member:
     """Grow the trees of a member: random survival forests, or forests of classification or regression trees.
 
-    A leaf of a survival tree holds its mortality, in standard deviations over the leaves; of a regression tree its mean,
-    in standard deviations of the outcome; of a classification tree the logarithms of the class frequencies, shrunk
-    towards those of all patients by the weight of one.
+    A leaf of a survival tree holds its mortality, in standard deviations over the leaves; of a regression tree its
+    mean, in standard deviations of the outcome; of a classification tree the logarithms of the class frequencies,
+    shrunk towards those of all patients by the weight of one.
 
     Args:
         blank: with :func:`forest_settings`, without weights.
@@ -65,6 +65,7 @@ def grow(blank: Member, batches: Sequence[Batch], targets: Mapping[str, Target],
     encoder = cast(ForestEncoder, model.encoders[0])
     x = np.concatenate([_inputs(model, batch).numpy() for batch in batches])
     with torch.no_grad():
+        encoder.feature.zero_()
         encoder.threshold.fill_(_NOWHERE)
         encoder.leaf.zero_()
         column = 0

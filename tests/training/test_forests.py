@@ -71,9 +71,11 @@ def test_a_forest_says_what_scikit_survivals_trees_say(monkeypatch, cohort, fold
     ).fit(x, outcome)
     expected = np.zeros(len(x))
     for tree in (one.tree_ for one in theirs.estimators_):
-        value, count = tree.value.ravel(), tree.weighted_n_node_samples
-        leaf = tree.apply(x)
-        expected += np.log((count[leaf] * value[leaf] + value[0]) / (count[leaf] + 1)) / TREES
+        leaf, ends = tree.apply(x), tree.children_left < 0
+        value, count = tree.value.ravel(), tree.weighted_n_node_samples * ends
+        mean = (count * value).sum() / count.sum()
+        spread = np.sqrt((count * (value - mean) ** 2).sum() / count.sum()) or 1.0
+        expected += (value[leaf] - mean) / spread / TREES
     model = member.build()
     batch = make_one(member, cohort, ids)
     state = model.encode(batch)[0][0][:, 0, 0].numpy()

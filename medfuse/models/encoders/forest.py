@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medfuse.batch import ModalityShape
-from medfuse.models.encoders.base import Encoder, Path, require_layout
+from medfuse.models.encoders.base import Encoder, require_layout
 from medfuse.models.settings import check_count
 from medfuse.types import Layout
 
@@ -41,6 +41,7 @@ class ForestEncoder(Encoder):
     def __init__(self, *, shape: ModalityShape, width: int, trees: int = 34, depth: int = 6) -> None:
         super().__init__()
         require_layout("forest", shape.layout, self.layouts)
+        self.layouts = (shape.layout,)  # type: ignore[misc]  # of the one that is built
         self.columns = shape.layout == "columns"
         self.identities = max(1, len(shape.identities))
         self.depth = check_count("depth", depth)
@@ -65,18 +66,6 @@ class ForestEncoder(Encoder):
         own = nn.functional.one_hot(which, self.identities).to(tokens.dtype) * token_mask[..., None]  # (B, T, I)
         total = torch.einsum("bti,btf->bif", own, tokens)
         return (total / own.sum(1).clamp(min=1.0)[..., None]).flatten(1)
-
-    def path(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> Path:
-        """Arguments as for :meth:`forward`."""
-        if self.columns:
-            return super().path(tokens, token_mask, position)
-        return Path(
-            empty=torch.zeros_like(tokens),
-            full=tokens,
-            encode=lambda found: self(found, token_mask, position),
-            unit="token",
-            start="instances as the average of train",
-        )
 
     def forward(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """One token (B, 1, D)."""
