@@ -1,4 +1,5 @@
-"""Which fusions share the default recipe's seeds, and how experts are weighed: decided by cross-fitted inner scores.
+"""Which fusions share the default recipe's seeds, whether forests stand beside the networks of single modalities, and
+how experts are weighed: decided by cross-fitted inner scores.
 
 On the training side of every outer fold, members are fitted on the inner folds; weights are fitted on all inner folds
 but one and scored on that one, so that no score is of patients who chose the weights. Held-out C stands beside, and
@@ -34,6 +35,7 @@ COMMITTEES = {
     "transformer, stacked, concat": ("transformer 0", "stacked 1", "concat 2"),
     "transformer, late, concat": ("transformer 0", "late 1", "concat 2"),
 }
+FOREST = "forest"
 
 
 def spoken(job, split, *, seeds) -> list[dict]:
@@ -41,7 +43,8 @@ def spoken(job, split, *, seeds) -> list[dict]:
     cohort, data, recipe, outcome = job
     inner = inner_folds(split.train, cohort=cohort, outcome=outcome, folds=recipe.splits.inner_folds, seed=recipe.seed)
     outcomes = Outcomes(patient_ids=cohort.patient_ids, targets={outcome: cohort.targets[outcome]})
-    settings = dataclasses.replace(fold_settings(recipe, {outcome: cohort.card.outcomes[outcome]}), committee=())
+    settings = fold_settings(recipe, {outcome: cohort.card.outcomes[outcome]})
+    settings = dataclasses.replace(settings, committee=(), forests=False)
     wanted = [(settings.model, settings.seeds[: len(seeds)], True)]
     for name, k in sorted({tuple(label.split()) for turns in COMMITTEES.values() for label in turns[1:]}):
         if name != settings.model.fusion["name"] and int(k) < len(seeds):
@@ -51,15 +54,36 @@ def spoken(job, split, *, seeds) -> list[dict]:
     for model, own_seeds, unimodal in wanted:
         own = dataclasses.replace(settings, model=model, seeds=own_seeds, unimodal=unimodal)
         for member in fit_fold(data, outcomes, train_ids=split.train, inner=inner, settings=own).members:
-            unseen = sorted(set(split.train) - set(inner[member.inner].train), key=split.train.index)
-            unseen = [i for i in unseen if not member.expert or i in data[member.expert].samples]
-            label = f"{model.fusion['name']} {settings.seeds.index(member.seed)}"
-            said = {"label": member.expert or label, "expert": member.expert, "inner": member.inner}
-            said["rows"] = np.array([split.train.index(i) for i in unseen])
-            said["link"] = speak(member, chunks(member, data, unseen))[outcome]
-            said["held_out"] = speak(member, chunks(member, data, split.held_out))[outcome]
-            found.append(said)
+            label = member.expert or f"{model.fusion['name']} {settings.seeds.index(member.seed)}"
+            found.append(said_by(member, label, job, split, inner))
     return found
+
+
+def grown(job, split, *, seeds) -> list[dict]:
+    """What forests of single modalities say of the same patients; networks get one epoch here and are not asked."""
+    cohort, data, recipe, outcome = job
+    inner = inner_folds(split.train, cohort=cohort, outcome=outcome, folds=recipe.splits.inner_folds, seed=recipe.seed)
+    outcomes = Outcomes(patient_ids=cohort.patient_ids, targets={outcome: cohort.targets[outcome]})
+    settings = fold_settings(recipe, {outcome: cohort.card.outcomes[outcome]})
+    train = dataclasses.replace(settings.train, epochs=1)
+    own = dataclasses.replace(settings, committee=(), forests=True, train=train, seeds=settings.seeds[: len(seeds)])
+    members = fit_fold(data, outcomes, train_ids=split.train, inner=inner, settings=own).members
+    return [said_by(member, FOREST, job, split, inner) for member in members if member.forest]
+
+
+def said_by(member, label: str, job, split, inner) -> dict:
+    """What a member says of training patients it never saw, and of held-out patients."""
+    _, data, _, outcome = job
+    unseen = sorted(set(split.train) - set(inner[member.inner].train), key=split.train.index)
+    unseen = [i for i in unseen if not member.expert or i in data[member.expert].samples]
+    return {
+        "label": label,
+        "expert": member.expert,
+        "inner": member.inner,
+        "rows": np.array([split.train.index(i) for i in unseen]),
+        "link": speak(member, chunks(member, data, unseen))[outcome],
+        "held_out": speak(member, chunks(member, data, split.held_out))[outcome],
+    }
 
 
 def kept(path: Path | None, make) -> list[dict]:
@@ -113,8 +137,10 @@ def scores(job, split, said: list[dict]) -> dict:
     has = reads(experts, tuple(data), presence(data, tuple(data), split.train))
     has_held = reads(experts, tuple(data), presence(data, tuple(data), split.held_out))
     times, everyone, found = event_time_grid(train, intervals=20), np.arange(len(split.held_out)), {}
-    for committee, turns in COMMITTEES.items():
-        own = [one for one in said if one["expert"] or one["label"] in turns]
+    choices = [(name, turns, forests) for name, turns in COMMITTEES.items() for forests in (False, True)]
+    for name, turns, forests in choices:
+        committee = name + (" + forests" if forests else "")
+        own = [one for one in said if one["label"] in turns or (one["expert"] and (forests or one["label"] != FOREST))]
         oof = OutOfFold(
             links=[(k, one["rows"], one["link"]) for k, one in enumerate(own)],
             has=has,
@@ -154,7 +180,10 @@ def main() -> None:
         folds = []
         for split in make_splits(cohort, recipe.splits, arguments.outcome):
             path = arguments.members / f"{name}-{split.name}.npz" if arguments.members else None
-            said = kept(path, lambda: spoken(job, split, seeds=range(recipe.train.seeds)))  # noqa: B023
+            seeds = range(recipe.train.seeds)
+            said = kept(path, lambda: spoken(job, split, seeds=seeds))  # noqa: B023
+            trees = path and path.with_name(f"{name}-{split.name}-forests.npz")
+            said = said + kept(trees, lambda: grown(job, split, seeds=seeds))  # noqa: B023
             folds.append(scores(job, split, said))
         cohorts[name] = {
             key: {
@@ -169,7 +198,7 @@ def main() -> None:
         for key in next(iter(cohorts.values()))
     }
     for key, one in sorted(mean.items(), key=lambda item: -item[1]["inner"]):
-        print(f"{key:<48} inner {one['inner']:.4f}  held-out {one['held_out']:.4f}")
+        print(f"{key:<60} inner {one['inner']:.4f}  held-out {one['held_out']:.4f}")
     result = {
         "what": "Harrell C; weights fitted on all inner folds but one, scored on that one; mean over all folds",
         "versions": {p: version(p) for p in ("medfuse", "torch", "numpy")},

@@ -79,6 +79,7 @@ class TrainRecipe(Strict):
 
     seeds: int = Field(default=3, ge=1)
     unimodal: bool = Field(default=True, description="beside the joint network, one network per modality")
+    forests: bool = Field(default=False, description="with unimodal: beside each such network a random forest")
     merge: bool = Field(default=False, description="the joint network is the unimodal ones merged; needs fusion lego")
     tune_epochs: int = Field(default=0, ge=0, description="with merge: epochs of training together that follow")
     epochs: int = Field(default=100, ge=1)

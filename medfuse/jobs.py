@@ -39,9 +39,12 @@ def fold_settings(recipe: Recipe, outcomes: Mapping[str, OutcomeCard] | None = N
         seeds=tuple(recipe.seed + k for k in range(recipe.train.seeds)),
         committee=tuple(recipe.model.committee),
         unimodal=recipe.train.unimodal,
+        forests=recipe.train.forests and recipe.train.unimodal,
         merge=recipe.train.merge,
         tune_epochs=recipe.train.tune_epochs,
-        train=TrainSettings(**recipe.train.model_dump(exclude={"seeds", "unimodal", "merge", "tune_epochs"})),
+        train=TrainSettings(
+            **recipe.train.model_dump(exclude={"seeds", "unimodal", "forests", "merge", "tune_epochs"})
+        ),
     )
 
 

@@ -113,6 +113,7 @@ def _fit_network(
 
     settings = fold_settings(job.recipe, specs)
     experts = 1 + len(job.data) * (settings.unimodal and len(job.data) > 1)
+    # Forests grow in no time, and count with the networks beside which they stand.
     members, begun = experts * len(inner) * len(settings.seeds), list[str]()
 
     def watch(member: str, progress: Progress) -> None:

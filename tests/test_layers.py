@@ -72,7 +72,7 @@ FENCED = {
     "tifffile": {"loaders"},
     "simplejpeg": {"loaders"},
     "wsidicom": {"loaders"},
-    "sksurv": {"baselines"},
+    "sksurv": {"baselines", "training"},
     "lifelines": {"baselines"},
     "wfdb": set(),
     "soundfile": {"loaders"},
@@ -85,7 +85,10 @@ FENCED = {
 }
 TORCH_ONLY = {"batch", "models", "losses", "training"}
 TORCH_ONLY_MAY = {"torch", "numpy", "safetensors", "lightning_fabric", "medfuse"} | set(sys.stdlib_module_names)
-TORCH_ONLY_BUT = {"models/encoders/volume_resnet.py": {"monai"}}  # imported when such an encoder is built
+TORCH_ONLY_BUT = {  # imported when such a part is built
+    "models/encoders/volume_resnet.py": {"monai"},
+    "training/forests.py": {"sksurv", "sklearn"},
+}
 TORCH_ONLY_MEDFUSE = {"errors", "types", "files", "targets", "sample", "prediction", "preprocessing"} | TORCH_ONLY
 
 

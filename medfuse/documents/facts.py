@@ -247,7 +247,8 @@ def model_text(facts: RunFacts) -> str:
     t = r.train
     fusions = [str(fusion.get("name")) for fusion in (r.model.fusion, *r.model.committee)][: t.seeds]
     turns = f"fusion {fusions[0]}" if len(fusions) == 1 else f"fusions {', '.join(fusions)} (the seeds take turns)"
-    beside = ", beside networks of single modalities that weigh by their inner concordance" if t.unimodal else ""
+    apart = "networks and random forests" if t.forests else "networks"
+    beside = f", beside {apart} of single modalities that weigh by their inner concordance" if t.unimodal else ""
     return (
         f"Neural networks of three parts: encoders per modality (width {r.model.width}), {turns}, heads ({heads}). "
         f"Members are {t.seeds} seeds x {r.splits.inner_folds} inner folds{beside}; their weighted mean is the model. "

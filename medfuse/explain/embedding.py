@@ -83,7 +83,7 @@ def embed(
     joint = next(member for member in first if not member.expert)
     parts = []
     for name in fold.modalities:
-        member = next((m for m in first if m.expert == name), joint)
+        member = next((m for m in first if m.expert == name and not m.forest), joint)
         has = presence(data, [name], everyone)[:, 0]
         found = np.full((len(everyone), member.settings.width), np.nan)
         if has.any():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medfuse.batch import Batch, ModalityShape, TargetTensors
 from medfuse.errors import ConfigError, ModelError, nearest
-from medfuse.models.encoders import DEFAULTS, ENCODERS, Encoder, encoder_options
+from medfuse.models.encoders import ALONE, DEFAULTS, ENCODERS, Encoder, encoder_options
 from medfuse.models.fusion import FUSIONS, Fused, Fusion
 from medfuse.models.heads import HEADS, Head
 from medfuse.models.settings import HeadSettings, ModelSettings, construct
@@ -67,7 +67,7 @@ class MultimodalModel(nn.Module):
             return
         self.eval()
         for column, encoder in enumerate(self.encoders):
-            cast(Encoder, encoder).begin(*self._door(train, column))
+            cast(Encoder, encoder).begin(*self.door(train, column))
         if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear
             self.fusion.begin(*self.encode(train), train.present, train.targets)
 
@@ -76,7 +76,7 @@ class MultimodalModel(nn.Module):
             msg = f"model: expected modalities {', '.join(self.modalities)}, found {', '.join(batch.modalities)}"
             raise ModelError(msg)
 
-    def _door(self, batch: Batch, column: int) -> tuple[Tensor, Tensor, Tensor]:
+    def door(self, batch: Batch, column: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, mask and positions of one modality, zeros wherever nothing real stands."""
         name = self.modalities[column]
         mask = batch.token_mask[name] & batch.present[:, column, None]
@@ -96,7 +96,7 @@ class MultimodalModel(nn.Module):
             ModelError: when the batch has other modalities than the model.
         """
         self._check(batch)
-        found = [encoder(*self._door(batch, column)) for column, encoder in enumerate(self.encoders)]
+        found = [encoder(*self.door(batch, column)) for column, encoder in enumerate(self.encoders)]
         return [tokens for tokens, _ in found], [mask for _, mask in found]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ def build_model(
         raise ConfigError(msg)
     encoders = {
         name: construct(
-            ENCODERS,
+            ENCODERS if len(shapes) > 1 else {**ENCODERS, **ALONE},
             encoder_options(settings, name, shape),
             where=f"model.encoders.{name}",
             given={"shape": shape, "width": settings.width},

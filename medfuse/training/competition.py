@@ -65,7 +65,7 @@ def competition(
         data: modalities of its training patients.
         inner: the inner folds, in the order in which they were fitted.
     """
-    own = {(m.seed, m.inner, m.expert): m for m in fold.members}
+    own = {(m.seed, m.inner, m.expert): m for m in fold.members if not m.forest}
     found: dict[str, dict[str, list[float]]] = {}
     for (seed, number, expert), joint in own.items():
         fitted = set(inner[number].train)

@@ -38,7 +38,7 @@ class FoldModel:
         modalities: names, in the order of ``present``.
         ensembles: per outcome, ``chosen`` (the model) and, where there are several experts, ``joint`` and ``unimodal``.
         out_of_fold: like ``ensembles``, predictions of the training patients by those members that never saw them.
-        skipped: modalities without a network of their own, with the reason.
+        skipped: modalities without an expert of their own, or ``forests``, with the reason.
     """
 
     members: tuple[Member, ...]
@@ -60,7 +60,7 @@ class FoldModel:
             f"{name or 'joint network'}: weight {w:.2f}, inner concordance {s:.3f}"
             for name, w, s in zip(self.experts, e.weight, e.score, strict=True)
         ]
-        lines += [f"{name}: no network of its own: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"{name}: left out of the experts: {reason}" for name, reason in self.skipped.items()]
         return [f"{len(self.members)} members; recalibration slope {e.slope:.2f}", *lines]
 
 
@@ -215,7 +215,7 @@ def combine(
         targets: of the same patients.
         time_grid: per survival outcome.
         data: modalities.
-        skipped: modalities without a network of their own.
+        skipped: what was left out, with the reason.
 
     Raises:
         CohortError: a member without out-of-fold patients.

@@ -15,6 +15,7 @@ from medfuse.batch import Batch, Item, ModalityShape, collate, target_tensors
 from medfuse.errors import DataError, ModelError, StoreError
 from medfuse.files import new_folder, read_json, seal, verify, write_bytes, write_json
 from medfuse.models import HeadSettings, ModelSettings, MultimodalModel, build_model
+from medfuse.models.encoders import ALONE
 from medfuse.preprocessing import Preprocessing, fit_preprocessing, from_arrays, to_arrays, transform, transform_many
 from medfuse.sample import ModalityData, ModalitySample
 from medfuse.targets import Target
@@ -69,9 +70,15 @@ class Member:
             raise ModelError(msg)
 
     @property
+    def forest(self) -> bool:
+        """Whether it is a forest; all others are networks."""
+        return str(self.settings.encoders.get(self.expert, {}).get("name")) in ALONE
+
+    @property
     def name(self) -> str:
-        """Seed, inner fold and, where it reads only one of several, the modality."""
-        return "-".join((f"{self.seed:02d}", f"{self.inner:02d}", *([self.expert] if self.expert else [])))
+        """Seed, inner fold and, where it reads only one of several, the modality; a forest says so."""
+        parts = (f"{self.seed:02d}", f"{self.inner:02d}", self.expert, "forest" if self.forest else "")
+        return "-".join(part for part in parts if part)
 
     def build(self) -> MultimodalModel:
         """The model with its weights, ready to predict."""

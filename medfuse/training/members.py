@@ -21,12 +21,14 @@ from medfuse.errors import CohortError, ConfigError, DataError
 from medfuse.files import json_bytes, remove_temporaries, sha256_bytes
 from medfuse.losses import discrete_hazard_prior
 from medfuse.models import HeadSettings, ModelSettings, MultimodalModel, build_model, default_head
+from medfuse.models.encoders import ALONE
 from medfuse.models.settings import Options
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fit import Progress, fit_member
 from medfuse.training.fold import FoldModel, Links, chunks, combine, speak
+from medfuse.training.forests import FORESTS, forest_settings, grow, no_forests
 from medfuse.training.member import Member, fit_preprocessings, load_member, save_member, shapes_of
 from medfuse.training.merging import balanced_weights, merge_members
 from medfuse.training.patients import Patients, data_sha256, gather
@@ -94,6 +96,8 @@ class FoldSettings:
             What differs in design errs differently, and the average gains more than by another seed. Where there are
             fewer seeds than fusions, the last ones are not fitted.
         unimodal: beside the joint network, fit one for each modality alone; inner folds decide what each is worth.
+        forests: beside each network of one modality, a random forest of it (:mod:`medfuse.training.forests`), which
+            speaks as one more member of the same expert.
         merge: the joint network is the unimodal ones merged (fusion ``lego``), patients need not be paired.
         tune_epochs: with ``merge``, epochs of training together that follow; 0 = none.
         intervals: wanted number of time intervals of survival outcomes.
@@ -108,6 +112,7 @@ class FoldSettings:
     seeds: tuple[int, ...] = (0, 1, 2)
     committee: tuple[Options, ...] = ()
     unimodal: bool = True
+    forests: bool = False
     merge: bool = False
     tune_epochs: int = 0
     intervals: int = 20
@@ -119,6 +124,22 @@ class FoldSettings:
             raise ConfigError(msg)
         if self.committee and self.merge:
             msg = f"model.committee: expected none with train.merge, found {len(self.committee)} fusions; set it to []"
+            raise ConfigError(msg)
+        if self.forests and not self.unimodal:
+            msg = (
+                "train.forests: expected train.unimodal, beside whose networks they stand, found none; set one of them"
+            )
+            raise ConfigError(msg)
+        flattering = next(
+            (
+                o["name"]
+                for o in (*self.model.encoders.values(), *self.model.defaults.values())
+                if o.get("name") in ALONE
+            ),
+            None,
+        )
+        if flattering:
+            msg = f'model.encoders: "{flattering}" is no encoder of a network; set train.forests instead'
             raise ConfigError(msg)
         if self.merge and (fusion != "lego" or not self.unimodal):
             msg = f"train.merge: expected model.fusion.name lego and train.unimodal, found {fusion}, {self.unimodal}"
@@ -201,7 +222,7 @@ def fit_fold(
         if isinstance(target, Survival)
     }
     fitted: dict[str, list[_Fitted]] = {}
-    skipped: dict[str, str] = {}
+    skipped = {FORESTS: reason} if settings.forests and (reason := no_forests()) else {}
     experts = ("", *(data if settings.unimodal and len(data) > 1 else ()))
     for expert in (*experts[1:], "") if settings.merge else experts:  # what is merged is fitted first
         jobs = _jobs(data, outcomes, train_ids=train_ids, inner=inner, expert=expert)
@@ -219,6 +240,13 @@ def fit_fold(
             for prepared in ready
             for seed in settings.seeds
         ]
+        if expert and settings.forests and FORESTS not in skipped:
+            fitted[expert] += [
+                _grow_one(job, prepared, outcomes, seed=seed, folder=folder)
+                for job, prepared in zip(jobs, ready, strict=True)
+                for seed in settings.seeds
+                if not prepared.member.shapes[expert].item  # samples and voxels are no columns
+            ]
     every = [one for expert in experts for one in fitted.get(expert, ())]
     members = [one.member for one in every]
     said = [(k, one.unseen_ids, one.links) for k, one in enumerate(every) if one.links is not None]
@@ -253,6 +281,23 @@ def _fit_one(
     return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
 
 
+def _grow_one(job: "_Job", prepared: "_Prepared", outcomes: Outcomes, *, seed: int, folder: Path | None) -> _Fitted:
+    """A forest of one inner fold and seed, and what it says of the patients it never saw."""
+    targets = outcomes.take(job.train)
+    settings = forest_settings(job.expert, targets)
+    blank = dataclasses.replace(prepared.member, seed=seed, settings=settings)
+    path = None if folder is None else folder / "members" / blank.name
+    fingerprint = "" if path is None else _fingerprint(prepared, blank, settings=TrainSettings())
+    if path is not None and path.exists():
+        member = load_member(path, fingerprint=fingerprint)
+    else:
+        member = grow(blank, chunks(blank, job.data, job.train), targets, seed=1000 * seed + job.inner)
+        if path is not None:
+            save_member(member, path, fingerprint=fingerprint)
+    links = speak(member, prepared.unseen) if prepared.unseen else None
+    return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
+
+
 def _parts(
     fitted: Mapping[str, Sequence[_Fitted]], skipped: Mapping[str, str]
 ) -> dict[tuple[int, int], tuple[_Fitted, ...]]:
@@ -261,12 +306,12 @@ def _parts(
     Raises:
         CohortError: a modality without a network of its own.
     """
-    for modality, reason in skipped.items():
+    for modality, reason in ((name, why) for name, why in skipped.items() if name != FORESTS):
         msg = f"train.merge: modality {modality} has no network of its own ({reason}); leave it out, or do not merge"
         raise CohortError(msg)
     found: dict[tuple[int, int], tuple[_Fitted, ...]] = {}
     for ones in fitted.values():
-        for one in ones:
+        for one in (found for found in ones if not found.member.forest):
             key = (one.member.seed, one.member.inner)
             found[key] = (*found.get(key, ()), one)
     return found

@@ -9,6 +9,7 @@ from model_cases import SHAPES as FEATURE_SHAPES
 from medfuse.batch import without_modality
 from medfuse.errors import ConfigError
 from medfuse.models import ENCODERS, build_model, default_encoder
+from medfuse.models.encoders import ALONE
 
 SHAPES = {**FEATURE_SHAPES, **RAW_SHAPES}
 BAGS = {"bag", "prototype_tokens", "ecg_resnet", "volume_resnet"}
@@ -28,6 +29,10 @@ CASES = [
     ("prototype_tokens", {"prototypes": 2, "dropout": 0.0}, "stains"),
     ("pathway", {"pathways": PATHWAYS}, "wide"),
     ("pathway", {"pathways": PATHWAYS, "tokens": 2, "least_genes": 1}, "wide"),
+    ("forest", {"trees": 20, "depth": 3}, "table"),
+    ("forest", {"trees": 20, "depth": 4}, "wide"),
+    ("forest", {"trees": 20, "depth": 3}, "bag"),
+    ("forest", {"trees": 20, "depth": 3}, "stains"),
     ("ecg_resnet", {"blocks": 2, "filters": 8, "kernel": 5}, "ecg"),
     ("ecg_resnet", {"blocks": 1, "filters": 4, "tokens": 2}, "views"),
     ("ecg_resnet", {"blocks": 1, "filters": 4, "pooling": "none"}, "ecg"),
@@ -37,7 +42,14 @@ CASES = [
 
 
 def test_every_encoder_has_a_case():
-    assert {name for name, _, _ in CASES} == set(ENCODERS)
+    assert {name for name, _, _ in CASES} == set(ENCODERS) | set(ALONE)
+
+
+def test_what_flatters_its_training_patients_stands_in_no_joint_network():
+    shapes = {name: SHAPES[name] for name in ("table", "wide")}
+    for name in ALONE:
+        with pytest.raises(ConfigError, match="expected a known name"):
+            build_model(settings_for("late", table={"name": name}), shapes=shapes, heads={"os": HEADS_OF["os"]})
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)
@@ -95,10 +107,11 @@ def test_encoder_names_a_line_from_nothing_to_its_tokens(name, options, modality
 def test_encoder_refuses_another_layout_and_unknown_options(name, options, modality):
     other = "bag" if SHAPES[modality].layout == "columns" else "wide"
     heads = {"os": HEADS_OF["os"]}
-    with pytest.raises(ConfigError, match=f'encoder "{name}": expected a modality of layout'):
-        build_model(
-            settings_for("late", **{other: {"name": name, **options}}), shapes={other: SHAPES[other]}, heads=heads
-        )
+    if len({**ENCODERS, **ALONE}[name].layouts) == 1:
+        with pytest.raises(ConfigError, match=f'encoder "{name}": expected a modality of layout'):
+            build_model(
+                settings_for("late", **{other: {"name": name, **options}}), shapes={other: SHAPES[other]}, heads=heads
+            )
     with pytest.raises(ConfigError, match='has no option "dropuot"; did you mean'):
         build_model(
             settings_for("late", **{modality: {"name": name, **options, "dropuot": 0.1}}),

@@ -122,7 +122,7 @@ def test_a_modality_with_too_few_events_has_no_network_of_its_own_and_is_listed(
     fold = fit_fold(data, outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen)
     assert fold.experts == ("", "clinical", "expression")
     assert "censored" in fold.skipped["stains"]
-    assert any("stains: no network of its own" in line for line in fold.describe("os"))
+    assert any("stains: left out of the experts" in line for line in fold.describe("os"))
 
 
 def test_out_of_fold_comes_only_from_members_that_never_saw_the_patient(fold, cohort):

@@ -6,6 +6,7 @@ from medfuse.batch import ModalityShape
 from medfuse.models.encoders.bag import BagEncoder
 from medfuse.models.encoders.base import Encoder
 from medfuse.models.encoders.ecg_resnet import EcgResnetEncoder
+from medfuse.models.encoders.forest import ForestEncoder
 from medfuse.models.encoders.linear import LinearEncoder
 from medfuse.models.encoders.pathway import PathwayEncoder
 from medfuse.models.encoders.prototype_tokens import PrototypeTokensEncoder
@@ -22,6 +23,10 @@ ENCODERS: dict[str, type[Encoder]] = {
     "ecg_resnet": EcgResnetEncoder,
     "volume_resnet": VolumeResnetEncoder,
 }
+
+# Fitted to the outcomes of training patients, whom they therefore flatter: for members of one modality that are made
+# without a gradient step (training.forests), and in no recipe's slot.
+ALONE: dict[str, type[Encoder]] = {"forest": ForestEncoder}
 
 _MOST_COLUMN_TOKENS = 8
 DEFAULTS = ("table", "linear", "bag", "ecg_resnet", "volume_resnet")
@@ -41,11 +46,13 @@ def encoder_options(settings: ModelSettings, modality: str, shape: ModalityShape
 
 
 __all__ = [
+    "ALONE",
     "DEFAULTS",
     "ENCODERS",
     "BagEncoder",
     "EcgResnetEncoder",
     "Encoder",
+    "ForestEncoder",
     "LinearEncoder",
     "PathwayEncoder",
     "PrototypeTokensEncoder",

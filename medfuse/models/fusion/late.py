@@ -18,14 +18,21 @@ class LateFusion(Fusion):
         width: D.
         weighting: ``equal`` over the present modalities, or ``learned``: a softmax of one number per modality.
         dropout: on the states.
+        norm: normalise the states; without it a state is the mean token as the encoder gives it.
     """
 
     def __init__(
-        self, *, modalities: Sequence[str], width: int, weighting: str = "equal", dropout: float = 0.1
+        self,
+        *,
+        modalities: Sequence[str],
+        width: int,
+        weighting: str = "equal",
+        dropout: float = 0.1,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         check_choice("weighting", weighting, ("equal", "learned"))
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in modalities])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) if norm else nn.Identity() for _ in modalities])
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
         self.nobody = nn.Parameter(torch.zeros(width))
         self.preference: Tensor | None
