@@ -26,6 +26,7 @@ from medfuse.training.member import Member
 Array = NDArray[np.float64]
 TREES, DEPTH, LEAST = 34, 6, 10  # trees per outcome; splits one below another; patients in a leaf
 FORESTS = "forests"  # what stands for them among the parts that a fold left out
+SOFTNESS = 0.02  # of splits, in standard deviations: contributions by gradients still sum, and hardly a risk changes
 _NOWHERE = 1e30  # threshold of a split that is none: everybody goes left
 
 
@@ -36,9 +37,10 @@ def no_forests() -> str:
 
 def forest_settings(modality: str, targets: Mapping[str, Target]) -> ModelSettings:
     """A forest of one modality as the slots of a model; a leaf holds a number per value, event or class to predict."""
+    encoder = {"name": "forest", "trees": TREES * len(targets), "depth": DEPTH, "softness": SOFTNESS}
     return ModelSettings(
         width=sum(_width(target) for target in targets.values()),
-        encoders={modality: {"name": "forest", "trees": TREES * len(targets), "depth": DEPTH}},
+        encoders={modality: encoder},
         fusion={"name": "late", "norm": False, "dropout": 0.0},
     )
 

@@ -30,5 +30,9 @@ def fold(request, cohort):
         train=QUICK,
         seeds=(0, 1),
         unimodal=request.param == "experts",
+        forests=request.param == "experts",
     )
-    return fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medfuse.training.forests.TREES", 5)  # few and soft: explanations ask them thousands of times
+        patch.setattr("medfuse.training.forests.SOFTNESS", 0.25)
+        return fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings)

@@ -10,16 +10,25 @@ from sksurv.ensemble import RandomSurvivalForest
 
 from medfuse.errors import ConfigError
 from medfuse.models import ModelSettings
-from medfuse.models.encoders import forest as encoder_of_forests
 from medfuse.sample import ModalityData
 from medfuse.targets import Survival
 from medfuse.training import FoldSettings, Outcomes, TrainSettings, fit_fold, load_fold, predict_fold, save_fold
 from medfuse.training import forests as growing
 from medfuse.training.fold import chunks, speak
-from medfuse.training.forests import DEPTH, TREES
+from medfuse.training.forests import DEPTH
 
 QUICK = TrainSettings(epochs=2, lr=3e-3, batch_size=64, device="cpu", patience=0)
 SETTINGS = FoldSettings(model=ModelSettings(width=16), train=QUICK, seeds=(0, 1), forests=True)
+
+
+TREES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trees():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medfuse.training.forests.TREES", TREES)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,6 @@ def test_beside_each_network_of_one_modality_stands_a_forest(fold):
 @pytest.mark.parametrize("modality", ["clinical", "expression", "stains"])
 def test_a_forest_says_what_scikit_survivals_trees_say(monkeypatch, cohort, fold, modality):
     """Softness to nothing: each tree sends a patient to one leaf, and that is the leaf of the library's tree."""
-    monkeypatch.setattr(encoder_of_forests, "SOFTNESS", 1e-6)
     kept = []
     grown = growing._grown
     monkeypatch.setattr(
@@ -54,7 +62,7 @@ def test_a_forest_says_what_scikit_survivals_trees_say(monkeypatch, cohort, fold
     )
     ids = tuple(i for i in cohort.ids[:110] if i in cohort.data[modality].samples)
     blank = next(m for m in fold.members if m.forest and m.expert == modality)
-    blank = dataclasses.replace(blank, state={})
+    blank = softened(dataclasses.replace(blank, state={}), 1e-6)
     targets = cohort.outcomes.take(ids)
     member = growing.grow(blank, chunks(blank, cohort.data, ids), targets, seed=3)
     (x, target, seed), *_ = [one for one in kept if isinstance(one[1], Survival)]
@@ -90,14 +98,18 @@ def make_one(member, cohort, ids):
     return batch
 
 
-def test_softened_splits_change_little(cohort, fold, monkeypatch):
+def test_softened_splits_change_little(cohort, fold):
     ids = cohort.ids[110:]
     member = next(m for m in fold.members if m.forest and m.expert == "clinical")
     soft = speak(member, chunks(member, cohort.data, ids))["os"].mean(axis=1)
-    monkeypatch.setattr(encoder_of_forests, "SOFTNESS", 1e-6)
-    hard = speak(member, chunks(member, cohort.data, ids))["os"].mean(axis=1)
-    assert np.corrcoef(soft, hard)[0, 1] > 0.97
+    hard = speak(softened(member, 1e-6), chunks(member, cohort.data, ids))["os"].mean(axis=1)
+    assert np.corrcoef(soft, hard)[0, 1] > 0.99
     assert (soft != hard).any()
+
+
+def softened(member, softness):
+    encoders = {m: {**options, "softness": softness} for m, options in member.settings.encoders.items()}
+    return dataclasses.replace(member, settings=dataclasses.replace(member.settings, encoders=encoders))
 
 
 def test_what_is_saved_says_the_same(fold, cohort, tmp_path):
@@ -155,7 +167,8 @@ def interaction(n, kind):
 
 
 @pytest.mark.parametrize("kind", ["os", "recurrence", "size"])
-def test_trees_find_an_interaction_of_coded_columns(kind):
+def test_trees_find_an_interaction_of_coded_columns(monkeypatch, kind):
+    monkeypatch.setattr("medfuse.training.forests.TREES", 34)
     cohort, data, outcomes, agree = interaction(150, kind)
     ids = cohort.ids[:110]
     fold = fit_fold(

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from medfuse.batch import ModalityShape
+from medfuse.errors import ConfigError
 from medfuse.models.encoders.base import Encoder, require_layout
-from medfuse.models.settings import check_count
+from medfuse.models.settings import check_count, check_weight
 from medfuse.types import Layout
-
-SOFTNESS = 0.02  # of a split, in standard deviations of its feature
 
 
 class ForestEncoder(Encoder):
@@ -29,6 +28,7 @@ class ForestEncoder(Encoder):
         width: D, numbers that a leaf holds.
         trees: T.
         depth: d.
+        softness: of splits, in standard deviations of their features.
 
     References:
         Breiman (2001), Random forests; Biau, Scornet, Welbl (2019), Neural random forests, section 3, for trees as
@@ -38,13 +38,18 @@ class ForestEncoder(Encoder):
     layouts: ClassVar[tuple[Layout, ...]] = ("columns", "vectors")
     idle = ("threshold", "leaf")
 
-    def __init__(self, *, shape: ModalityShape, width: int, trees: int = 34, depth: int = 6) -> None:
+    def __init__(
+        self, *, shape: ModalityShape, width: int, trees: int = 34, depth: int = 6, softness: float = 0.02
+    ) -> None:
         super().__init__()
         require_layout("forest", shape.layout, self.layouts)
         self.layouts = (shape.layout,)  # type: ignore[misc]  # of the one that is built
         self.columns = shape.layout == "columns"
         self.identities = max(1, len(shape.identities))
-        self.depth = check_count("depth", depth)
+        self.depth, self.softness = check_count("depth", depth), check_weight("softness", softness)
+        if not self.softness:
+            msg = "softness: expected a number above 0, found 0; take 1e-6 for splits that are as good as hard"
+            raise ConfigError(msg)
         self.flagged: Tensor
         missing = range(shape.features) if shape.missing_features is None else shape.missing_features
         self.register_buffer(
@@ -70,7 +75,7 @@ class ForestEncoder(Encoder):
     def forward(self, tokens: Tensor, token_mask: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """One token (B, 1, D)."""
         x = self.inputs(tokens, token_mask, position)
-        right = torch.sigmoid((x[:, self.feature] - self.threshold) / SOFTNESS)  # (B, T, splits)
+        right = torch.sigmoid((x[:, self.feature] - self.threshold) / self.softness)  # (B, T, splits)
         way = torch.ones_like(right[..., :1])
         for level in range(self.depth):
             here = right[..., 2**level - 1 : 2 ** (level + 1) - 1]
