@@ -114,12 +114,15 @@ def test_pages_are_verified(runs, name, tmp_path):
         verified(runs[name], patient_record(open_review(runs[name]), key(patient)), ("HTML", "PDF"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["additive", pytest.param("bottleneck", marks=pytest.mark.slow)])
-def test_every_number_of_the_record_is_shown_in_html_and_pdf(runs, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [("additive", 1), *(pytest.param(name, 0, marks=pytest.mark.slow) for name in KINDS)],  # 1 has one modality
+)
+def test_every_number_of_the_record_is_shown_in_html_and_pdf(runs, name, patient, monkeypatch):
     written = []
     put = pdf_module._Paper._put
     monkeypatch.setattr(pdf_module._Paper, "_put", lambda own, text, **at: (written.append(text), put(own, text, **at)))
-    record = patient_record(open_review(runs[name]), key(0))
+    record = patient_record(open_review(runs[name]), key(patient))
     FORMATS["PDF"][1](record)
     page = FORMATS["HTML"][1](record).decode()
     visible = html.unescape(re.sub("<[^>]*>", "\n", page[: page.index("<details>")]))
