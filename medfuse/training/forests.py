@@ -25,6 +25,7 @@ from medfuse.training.member import Member
 
 Array = NDArray[np.float64]
 TREES, DEPTH, LEAST = 34, 6, 10  # trees per outcome; splits one below another; patients in a leaf
+MOST = 1000  # patients of whom one forest is grown: time grows with their square, and each seed draws others
 FORESTS = "forests"  # what stands for them among the parts that a fold left out
 SOFTNESS = 0.02  # of splits, in standard deviations: contributions by gradients still sum, and hardly a risk changes
 _NOWHERE = 1e30  # threshold of a split that is none: everybody goes left
@@ -72,7 +73,7 @@ def grow(blank: Member, batches: Sequence[Batch], targets: Mapping[str, Target],
         encoder.leaf.zero_()
         column = 0
         for number, (outcome, target) in enumerate(targets.items()):
-            seen, width = np.flatnonzero(target.observed), _width(target)
+            seen, width = _drawn(target, seed=seed), _width(target)
             trees = _grown(x[seen], target.take(seen), seed=seed)
             for k, tree in enumerate(trees, start=number * TREES):
                 # The mean goes over the trees of all outcomes, and those of the others say 0 of this one.
@@ -92,6 +93,20 @@ def _width(target: Target) -> int:
 def _inputs(model: MultimodalModel, batch: Batch) -> Tensor:
     tokens, mask, position = model.door(batch, 0)
     return cast(ForestEncoder, model.encoders[0]).inputs(tokens, mask, position)
+
+
+def _drawn(target: Target, *, seed: int) -> NDArray[np.intp]:
+    """Rows with a known outcome, at most ``MOST`` of them: of events and of every class in proportion, never few."""
+    seen = np.flatnonzero(target.observed)
+    if len(seen) <= MOST:
+        return seen
+    known = target.take(seen)
+    kind = known.event if isinstance(known, Survival) else known.label if isinstance(known, Labels) else seen * 0
+    rng, kept = np.random.default_rng(seed), []
+    for one in np.unique(kind):
+        rows = seen[kind == one]
+        kept.append(rng.permutation(rows)[: max(MOST * len(rows) // len(seen), LEAST)])
+    return np.sort(np.concatenate(kept))
 
 
 def _pass_on(head: nn.Module, columns: slice) -> None:

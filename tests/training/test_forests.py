@@ -186,6 +186,29 @@ def test_trees_find_an_interaction_of_coded_columns(monkeypatch, kind):
     ].risk_score[~agree[110:]].mean()
 
 
+@pytest.mark.parametrize("outcome", ["os", "recurrence", "size"])
+def test_of_many_patients_a_part_grows_a_forest_and_rare_events_stay(cohort, fold, monkeypatch, outcome):
+    monkeypatch.setattr(growing, "MOST", 30)
+    target = cohort.outcomes.targets[outcome]
+    if outcome == "os":
+        rare = np.zeros(150, dtype=bool)
+        rare[np.flatnonzero(target.observed)[:12]] = True
+        target = dataclasses.replace(target, event=rare)
+    drawn = [growing._drawn(target, seed=seed) for seed in (0, 0, 1)]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert target.observed[drawn[0]].all()
+    assert 25 <= len(drawn[0]) <= 50
+    if outcome == "os":
+        assert target.event[drawn[0]].sum() == 10  # 12 of 150 would be 2 of 30
+    ids = tuple(i for i in cohort.ids[:110] if i in cohort.data["clinical"].samples)
+    blank = dataclasses.replace(next(m for m in fold.members if m.forest and m.expert == "clinical"), state={})
+    member = growing.grow(blank, chunks(blank, cohort.data, ids), cohort.outcomes.take(ids), seed=3)
+    said = speak(member, chunks(member, cohort.data, ids))[outcome]
+    assert np.isfinite(said).all()
+    assert np.ptp(said[:, -1]) > 0
+
+
 def test_forests_are_refused_where_they_cannot_stand(cohort):
     with pytest.raises(ConfigError, match=r"train\.forests: expected train\.unimodal"):
         FoldSettings(forests=True, unimodal=False)
