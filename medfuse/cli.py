@@ -1,6 +1,7 @@
 """The command line: every command is a thin call of a public function, and loads what it needs when it runs."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfuse.errors import MedfuseError
+from medfuse.errors import ConfigError, MedfuseError
 
 if TYPE_CHECKING:
     from medfuse.run import Run
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 # The launcher, not the library, decides for its process: no usage statistics leave this machine.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+
+# What the user can mend and the program cannot: rights, a full or read-only disk, a name that is no folder.
+_OUTSIDE = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="medfuse",
@@ -138,6 +144,8 @@ def extract(
     kept = sum(item.status == "kept" for item in report.items)
     stored = sum(item.status == "stored" for item in report.items)
     _say(f"{stored} stored, {kept} kept, {len(report.failed)} failed")
+    if not report.items and not report.absent:
+        _say("nothing to extract: these modalities are tables, which training reads and stores by itself")
     for name, count in report.absent.items():
         _say(f"{name}: {count} of {len(people.patient_ids)} patients have no file")
     for item in report.failed:
@@ -176,7 +184,7 @@ def demo(
     patients: Annotated[int, typer.Option(min=60, help="Number of patients.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the cohort, the feature store and the run.")] = Path("runs/demo"),
     missing: Annotated[str, typer.Option(help="How modalities are absent: none, mcar, mar or mnar.")] = "mcar",
-    seed: Annotated[int, typer.Option(help="Seed of the cohort and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the cohort and of the training.")] = 0,
 ) -> None:
     """Write a synthetic cohort as raw files of seven modalities, train on it, and show the truth beside the result."""
     from medfuse.demo import demo as run_demo
@@ -327,11 +335,14 @@ def explain(
         str | None, typer.Option(help="column, gene_set, group, event, instance, identity, region or wave.")
     ] = None,
     patients: Annotated[list[str] | None, typer.Option(help="With --within: only these; repeat it.")] = None,
-    label: Annotated[int | None, typer.Option(help="With --within: class of a multi-class outcome, from 1.")] = None,
+    label: Annotated[
+        int | None, typer.Option(min=1, help="With --within: class of a multi-class outcome, from 1.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the explanation; stored with the run.")] = False,
     data_root: DataRoot = None,
 ) -> None:
     """What each modality contributed to each held-out prediction: computed once, stored in the run, then read."""
+    from medfuse.explained import require_held_out
     from medfuse.explaining import check_run, default_horizon, explain_run, lines
     from medfuse.explaining_parts import patient_lines, read_parts
     from medfuse.prototypes import prototype_lines
@@ -350,6 +361,10 @@ def explain(
         for line in within_lines(parts, patient=patient):
             _say(line)
         return
+    if any((units, patients, label)):
+        msg = "explain: --units, --patients and --label ask about one modality, found none named; add --within MODALITY"
+        raise ConfigError(msg)
+    require_held_out(opened, patient)
     found = explain_run(opened, outcome=outcome, data_root=data_root, say=_say)
     at = default_horizon(opened, found) if horizon is None else horizon
     for line in lines(found, horizon=at, patient=patient):
@@ -406,7 +421,7 @@ def review(
     address: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine need users.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
     reader_first: Annotated[bool, typer.Option(help="Predictions after the reader's own estimate.")] = True,
     threshold: Annotated[float, typer.Option(help="Risk above which one would act.")] = 0.5,
     data_root: DataRoot = None,
@@ -479,17 +494,22 @@ def main(args: Sequence[str] | None = None) -> int:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"medfuse: {error}{notes}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("medfuse: interrupted; run it again with the same --out to go on", file=sys.stderr)
-        code = 130
-    except typer.Abort:
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except OSError as error:
+        if error.errno not in _OUTSIDE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"medfuse: {where}{error.strerror}; check path, rights and free space, then run again", file=sys.stderr)
+        code = 2
     except Exception as error:
         if type(error).__module__.split(".")[0] in {"click", "typer"} and hasattr(error, "format_message"):
             print(f"medfuse: {error.format_message()}", file=sys.stderr)
             code = 2
         else:
             raise
+    if code == _INTERRUPTED:  # also what Typer returns when Ctrl-C stops a command
+        print("medfuse: interrupted; run it again with the same --out to go on", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

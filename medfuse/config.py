@@ -56,7 +56,7 @@ class SplitsRecipe(Strict):
     group_by_site: bool = False
     inner_folds: int = Field(default=3, ge=2)
     cutoff: str | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class ModelRecipe(Strict):
@@ -126,7 +126,7 @@ class Recipe(Strict):
     """A way of working."""
 
     name: str = "default"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     outcomes: list[str] | None = None
     modalities: list[str] | None = None
     splits: SplitsRecipe = SplitsRecipe()

@@ -42,7 +42,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     Returns:
         A clause for an error message, such as ``did you mean "late"? Known: concat, late``.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{hint}Known: {', '.join(names)}"

@@ -8,12 +8,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medfuse.errors import ConfigError, StoreError, nearest
+from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Coalitions, Importance, contributions, importance_of
 from medfuse.explain.coalitions import AS_SAID, RECALIBRATED
 from medfuse.explaining_parts import fold_folder
 from medfuse.run import Run, open_run
 from medfuse.types import PatientId
+
+
+def require_held_out(run: Run, patient: str | None) -> None:
+    """Refuse a patient who is not among the held-out patients, before anything is computed.
+
+    Raises:
+        CohortError: no such patient.
+    """
+    if patient is not None and not any(patient in split["held_out"] for split in run.read("splits")["splits"]):
+        msg = f"explain: expected a held-out patient of the run, found none with id {patient}; check the id"
+        raise CohortError(msg)
 
 
 def chosen_outcome(run: Run, outcome: str | None) -> str:

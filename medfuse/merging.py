@@ -26,6 +26,10 @@ def merge_folders(folders: Sequence[Path], *, out: Path, weights: Sequence[float
     if out.exists():
         msg = f"{out}: expected a new folder, found one; choose another --out"
         raise StoreError(msg)
+    for folder in folders:
+        if not (folder / "member.json").is_file():
+            msg = f"{folder}: expected a member (RUN/folds/FOLD/members/NAME), found none; check the path"
+            raise StoreError(msg)
     merged = merge_members([load_member(folder) for folder in folders], weights=weights)
     save_member(merged, out)
     return merged

@@ -163,7 +163,7 @@ def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
         if old.get("status") == "finished":
             msg = f"{path}: holds a finished run; choose another --out, or delete it"
             raise StoreError(msg)
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         msg = f"{path}: expected a new or empty folder, found other files; choose another --out"
         raise StoreError(msg)
     path.mkdir(parents=True, exist_ok=True)
@@ -207,13 +207,17 @@ def only_writer(path: Path) -> Iterator[None]:
     """Hold the run directory for one process.
 
     Raises:
-        StoreError: another live process of this host holds it.
+        StoreError: another live process of this host holds it, or nothing can be written there.
     """
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.lock")
-    lock = beside.open("w")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = beside.open("w")
+    except OSError as error:
+        msg = f"{path}: expected a folder that can be written, found: {error.strerror}; choose another --out"
+        raise StoreError(msg) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

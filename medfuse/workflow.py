@@ -260,6 +260,7 @@ def train(
     job = prepare_job(card, settings, data_root=data_root, store_root=store_root, say=say)
     check_job(job, say=say)
     path = out or _default_out(card, settings)
+    say(f"run directory: {path}")  # what an interrupted run goes on with
     data_keys = {name: m.key for name, m in job.data.items()}
     facts = {
         "cohort": card.name,

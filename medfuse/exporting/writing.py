@@ -145,7 +145,11 @@ def times_opened(run: str | Path, folder: Path | None = None) -> int | None:
         folder: of the review; default the one beside the run.
 
     Raises:
+        ConfigError: the folder is not there.
         StoreError: the log's chain is broken.
     """
+    if folder is not None and not folder.is_dir():
+        msg = f"report --review: expected the folder of a review, found none at {folder}; check the path"
+        raise ConfigError(msg)
     log = ChainedLog(Path(folder or beside(Path(run))) / "audit.jsonl")
     return openings(log, open_review(run).id) if log.path.is_file() else None
