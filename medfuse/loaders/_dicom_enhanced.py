@@ -7,7 +7,7 @@ from typing import Any
 
 from medfuse.errors import DataError
 from medfuse.loaders._dicom_frame import Frame
-from medfuse.loaders._dicom_header import DEFLATED, Header, quiet
+from medfuse.loaders._dicom_header import DEFLATED, Header, no_panic, quiet
 
 _GROUP_BYTES = 64 << 10  # of functional groups of a frame; real ones have 1 to 10 KiB
 
@@ -20,7 +20,7 @@ def typed(header: Header, what: str) -> Iterator[None]:
         DataError: instead of any other error.
     """
     try:
-        with quiet():
+        with quiet(), no_panic():
             yield
     except DataError:
         raise

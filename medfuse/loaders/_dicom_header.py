@@ -172,6 +172,22 @@ class Header:
 
 
 @contextlib.contextmanager
+def no_panic() -> Iterator[None]:
+    """A panic of a decoder written in Rust (pylibjpeg-rle) is an error like others, which it is not to Python.
+
+    Raises:
+        ValueError: instead of a panic.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        msg = "a decoder panicked"
+        raise ValueError(msg) from error
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Pydicom's warnings and log lines repeat values of elements; here they go nowhere."""
     import pydicom

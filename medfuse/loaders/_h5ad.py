@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError, nearest
-from medfuse.loaders._heaps import check_heaps
+from medfuse.loaders._heaps import check_heaps, claimed
 from medfuse.loaders._matrix import Matrix, Plan, within_limits
 from medfuse.tables import not_a_number
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import h5py
 
 INDEX = "(index)"
+_TEXTS = ("_index", "encoding-type", "h5sparse_format")  # attributes that are read
 _FREE = 64 << 20
 _LARGEST_RATIO = 400  # numbers in memory over bytes of the file; real files stay below 50
 _LARGEST_SPARSE = 1000  # the same for a dense copy of a sparse matrix, of which one in a hundred is not zero
@@ -35,7 +36,7 @@ def read_h5ad(path: Path, plan: Plan, *, layer: str) -> Matrix:
     import h5py
 
     try:
-        check_heaps(path)
+        check_heaps(path, attributes=_TEXTS)
         with h5py.File(path, "r") as file:
             return _read(file, plan, layer=layer, where=path.name)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
@@ -66,7 +67,7 @@ def shape_of(path: Path) -> tuple[int, int, str, list[str]]:
     import h5py
 
     try:
-        check_heaps(path)
+        check_heaps(path, attributes=_TEXTS)
         with h5py.File(path, "r") as file:
             rows, columns = _length(file, "obs"), _length(file, _var_of(file, "X"))
             node = _own(file, "X")
@@ -115,6 +116,15 @@ def _within_file(size: int, file: "h5py.File", *, times: int) -> None:
         raise DataError(msg)
 
 
+def _texts(node: "h5py.Dataset") -> list[str]:
+    """All values of a dataset; the lengths of texts are looked at before the library takes memory for them."""
+    import h5py
+
+    if h5py.check_vlen_dtype(node.dtype) or getattr(h5py.check_string_dtype(node.dtype), "length", 0) is None:
+        _within_file(claimed(node), node.file, times=_LARGEST_RATIO)
+    return _strings(node[()])
+
+
 def _strings(values: NDArray[Any]) -> list[str]:
     return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values]
 
@@ -132,7 +142,7 @@ def _index(file: "h5py.File", frame: str) -> tuple[str, list[str]]:
     key = key.decode() if isinstance(key, bytes) else str(key)
     values = _own(node, key)
     within_limits(len(values), 1, where=frame)
-    return key, _strings(values[()])
+    return key, _texts(values)
 
 
 def _length(file: "h5py.File", frame: str) -> int:
@@ -154,9 +164,10 @@ def _column(file: "h5py.File", name: str) -> list[str | None]:
         return list(_strings(node[name]))
     cells = _own(node, name)
     if isinstance(cells, h5py.Group):
-        categories = _strings(_own(cells, "categories")[()])
+        categories = _texts(_own(cells, "categories"))
         return [categories[code] if 0 <= code < len(categories) else None for code in _own(cells, "codes")[()]]
-    return [None if value != value else text for value, text in zip(cells[()], _strings(cells[()]), strict=True)]
+    texts = _texts(cells)
+    return [None if value != value else text for value, text in zip(cells[()], texts, strict=True)]
 
 
 def _obs_columns(file: "h5py.File") -> list[str]:

@@ -1,6 +1,7 @@
 """DICOM: what is refused and why, hostile files, mutants."""
 
 import shutil
+import struct
 import tracemalloc
 import warnings
 
@@ -256,6 +257,24 @@ def test_a_dicomdir_is_refused_and_what_it_names_is_not_opened(tmp_path):
     assert outside not in found
     assert len(dicom.read(found, {})) == len(dicom.read(files, {}))
     assert dicom.group([index]) == [(index,)]
+
+
+@pytest.mark.parametrize("last", [b"\x81\0", b"\x1f" + bytes(32)])
+def test_an_rle_segment_longer_than_its_plane_is_refused(tmp_path, last):
+    """A mutant of wider damage: the decoder is written in Rust and panics, which Python takes for no Exception."""
+    (file,) = series(tmp_path, volume((6, 5, 1)))
+    first = b"\xe3\0"  # 30 bytes of zero
+    stream = struct.pack("<16I", 2, 64, 64 + len(first), *[0] * 13) + first + last + bytes(len(last) % 2)
+    data = pydicom.dcmread(file)
+    data.PixelData = pydicom.encaps.encapsulate([stream])
+    data["PixelData"].VR = "OB"
+    data.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    data.save_as(file, enforce_file_format=True)
+    sample = dicom.read([file], {"min_slices": 1})
+    with pytest.raises(
+        DataError, match=r"expected pixels \(RLE.*\), found damage .* \(ValueError\); copy the file again"
+    ):
+        sample.fetch([0])
 
 
 def mutants(content, count, seed):

@@ -11,7 +11,8 @@ import pytest
 from clock import Watch
 
 from medfuse.errors import DataError
-from medfuse.loaders import _heaps
+from medfuse.loaders import _h5ad, _heaps
+from medfuse.loaders._h5ad import read_h5ad, shape_of
 from medfuse.loaders._heaps import check_heaps
 
 READ = """
@@ -32,8 +33,8 @@ print(bags.read([folder / "b.h5"], {}).facts, bags.describe([folder / "b.h5"]).h
 """
 
 
-def h5ad(path):
-    with h5py.File(path, "w") as file:
+def h5ad(path, *, latest=False):
+    with h5py.File(path, "w", libver="latest" if latest else None) as file:
         for frame, count in (("obs", 3), ("var", 2)):
             group = file.create_group(frame)
             group.attrs["_index"] = "_index"
@@ -104,12 +105,75 @@ def test_sound_heaps_pass(tmp_path, monkeypatch, block, latest):
         file["long"] = ["x" * 70_000, "y"]
         file.attrs["one"] = "text"
     with (tmp_path / "a.h5").open("rb") as file:
-        found = list(_heaps._collections(file))
-        assert _heaps._bytes_of_lengths(file, 1 << 20) == 8
+        found = list(_heaps._found(file, b"GCOL\x01"))
+        assert _heaps._superblock(file, 1 << 20) == (block, 8)
     content = (tmp_path / "a.h5").read_bytes()
     assert found == [k for k in range(len(content)) if content.startswith(b"GCOL", k)]
     assert len(found) > 3
-    check_heaps(tmp_path / "a.h5")
+    check_heaps(tmp_path / "a.h5", attributes=["one"])
+
+
+def with_length(path, before, length):
+    """Another length of the one text whose reference comes next after some bytes."""
+    content = bytearray(path.read_bytes())
+    place, start, at = struct.pack("<Q", content.index(b"GCOL")), -1, -1
+    while at < 0:
+        start = content.index(before, start + 1)
+        at = content.find(place, start, start + 90)
+    content[at - 4 : at] = struct.pack("<I", length)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("latest", [False, True])
+def test_an_attribute_longer_than_the_file_is_refused_before_memory_is_taken_for_it(tmp_path, latest):
+    """Another mutant of the 10,000: 3 GB and 6 s of the processor."""
+    path = h5ad(tmp_path / "a.h5ad", latest=latest)
+    check_heaps(path, attributes=["_index"])
+    with_length(path, b"_index\0", 2_919_235_594)
+    check_heaps(path)
+    for call in (lambda: read_h5ad(path, plan, layer="X"), lambda: shape_of(path)):
+        watch = Watch()
+        with pytest.raises(DataError, match=r"a.h5ad: .* found a damaged attribute _index at byte .*; fetch the file"):
+            call()
+        assert watch.spent() < 1
+
+
+def plan(names):
+    return [], names
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {},
+        {"chunks": (2,)},
+        {"chunks": (2,), "compression": "gzip"},
+        {"chunks": (2,), "compression": "gzip", "shuffle": True},
+        {"chunks": (2,), "compression": "lzf"},
+    ],
+)
+def test_the_lengths_that_texts_claim_are_known_before_one_is_read(tmp_path, made):
+    path = h5ad(tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        del file["obs/_index"]
+        file["obs"].create_dataset("_index", data=["a", "bcd", "ef"], dtype=h5py.string_dtype(), **made)
+        assert _heaps.claimed(file["obs/_index"]) == (0 if made.get("compression") == "lzf" else 6)
+        assert _h5ad._texts(file["obs/_index"]) == ["a", "bcd", "ef"]
+
+
+def test_a_text_longer_than_the_file_is_refused_before_memory_is_taken_for_it(tmp_path):
+    path = h5ad(tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        del file["obs/_index"]
+        file["obs"].create_dataset("_index", data=["a", "bcd", "ef"], dtype=h5py.string_dtype())
+        start = file["obs/_index"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[start : start + 4] = struct.pack("<I", 2_919_235_594)
+    path.write_bytes(content)
+    watch = Watch()
+    with pytest.raises(DataError, match="found 2,784 MiB in"):
+        read_h5ad(path, plan, layer="X")
+    assert watch.spent() < 1
 
 
 def test_no_hdf5_is_left_to_the_library(tmp_path):
