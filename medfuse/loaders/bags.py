@@ -54,8 +54,8 @@ def _dataset(file: "h5py.File", name: str, path: Path) -> "h5py.Dataset":
 
     link = file.get(name, getlink=True)
     if link is None:
-        found = ", ".join(sorted(str(key) for key in file)[:10]) or "nothing"
-        msg = f"{path.name}: expected a dataset {name!r}, found {found}; name it in the card's options"
+        # Their names are not said: in a file of many patients they are patients.
+        msg = f"{path.name}: expected a dataset {name!r}, found {len(file)} others; name it in the card's options"
         raise DataError(msg)
     node = file[name] if isinstance(link, h5py.HardLink) else None
     if node is None or (isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)):

@@ -169,7 +169,7 @@ def external(file):
 
 
 BROKEN = {
-    "no features": (instead("features", None), "expected a dataset 'features', found coords; name it"),
+    "no features": (instead("features", None), "expected a dataset 'features', found 1 others; name it"),
     "a group": (lambda file: (instead("features", None)(file), file.create_group("features")), "numbers (T, N)"),
     "text": (instead("features", np.array([[b"a"]])), "numbers (T, N)"),
     "one vector": (instead("features", np.zeros(4)), "numbers (T, N)"),
