@@ -28,6 +28,7 @@ _NEAR = 128  # bytes from the name of an attribute in which its value stands
 _MOST = 100_000  # attributes of a name
 _CARRY = 1 << 64
 _PIECE = 1 << 20
+_ANY_LENGTH = 9  # class of the type
 _DEFLATE = 1  # number of the filter
 
 
@@ -133,13 +134,24 @@ def _found(file: BinaryIO, what: bytes) -> Iterator[int]:
 
 
 def _too_long(file: BinaryIO, start: int, *, places: set[int], end: int) -> bool:
-    """Whether a reference to one of the collections at ``places`` says more bytes than the file has."""
+    """Whether the text of an attribute, whose name begins at ``start``, is said to be longer than the file.
+
+    After the name stand its type (section IV.A.2.d: class 9, texts and lists of any length, of 16 bytes each) and its
+    shape, and then its value, the first to name one of the collections at ``places``. What is no attribute, such as a
+    dataset or a link of this name, has no such type.
+    """
     file.seek(start)
     near = file.read(_NEAR)
-    return any(
-        int.from_bytes(near[at : at + 8], "little") in places and int.from_bytes(near[at - 4 : at], "little") > end
-        for at in range(4, len(near) - 7)
-    )
+    name = near.find(b"\0")
+    for at in range(name + 1, min(name + 9, len(near) - 8)):  # names are padded in some versions
+        if near[at] & 15 == _ANY_LENGTH and int.from_bytes(near[at + 4 : at + 8], "little") == _REFERENCE:
+            break
+    else:
+        return False
+    for place in range(at + 12, len(near) - 7):
+        if int.from_bytes(near[place : place + 8], "little") in places:
+            return int.from_bytes(near[place - 4 : place], "little") > end
+    return False
 
 
 def _objects(file: BinaryIO, start: int, *, end: int, wide: int) -> Iterator[int]:
