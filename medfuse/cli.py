@@ -488,6 +488,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     try:
         code = app(args=list(args) if args is not None else None, standalone_mode=False)
+        sys.stdout.flush()  # a full disk shows here at the latest
     except typer.Exit as exit_:
         code = exit_.exit_code
     except MedfuseError as error:
@@ -496,11 +497,15 @@ def main(args: Sequence[str] | None = None) -> int:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
+    except BrokenPipeError:  # nobody reads on, as in "medfuse check X | head"
+        _drop_output()
+        code = 1
     except OSError as error:
         if error.errno not in _OUTSIDE:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"medfuse: {where}{error.strerror}; check path, rights and free space, then run again", file=sys.stderr)
+        _drop_output()
         code = 2
     except Exception as error:
         if type(error).__module__.split(".")[0] in {"click", "typer"} and hasattr(error, "format_message"):
@@ -511,6 +516,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if code == _INTERRUPTED:  # also what Typer returns when Ctrl-C stops a command
         print("medfuse: interrupted; run it again with the same --out to go on", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def entry() -> None:

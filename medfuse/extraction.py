@@ -485,7 +485,15 @@ def extract(
         items, failed = _pass_gate(cohort, items, FeatureStore(store_root))
         results += failed
     started, last = time.perf_counter(), 0.0
-    for number, result in enumerate(_run(items, partial(extract_item, verify=verify), store_root, workers=workers), 1):
+    store = FeatureStore(store_root)
+    done = _run(
+        items,
+        partial(extract_item, verify=verify),
+        store_root,
+        workers=workers,
+        there=lambda item: item_key(item) in store,
+    )
+    for number, result in enumerate(done, 1):
         results.append(result)
         spent = time.perf_counter() - started
         if spent - last > 2 or number == len(items):
@@ -499,25 +507,32 @@ def extract(
 _Work = Callable[[Item, Path], Extracted]
 
 
-def _run(items: Sequence[Item], work: _Work, store_root: Path, *, workers: int) -> Iterator[Extracted]:
-    """Work on items in child processes, in any order; with no workers, in this process."""
+def _run(
+    items: Sequence[Item],
+    work: _Work,
+    store_root: Path,
+    *,
+    workers: int,
+    there: Callable[[Item], bool] = lambda item: False,
+) -> Iterator[Extracted]:
+    """Work on items in child processes, in any order; with no workers, in this process. ``there``: stored already."""
     if workers < 1:
         yield from (work(item, store_root) for item in items)
         return
     waiting = list(reversed(items))
     if workers == 1:  # what is stored is only looked at, which needs no other process
-        store = FeatureStore(store_root)
-        yield from (work(item, store_root) for item in items if item_key(item) in store)
-        waiting = [item for item in waiting if item_key(item) not in store]
+        yield from (work(item, store_root) for item in items if there(item))
+        waiting = [item for item in waiting if not there(item)]
     context = multiprocessing.get_context("spawn")
     begun = context.Event()
     while waiting:
-        running: dict[Any, Item] = {}
+        running: dict[Any, tuple[Item, bool]] = {}  # and whether it is stored already
         try:
             with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(begun,)) as pool:
                 while waiting or running:
                     while waiting and len(running) < 2 * workers:
-                        running[pool.submit(work, waiting[-1], store_root)] = waiting[-1]
+                        known = there(waiting[-1])
+                        running[pool.submit(work, waiting[-1], store_root)] = waiting[-1], known
                         waiting.pop()  # after the call, which a dead pool refuses
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         result = future.result()
@@ -530,8 +545,10 @@ def _run(items: Sequence[Item], work: _Work, store_root: Path, *, workers: int) 
                     "if __name__ == '__main__'? put its calls there (each child imports the script), or use workers=0"
                 )
                 raise ConfigError(msg) from None
-            for item in running.values():
-                yield _alone(item, work, store_root, context)
+            for item, known in running.values():
+                found = _alone(item, work, store_root, context)
+                # Its first process may have stored it and died before it could say so.
+                yield replace(found, status="stored") if found.status == "kept" and not known else found
 
 
 def _begin(begun: Any) -> None:  # noqa: ANN401  # an event of a context

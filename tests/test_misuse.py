@@ -80,10 +80,21 @@ def test_a_name_that_is_a_fusion_and_a_recipe_is_listed_once():
 def test_a_full_disk_behind_the_output():
     with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-m", "medfuse", "version"]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        own = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=own)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert os.strerror(errno.ENOSPC) in done.stderr
+
+
+def test_a_reader_who_leaves_early_gets_no_traceback():
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-m", "medfuse", "version"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as running:
+        running.stdout.close()
+        said = running.stderr.read()
+    assert said == ""
+    assert running.returncode == 1
 
 
 def test_a_fault_of_the_program_is_not_taken_for_one_of_the_disk(monkeypatch):
@@ -101,5 +112,10 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
         threading.Event().wait(10)
 
     monkeypatch.setattr("medfuse.workflow.train", interrupted)
-    assert cli.main(TRAIN) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background may ignore it
+    try:
+        code = cli.main(TRAIN)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
     assert "run it again with the same --out" in capsys.readouterr().err
