@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # The launcher, not the library, decides for its process: no usage statistics leave this machine.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it says "Downloading" of local files
 
 # What the user can mend and the program cannot: rights, a full or read-only disk, a name that is no folder.
 _OUTSIDE = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
