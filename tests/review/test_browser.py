@@ -87,6 +87,8 @@ def browser():
 def visit(page, port: int, route: str, patient: str) -> None:
     page.goto(f"http://127.0.0.1:{port}/{'' if route == 'worklist' else route}?pid={patient}")
     page.wait_for_selector("h1", timeout=30_000)
+    # Every page ends with its banner in place; on a slow machine the last elements arrive after the script's end.
+    page.wait_for_function("text => document.body.innerText.includes(text)", arg=BANNER, timeout=30_000)
     settled(page)
 
 
