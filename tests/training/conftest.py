@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import simulated
 import torch
 from torch import nn
 
@@ -8,6 +9,11 @@ from medfuse.targets import Survival
 from medfuse.types import PatientId
 
 FEATURES = 10
+
+
+@pytest.fixture(scope="session")
+def cohort():
+    return simulated.simulate(150)
 
 
 class TinyModel(nn.Module):

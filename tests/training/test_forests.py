@@ -32,11 +32,6 @@ def fewer_trees():
 
 
 @pytest.fixture(scope="module")
-def cohort():
-    return simulated.simulate(150)
-
-
-@pytest.fixture(scope="module")
 def fold(cohort):
     ids = cohort.ids[:110]
     return fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=SETTINGS)
@@ -89,7 +84,7 @@ def test_a_forest_says_what_scikit_survivals_trees_say(monkeypatch, cohort, fold
     state = model.encode(batch)[0][0][:, 0, 0].numpy()
     np.testing.assert_allclose(state, expected, atol=2e-4)
     said = speak(member, chunks(member, cohort.data, ids))["os"].mean(axis=1)
-    assert np.array_equal(np.argsort(said, kind="stable"), np.argsort(np.round(said, 12), kind="stable"))
+    assert (np.diff(said[np.argsort(expected)]) > -1e-4).all()  # what the head makes of it keeps the order
     assert np.corrcoef(said, expected)[0, 1] > 0.99
 
 

@@ -36,11 +36,6 @@ def settings(**changes):
     return FoldSettings(**{"model": SMALL, "train": QUICK, "seeds": (0, 1), "unimodal": False, **changes})
 
 
-@pytest.fixture(scope="module")
-def cohort():
-    return simulated.simulate(150)
-
-
 @pytest.fixture(scope="module", params=["discrete_hazard", "cox"])
 def fold(request, cohort):
     ids = cohort.ids[:110]

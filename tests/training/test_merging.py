@@ -38,11 +38,6 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def cohort():
-    return simulated.simulate(150)
-
-
-@pytest.fixture(scope="module")
 def fold(cohort):
     ids = cohort.ids[:110]
     return fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings())
