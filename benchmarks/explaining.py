@@ -19,7 +19,6 @@ from _timing import load, machine
 
 from medfuse.config import read_recipe
 from medfuse.explain import coalition_values, contributions
-from medfuse.explain.recalibration import recalibrated, unfitted
 from medfuse.explaining import write_coalitions
 from medfuse.jobs import fold_settings
 from medfuse.splits import Split
@@ -83,7 +82,7 @@ def main() -> None:
 
         def explained(some):
             values = coalition_values(fold, data, some)
-            return values, contributions(recalibrated(values, unfitted(values)), horizon=HORIZON)
+            return values, contributions(values, horizon=HORIZON)
 
         explained(ids[:2])
         rows = {"one patient": timed(lambda: explained(ids[:1]), turns=9)}

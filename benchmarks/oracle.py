@@ -20,8 +20,6 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from medfuse.explain import coalition_values, contributions
-from medfuse.explain.gate import unseen_values
-from medfuse.explain.recalibration import recalibrated, subset_recalibration
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.models import FUSIONS, ModelSettings
 from medfuse.splits import Split
@@ -67,22 +65,15 @@ def score(simulation, fold, data, *, without=()) -> float:
     return harrell_c(simulation.survival.take(np.arange(TRAIN, TRAIN + TEST)), risk, with_error=False).value
 
 
-def explanation(simulation, fold, data, inner) -> dict:
-    """Agreement with the oracle's contributions, for values as the model says them and after recalibration."""
+def explanation(simulation, fold, data) -> dict:
+    """Agreement with the oracle's contributions."""
     ids = simulation.patient_ids[TRAIN : TRAIN + EXPLAINED]
     rows = np.arange(TRAIN, TRAIN + EXPLAINED)
     real = truth(simulation.process, simulation.latents.take(rows), [HORIZON], present=simulation.present[rows])
     started = time.perf_counter()
-    plain = coalition_values(fold, data, ids)
+    values = coalition_values(fold, data, ids)
     seconds = time.perf_counter() - started
-    unseen = unseen_values(fold, data, [split.tuning for split in inner])
-    place = {i: n for n, i in enumerate(simulation.patient_ids)}
-    target = simulation.survival.take(np.array([place[i] for i in unseen.patient_ids]))
-    moved = recalibrated(plain, subset_recalibration(unseen, target))
-    found = {"seconds": round(seconds, 2), "patients": len(ids), "horizon_days": HORIZON}
-    for name, values in (("as the model says", plain), ("recalibrated", moved)):
-        found[name] = agreement(values, real)
-    return found
+    return {"seconds": round(seconds, 2), "patients": len(ids), "horizon_days": HORIZON, **agreement(values, real)}
 
 
 def agreement(values, real) -> dict:
@@ -188,7 +179,7 @@ def main() -> None:
     chosen = args.explain or max(folds, key=lambda name: rows[name]["inner_c"])
     fold = fit(simulation, data, inner, chosen, seeds=(0, 1, 2))
     c = score(simulation, fold, data)
-    content["explanation"] = {"fusion": chosen, "seeds": 3, "c": c, **explanation(simulation, fold, data, inner)}
+    content["explanation"] = {"fusion": chosen, "seeds": 3, "c": c, **explanation(simulation, fold, data)}
     print(json.dumps(content["explanation"], indent=1))
     args.out.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Coalitions, Importance, contributions, importance_of
-from medfuse.explain.coalitions import AS_SAID, RECALIBRATED
+from medfuse.explain.coalitions import AS_SAID
 from medfuse.explaining_parts import fold_folder
 from medfuse.run import Run, open_run
 from medfuse.types import PatientId
@@ -42,13 +42,12 @@ def chosen_outcome(run: Run, outcome: str | None) -> str:
     return outcome
 
 
-def read_coalitions(run: str | Path | Run, outcome: str | None = None, *, raw: bool = False) -> list[Coalitions]:
+def read_coalitions(run: str | Path | Run, outcome: str | None = None) -> list[Coalitions]:
     """Stored values of a run, one per outer fold, memory-mapped; no model is needed.
 
     Args:
         run: an explained run.
         outcome: default the run's first.
-        raw: as the model says them, instead of the values that are shown (``meaning`` says which they are).
 
     Raises:
         ConfigError: no such outcome.
@@ -62,22 +61,12 @@ def read_coalitions(run: str | Path | Run, outcome: str | None = None, *, raw: b
         if not (folder / "index.json").is_file():
             msg = f"{opened.path}: outcome {outcome!r} has not been explained; run medfuse explain {opened.path}"
             raise StoreError(msg)
-        found.append(raw_of(opened, folder) if raw else read_fold(opened, folder))
+        found.append(read_fold(opened, folder))
     return found
 
 
-def raw_of(run: Run, folder: Path) -> Coalitions:
-    """The values of one outer fold as the model says them: kept beside those shown, where these are others.
-
-    Raises:
-        StoreError: damaged or of a newer format.
-    """
-    found = read_fold(run, folder)
-    return read_fold(run, folder, prefix="raw_") if found.meaning == RECALIBRATED else found
-
-
-def read_fold(run: Run, folder: Path, *, prefix: str = "") -> Coalitions:
-    """Stored values of one outer fold, those shown or, with ``prefix`` "raw_", those kept beside them.
+def read_fold(run: Run, folder: Path) -> Coalitions:
+    """Stored values of one outer fold.
 
     Raises:
         StoreError: damaged or of a newer format.
@@ -97,11 +86,11 @@ def read_fold(run: Run, folder: Path, *, prefix: str = "") -> Coalitions:
         patient_ids=tuple(PatientId(i) for i in index["patient_ids"]),
         modalities=tuple(index["modalities"]),
         present=array("present"),
-        values=array(f"{prefix}values"),
-        replicates=array(f"{prefix}replicates"),
+        values=array("values"),
+        replicates=array("replicates"),
         times=array("times") if index["kind"] == "survival" else None,
         fold=tuple(index["fold"]),
-        meaning=AS_SAID if prefix else index.get("meaning", AS_SAID),  # runs of before kept no others
+        meaning=index.get("meaning", AS_SAID),  # runs of before have none
     )
 
 

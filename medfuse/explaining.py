@@ -13,10 +13,8 @@ from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError
 from medfuse.explain import Coalitions, coalition_values
-from medfuse.explain.coalitions import RECALIBRATED
 from medfuse.explain.faithfulness import Check
-from medfuse.explain.recalibration import recalibrated
-from medfuse.explained import chosen_outcome, raw_of, read_fold
+from medfuse.explained import chosen_outcome, read_fold
 from medfuse.explained import contribution_table as contribution_table
 from medfuse.explained import default_horizon as default_horizon
 from medfuse.explained import pooled_importance as pooled_importance
@@ -27,11 +25,9 @@ from medfuse.explaining_parts import (
     fold_folder,
     has_parts,
     read_checks,
-    recalibration_of,
     unseen_of,
     write_checks,
     write_parts,
-    write_recalibration,
 )
 from medfuse.explaining_prototypes import stored_prototypes, write_prototypes
 from medfuse.files import new_folder, write_bytes, write_json
@@ -58,11 +54,10 @@ def explain_run(
 ) -> list[Coalitions]:
     """Values of all coalitions for every held-out patient, each by the model that never saw the patient.
 
-    Every coalition is moved to what it means by outcomes of training patients (:mod:`medfuse.explain.recalibration`),
-    but for all that a patient has, which stays the run's own prediction; the values as the model says them are kept
-    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``), its
-    report and documents are written again with them, and all is sealed; when they are there already, they are read. The
-    data must be those that the run was trained on.
+    Every coalition is what the model would predict of the patient from these modalities alone, which means what it says
+    of patients who have them (:mod:`medfuse.training.patterns`). Values are stored in the run
+    (``explanations/OUTCOME/FOLD``), its report and documents are written again with them, and all is sealed; when they
+    are there already, they are read. The data must be those that the run was trained on.
 
     Args:
         run: run directory.
@@ -112,15 +107,10 @@ def _explain_fold(opened: Run, source: Source, split: Mapping[str, Any], *, outc
         return
     unseen = unseen_of(source, fold, outcome)
     if not (folder / "index.json").is_file():
-        values = coalition_values(fold, source.data, ids, outcome=outcome, name=name)
-        how = recalibration_of(unseen, values)
-        say(f"  recalibrated: {int(how.fitted.sum())} of {len(how.fitted)} coalitions")
-        write_coalitions(recalibrated(values, how), folder, raw=values)
-    shown = read_fold(opened, folder)
-    if shown.meaning == RECALIBRATED:
-        write_recalibration(recalibration_of(unseen, shown), folder)
-    write_parts(source, fold, raw_of(opened, folder), folder, unseen=unseen, shown=shown, say=say)
-    write_prototypes(source, fold, shown, say=say)
+        write_coalitions(coalition_values(fold, source.data, ids, outcome=outcome, name=name), folder)
+    values = read_fold(opened, folder)
+    write_parts(source, fold, values, folder, unseen=unseen, say=say)
+    write_prototypes(source, fold, values, say=say)
 
 
 def read_source(run: Run, *, data_root: Path | None = None, store_root: Path | None = None) -> Source:
@@ -164,8 +154,7 @@ def check_run(
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
         source = read_source(opened, data_root=data_root, store_root=store_root)
-        raw = read_coalitions(opened, found[0].outcome, raw=True)
-        checks = write_checks(source, found, raw=raw, horizon=default_horizon(opened, found), say=say)
+        checks = write_checks(source, found, horizon=default_horizon(opened, found), say=say)
         refresh_report(opened)
         opened.seal()
     return checks
@@ -183,16 +172,13 @@ def _complete(run: Run, outcome: str, fold: str) -> bool:
     return _explained(run, outcome, fold) and stored_prototypes(run, outcome, fold)
 
 
-def write_coalitions(coalitions: Coalitions, folder: Path, *, raw: Coalitions | None = None) -> None:
-    """Write values as arrays that can be memory-mapped, at once or not at all; ``raw`` as the model says them."""
+def write_coalitions(coalitions: Coalitions, folder: Path) -> None:
+    """Write values as arrays that can be memory-mapped, at once or not at all."""
     with new_folder(folder) as temporary:
         for name in ("values", "replicates", "present", "times"):
             array = getattr(coalitions, name)
             if array is not None:
                 write_bytes(temporary / f"{name}.npy", _npy(array))
-        if raw is not None and coalitions.meaning == RECALIBRATED:
-            write_bytes(temporary / "raw_values.npy", _npy(raw.values))
-            write_bytes(temporary / "raw_replicates.npy", _npy(raw.replicates))
         write_json(
             temporary / "index.json",
             {

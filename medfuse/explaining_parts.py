@@ -36,12 +36,12 @@ from medfuse.explain.familiarity import ALARM, FEWEST, WITHHELD
 from medfuse.explain.gate import Gate, same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.neighbours import Neighbours, neighbours
 from medfuse.explain.parts import has_part, read_part, write_part
-from medfuse.explain.recalibration import SubsetRecalibration, cross_fitted, subset_recalibration, unfitted
+from medfuse.explain.recalibration import cross_fitted
 from medfuse.run import Run
 from medfuse.sample import ModalityData
 from medfuse.splits import inner_folds
 from medfuse.targets import Target
-from medfuse.training import FoldModel, load_fold
+from medfuse.training import CHOSEN, FoldModel, load_fold
 from medfuse.types import PatientId
 
 FOLDER = "explanations"
@@ -79,12 +79,12 @@ class Unseen:
     """Values of all coalitions of a fold's training patients, by members that never saw them.
 
     Attributes:
-        values: one inner fold after the other.
+        plain: before patterns are recalibrated, one inner fold after the other.
         target: of the same patients.
         parts: numbers of patients of the inner folds, in order.
     """
 
-    values: Coalitions
+    plain: Coalitions
     target: Target
     parts: tuple[int, ...]
 
@@ -142,27 +142,6 @@ def inner_unseen(source: Source, train_ids: Sequence[PatientId]) -> list[tuple[P
     return [split.tuning for split in inner]
 
 
-def recalibration_of(unseen: Unseen | None, values: Coalitions) -> SubsetRecalibration:
-    """What coalitions mean, of all training patients; nothing moves where they cannot be asked."""
-    return unfitted(values) if unseen is None else subset_recalibration(unseen.values, unseen.target)
-
-
-def write_recalibration(found: SubsetRecalibration, folder: Path) -> None:
-    """Store it beside the values that it moved, unless it is there."""
-    if not has_part(folder / "recalibration"):
-        write_part(found, folder / "recalibration")
-
-
-def read_recalibration(run: Run, outcome: str, fold: str) -> SubsetRecalibration | None:
-    """What moved the stored values of a fold; None where they are as the model says them.
-
-    Raises:
-        StoreError: damaged or of a newer format.
-    """
-    folder = fold_folder(run, outcome, fold) / "recalibration"
-    return read_part(SubsetRecalibration, folder) if has_part(folder) else None
-
-
 def write_parts(
     source: Source,
     fold: FoldModel,
@@ -170,7 +149,6 @@ def write_parts(
     folder: Path,
     *,
     unseen: Unseen | None,
-    shown: Coalitions,
     say: Say,
 ) -> None:
     """Compute and store the parts of one fold that are not there yet.
@@ -178,10 +156,9 @@ def write_parts(
     Args:
         source: cohort, data and recipe of the run.
         fold: its model.
-        values: coalition values of its held-out patients, as the model says them.
+        values: coalition values of its held-out patients.
         folder: of :func:`fold_folder`.
         unseen: of :func:`unseen_of`.
-        shown: the values that are shown, which the gate is about.
         say: called with each line of progress.
 
     Raises:
@@ -189,7 +166,7 @@ def write_parts(
     """
     horizons = horizons_of(source.run, values)
     if not has_part(folder / "gate"):
-        gate = _gate(source, shown, unseen, horizons)
+        gate = _gate(source, fold, values, unseen, horizons)
         say(f"  gate: {int(gate.supported.sum())} of {len(gate.reason)} coalitions supported")
         write_part(gate, folder / "gate")
     if not has_part(folder / "embeddings"):
@@ -273,25 +250,27 @@ def _donor_lines(found: Donors, row: int, *, horizon: float | None, threshold: f
 def unseen_of(source: Source, fold: FoldModel, outcome: str) -> Unseen | None:
     """What a fold's members said of patients they never saw; None when the inner folds cannot be made again."""
     inner = inner_unseen(source, fold.train_ids)
-    found = unseen_values(fold, source.data, inner, outcome=outcome)
-    if not same_as_stored(found, fold):
+    plain = unseen_values(fold, source.data, inner, outcome=outcome)
+    if not same_as_stored(plain, fold):
         return None
-    target = source.cohort.target(outcome, found.patient_ids)
-    return Unseen(values=found, target=target, parts=tuple(len(part) for part in inner))
+    target = source.cohort.target(outcome, plain.patient_ids)
+    return Unseen(plain=plain, target=target, parts=tuple(len(part) for part in inner))
 
 
-def _gate(source: Source, values: Coalitions, unseen: Unseen | None, horizons: Sequence[float]) -> Gate:
+def _gate(
+    source: Source, fold: FoldModel, values: Coalitions, unseen: Unseen | None, horizons: Sequence[float]
+) -> Gate:
     if unseen is None:
         return unknown_gate(values, "not known: the inner folds of the run could not be made again from its cohort")
     every = source.recipe.train.modality_dropout
-    if values.meaning != RECALIBRATED:
-        return subset_gate(unseen.values, unseen.target, horizons=horizons, every_subset=every)
-    judged = cross_fitted(unseen.values, unseen.target, unseen.parts)
+    patterns = fold.ensembles[values.outcome][CHOSEN].patterns
+    if values.meaning != RECALIBRATED or patterns is None:
+        return subset_gate(unseen.plain, unseen.target, horizons=horizons, every_subset=every)
+    judged = cross_fitted(unseen.plain, unseen.target, unseen.parts)
     gate = subset_gate(judged, unseen.target, horizons=horizons, every_subset=every)
-    fitted = subset_recalibration(unseen.values, unseen.target).fitted
     said = [
-        reason if ok else f"{reason or 'too few outcomes'}; kept as the model says it, not recalibrated"
-        for reason, ok in zip(gate.reason, fitted, strict=True)
+        reason if ok else f"{reason or 'too few outcomes'}; not recalibrated"
+        for reason, ok in zip(gate.reason, patterns.fitted, strict=True)
     ]
     return replace(gate, reason=tuple(said))
 
@@ -308,9 +287,7 @@ def read_checks(run: Run, outcome: str) -> list[Check]:
         raise StoreError(msg) from error
 
 
-def write_checks(
-    source: Source, values: Sequence[Coalitions], *, raw: Sequence[Coalitions], horizon: float | None, say: Say
-) -> list[Check]:
+def write_checks(source: Source, values: Sequence[Coalitions], *, horizon: float | None, say: Say) -> list[Check]:
     """Run the checks of an outcome's explanations and store them.
 
     Deletion, insertion, signs, stability and completeness are of the held-out patients of all folds; weights are drawn
@@ -318,15 +295,14 @@ def write_checks(
 
     Args:
         source: cohort, data and recipe of the run.
-        values: coalition values that are shown, per outer fold.
-        raw: as the model says them: random weights and hidden modalities are compared with what the model says.
+        values: coalition values, per outer fold.
         horizon: days, of a survival outcome.
         say: called with each line of progress.
     """
     outcome = values[0].outcome
     checks = game_checks(values, horizon=horizon)
     pairs = []
-    for number, one in enumerate(raw):
+    for number, one in enumerate(values):
         name = one.fold[0] if one.fold else ""
         say(f"checks of {outcome}, fold {name}")
         fold = load_fold(source.run.fold_folder(name))

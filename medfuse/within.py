@@ -14,9 +14,8 @@ from medfuse.errors import CohortError, ConfigError, StoreError, nearest
 from medfuse.explain import Attribution, Check, Faithfulness, Options, attribute, check
 from medfuse.explain.events import UNITS as EVENT
 from medfuse.explain.events import attribute_events, check_events
-from medfuse.explain.recalibration import SubsetRecalibration
 from medfuse.explaining import FOLDER, default_horizon, explain_run, read_source
-from medfuse.explaining_parts import Source, read_recalibration
+from medfuse.explaining_parts import Source
 from medfuse.files import new_folder, read_json, write_bytes, write_json
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.training import FoldModel, cpu_threads, load_fold
@@ -145,8 +144,7 @@ def explain_within(
             for name, ids in missing.items():
                 say(f"{ask.outcome}, fold {name}: {modality} of {len(ids)} patients")
                 fold, folder = load_fold(opened.fold_folder(name)), _folder(opened, modality, name, ask)
-                how = read_recalibration(opened, str(ask.outcome), name)
-                found, checked = _attributed(fold, source, ids, modality=modality, ask=ask, how=how)
+                found, checked = _attributed(fold, source, ids, modality=modality, ask=ask)
                 _write(Within(fold=name, attribution=found, checked=checked), folder, ask)
             opened.seal()
     return [read_one(_folder(opened, modality, name, ask)) for name in wanted]
@@ -159,11 +157,8 @@ def _attributed(
     *,
     modality: str,
     ask: Ask,
-    how: SubsetRecalibration | None,
 ) -> tuple[Attribution, Faithfulness | None]:
-    options = Options(
-        outcome=ask.outcome, class_index=ask.class_index, method=ask.method, cells=ask.cells, recalibration=how
-    )
+    options = Options(outcome=ask.outcome, class_index=ask.class_index, method=ask.method, cells=ask.cells)
     data = source.data
     if ask.units == EVENT:
         events = events_for(source.cohort, modality, ids)

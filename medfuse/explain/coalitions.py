@@ -11,23 +11,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from medfuse.batch import Batch
 from medfuse.errors import ConfigError, ModelError, nearest
-from medfuse.models import MultimodalModel
 from medfuse.sample import ModalityData
-from medfuse.training.ensemble import link_of
-from medfuse.training.fold import CHOSEN, FoldModel, chunks, presence, reads
+from medfuse.training.ensemble import Ensemble
+from medfuse.training.fold import CHOSEN, FoldModel, presence, reads
 from medfuse.training.member import Member
+from medfuse.training.patterns import MOST_MODALITIES
+from medfuse.training.shown import distinct_patterns, member_links
 from medfuse.types import OutcomeKind, PatientId
 
 Array = NDArray[np.float64]
-MOST_MODALITIES = 8
 SCALES = ("link", "risk")
-_ROWS = 1024  # coalitions that pass through the fusion together
 _EDGE = 1e-6
-AS_SAID, RECALIBRATED = "as the model says", "recalibrated"
+AS_SAID, RECALIBRATED = "as the model says", "recalibrated"  # the former where patterns are not, as in runs of before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,8 @@ class Coalitions:
             mean is ``values`` (made non-decreasing in time).
         times: (L,) days of a survival outcome, else None.
         fold: n names of the outer folds whose models spoke.
-        meaning: ``as the model says``, or ``recalibrated`` (:mod:`medfuse.explain.recalibration`).
+        meaning: ``recalibrated`` where the model moves each pattern to what it means
+            (:mod:`medfuse.training.patterns`), else ``as the model says``.
     """
 
     outcome: str
@@ -199,14 +197,22 @@ def coalition_values(
         msg = f"explain: no outcome {outcome!r} with variant {variant!r}; {nearest(outcome, fold.ensembles)}"
         raise ConfigError(msg)
     present = presence(data, fold.modalities, ids)
-    shown, row_of = distinct_coalitions(present)
-    links = member_links(fold, data, ids, shown=shown, outcome=outcome, device=device)
+    shown, row_of = distinct_patterns(present)
+    links = member_links(
+        dict(enumerate(fold.members)),
+        data,
+        ids,
+        modalities=fold.modalities,
+        shown=shown,
+        outcomes=(outcome,),
+        device=device,
+    )
     ensemble = fold.ensembles[outcome][variant]
     has = reads(fold.experts, fold.modalities, shown.keep)
     rows = np.arange(len(shown.patient), dtype=np.intp)
     replicates = []
     for keys in replicates_of(fold.members):
-        said = ensemble.combine([(k, rows, links[k]) for k in keys], has)
+        said = ensemble.combine([(k, rows, links[k][outcome]) for k in keys], has, shown=shown.keep)
         replicates.append(contrast(said, fold.members[0].heads[outcome].kind))
     each = np.stack(replicates)[:, row_of]  # (R, n, 2^M, L)
     values = each.mean(axis=0)
@@ -222,33 +228,20 @@ def coalition_values(
         replicates=each.astype(np.float32),
         times=ensemble.times,
         fold=(name,) * len(ids),
+        meaning=meaning_of(ensemble),
     )
+
+
+def meaning_of(ensemble: Ensemble) -> str:
+    """Whether a model's patterns were recalibrated."""
+    return RECALIBRATED if ensemble.patterns is not None and ensemble.patterns.fitted.any() else AS_SAID
 
 
 def contrast(link: Array, kind: OutcomeKind) -> Array:
     """Log odds of the event class of a binary outcome, links of classes centred; other links as they are."""
     if kind == "binary":
-        return link[:, 1:] - link[:, :1]
+        return link[..., 1:] - link[..., :1]
     return link - link.mean(axis=-1, keepdims=True) if kind == "multiclass" else link
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Rows to compute: ``patient`` (r,) row of each, and ``keep`` (r, M) which modalities it shows of them."""
-
-    patient: NDArray[np.intp]
-    keep: NDArray[np.bool_]
-
-
-def distinct_coalitions(present: NDArray[np.bool_]) -> tuple[Shown, NDArray[np.intp]]:
-    """The distinct coalitions of each patient's own modalities, and (n, 2^M) the row that holds each coalition."""
-    n, m = present.shape
-    owned = present @ (1 << np.arange(m))  # (n,)
-    asked = np.arange(1 << m)[None, :] & owned[:, None]  # (n, 2^M) what remains of each coalition
-    flat, inverse = np.unique(np.arange(n)[:, None] << m | asked, return_inverse=True)
-    patient, number = flat >> m, flat & ((1 << m) - 1)
-    keep = (number[:, None] >> np.arange(m)) & 1 == 1
-    return Shown(patient=patient.astype(np.intp), keep=keep), inverse.reshape(n, 1 << m).astype(np.intp)
 
 
 def replicates_of(members: Sequence[Member]) -> list[list[int]]:
@@ -257,64 +250,3 @@ def replicates_of(members: Sequence[Member]) -> list[list[int]]:
     for k, member in enumerate(members):
         groups.setdefault((member.seed, member.inner), []).append(k)
     return list(groups.values())
-
-
-def member_links(
-    fold: FoldModel,
-    data: Mapping[str, ModalityData],
-    ids: Sequence[PatientId],
-    *,
-    shown: Shown,
-    outcome: str,
-    device: torch.device | str = "cpu",
-) -> dict[int, Array]:
-    """(r, L) links of every member for the rows of ``shown``, by the member's number."""
-    links: dict[int, Array] = {}
-    batches: Sequence[Batch] = []
-    shared = None
-    for k in sorted(range(len(fold.members)), key=lambda k: (fold.members[k].expert, fold.members[k].inner)):
-        member = fold.members[k]
-        if (member.expert, member.inner) != shared:
-            batches = chunks(member, data, ids)
-            shared = (member.expert, member.inner)
-        own, back = _own_rows(shown, [fold.modalities.index(name) for name in member.shapes])
-        links[k] = _links(member.build().to(device), batches, own, outcome=outcome)[back]
-    return links
-
-
-def _own_rows(shown: Shown, columns: Sequence[int]) -> tuple[Shown, NDArray[np.intp]]:
-    """The distinct rows for a member that reads some of the modalities, and which of them each row of ``shown`` is."""
-    width = len(columns)
-    number = shown.keep[:, columns] @ (1 << np.arange(width))
-    flat, back = np.unique(shown.patient << width | number, return_inverse=True)
-    keep = ((flat & ((1 << width) - 1))[:, None] >> np.arange(width)) & 1 == 1
-    return Shown(patient=(flat >> width).astype(np.intp), keep=keep), back.ravel().astype(np.intp)
-
-
-@torch.no_grad()
-def _links(model: MultimodalModel, batches: Sequence[Batch], shown: Shown, *, outcome: str) -> Array:
-    device = next(model.parameters()).device
-    parts, start = [], 0
-    for batch in batches:
-        inside = (shown.patient >= start) & (shown.patient < start + len(batch))
-        patient = torch.from_numpy(shown.patient[inside] - start)
-        keep = torch.from_numpy(shown.keep[inside])
-        tokens, masks = model.encode(batch.to(device))
-        for at in range(0, len(patient), _ROWS):
-            rows = slice(at, at + _ROWS)
-            logits = _fuse(model, tokens, masks, patient=patient[rows], keep=keep[rows])[outcome]
-            said = model.head(outcome).predict(logits)
-            parts.append(link_of({key: value.double().cpu().numpy() for key, value in said.items()}))
-        start += len(batch)
-    return np.concatenate(parts)
-
-
-def _fuse(
-    model: MultimodalModel, tokens: Sequence[Tensor], masks: Sequence[Tensor], *, patient: Tensor, keep: Tensor
-) -> dict[str, Tensor]:
-    """Logits of rows: tokens of ``patient`` of which only the modalities in ``keep`` are shown."""
-    device = tokens[0].device
-    at, there = patient.to(device), keep.to(device)
-    seen = [mask[at] & there[:, i, None] for i, mask in enumerate(masks)]
-    found = [torch.where(there[:, i, None, None], token[at], 0.0) for i, token in enumerate(tokens)]
-    return model.decode(model.fusion(found, seen, there))

@@ -221,7 +221,8 @@ def _changes(
     links = mixed_links(fold, data, everyone, source=source, numbers=asked, outcome=values.outcome)
     has = reads(fold.experts, fold.modalities, source >= 0)
     everywhere = np.arange(len(source), dtype=np.intp)
-    link = contrast(ensemble.combine([(n, everywhere, links[n]) for n in asked], has), values.kind)
+    said = ensemble.combine([(n, everywhere, links[n]) for n in asked], has, shown=source >= 0)
+    link = contrast(said, values.kind)
     each = link[back.ravel()].reshape(q, k + 1, -1)
     return np.asarray(each[:, 1:] - each[:, :1])
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medfuse.errors import ConfigError, nearest
-from medfuse.explain.coalitions import MOST_MODALITIES, Shown, member_links
 from medfuse.explain.reader import Reader, Rows, coalitions_with, door, readers_of
-from medfuse.explain.readout import Readout, make_readout
+from medfuse.explain.readout import Readout, make_readout, readout_links
 from medfuse.explain.tokens import Options
 from medfuse.sample import ModalityData, ModalitySample
 from medfuse.training.fold import FoldModel, presence
 from medfuse.training.member import make_batch, transform_patients
+from medfuse.training.patterns import MOST_MODALITIES
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
@@ -148,8 +148,6 @@ def event_game(
     rows = coalitions_with(has, column)
     without = rows.keep.copy()
     without[:, column] = False
-    how = options.recalibration
-    moved = None if how is None else (how, has[rows.patient])
     full, none = (
         make_readout(
             fold,
@@ -157,7 +155,6 @@ def event_game(
             outcome=options.outcome,
             horizon=horizon,
             label=options.class_index,
-            recalibration=moved,
         )
         for keep in (rows.keep, without)
     )
@@ -191,6 +188,4 @@ def event_game(
 def _links_of(
     fold: FoldModel, data: Mapping[str, ModalityData], patient: PatientId, *, rows: Rows, keep: Kept, outcome: str
 ) -> dict[int, Tensor]:
-    shown = Shown(patient=np.zeros(len(rows.patient), dtype=np.intp), keep=keep)
-    found = member_links(fold, data, [patient], shown=shown, outcome=outcome)
-    return {k: torch.from_numpy(link) for k, link in found.items()}
+    return readout_links(fold, data, [patient], patient=np.zeros_like(rows.patient), keep=keep, outcome=outcome)

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from medfuse.errors import CohortError, ConfigError, nearest
-from medfuse.explain.coalitions import Coalitions, Shown, contrast, distinct_coalitions, member_links
+from medfuse.explain.coalitions import Coalitions, contrast
+from medfuse.explain.recalibration import recalibrated
 from medfuse.games import players
 from medfuse.metrics.goodness_of_fit import smooth_calibration
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target
+from medfuse.training.combining import unseen_links
 from medfuse.training.fold import CHOSEN, FoldModel, presence, reads
 from medfuse.training.score import concordance
+from medfuse.training.shown import distinct_patterns
 from medfuse.types import OutcomeKind, PatientId
 
 Array = NDArray[np.float64]
@@ -87,7 +90,8 @@ def unseen_values(
 ) -> Coalitions:
     """Values of all coalitions of training patients, each by the members of the inner fold that never saw the patient.
 
-    The value of all modalities is the link of the fold's ``out_of_fold`` prediction. There is one replicate, the mean.
+    They are those before patterns are recalibrated: these very patients did that, and what is judged by them must be
+    recalibrated by others (:mod:`medfuse.explain.recalibration`). There is one replicate, the mean.
 
     Args:
         fold: of :func:`medfuse.training.load_fold`.
@@ -110,20 +114,13 @@ def unseen_values(
         msg = f"gate: expected every patient in one inner fold, found {len(ids)} rows of {len(set(ids))} patients"
         raise CohortError(msg)
     present = presence(data, fold.modalities, ids)
-    shown, row_of = distinct_coalitions(present)
-    links, start = [], 0
-    for inner, part in enumerate(unseen):
-        numbers = [k for k, member in enumerate(fold.members) if member.inner == inner]
-        rows = np.flatnonzero((shown.patient >= start) & (shown.patient < start + len(part)))
-        if len(rows) and numbers:
-            own = Shown(patient=shown.patient[rows] - start, keep=shown.keep[rows])
-            some = replace(fold, members=tuple(fold.members[k] for k in numbers))
-            said = member_links(some, data, tuple(part), shown=own, outcome=outcome, device=device)
-            links += [(numbers[j], rows, said[j]) for j in said]
-        start += len(part)
-    ensemble = fold.ensembles[outcome][variant]
+    shown, row_of = distinct_patterns(present)
+    said = unseen_links(fold, data, unseen, ids=ids, shown=shown, outcomes=(outcome,), device=device)
+    links = [(k, rows, one[outcome]) for k, rows, one in said]
+    ensemble = replace(fold.ensembles[outcome][variant], patterns=None)
     kind = fold.members[0].heads[outcome].kind
-    link = contrast(ensemble.combine(links, reads(fold.experts, fold.modalities, shown.keep)), kind)[row_of]
+    has = reads(fold.experts, fold.modalities, shown.keep)
+    link = contrast(ensemble.combine(links, has, shown=shown.keep), kind)[row_of]
     return Coalitions(
         outcome=outcome,
         kind=kind,
@@ -211,12 +208,14 @@ def unknown_gate(values: Coalitions, reason: str) -> Gate:
     )
 
 
-def same_as_stored(values: Coalitions, fold: FoldModel, *, tolerance: float = 1e-3) -> bool:
-    """Whether values of :func:`unseen_values` of all modalities are the fold's stored out-of-fold predictions.
+def same_as_stored(plain: Coalitions, fold: FoldModel, *, tolerance: float = 1e-3) -> bool:
+    """Whether values of :func:`unseen_values`, recalibrated as predictions are, are the stored out-of-fold predictions.
 
     They are not when the inner folds are others than those the fold was trained with.
     """
-    stored = fold.out_of_fold[values.outcome][CHOSEN]
+    stored = fold.out_of_fold[plain.outcome][CHOSEN]
+    patterns = fold.ensembles[plain.outcome][CHOSEN].patterns
+    values = plain if patterns is None else recalibrated(plain, patterns)
     row = {patient: i for i, patient in enumerate(values.patient_ids)}
     if any(patient not in row for patient in stored.patient_ids):
         return False

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from medfuse.errors import ConfigError, nearest
 from medfuse.explain.coalitions import replicates_of
-from medfuse.explain.recalibration import SubsetRecalibration, moves
+from medfuse.sample import ModalityData
 from medfuse.training.fold import CHOSEN, FoldModel, reads
+from medfuse.training.patterns import pattern_number
+from medfuse.training.shown import Shown, member_links
+from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
-    """How the links of members become one number per coalition.
+    """How the links of members become one number per coalition, as :class:`medfuse.training.ensemble.Ensemble` says.
 
     Attributes:
         outcome: its name.
@@ -33,8 +36,8 @@ class Readout:
         times: (L,) days of a survival outcome.
         horizon: days of a survival outcome.
         label: class of a multi-class outcome.
-        scale: (r, L) slopes by which a recalibration moves each row; 1 where it does not.
-        shift: (r, L) its level; 0 where it does not.
+        scale: (r, L or 1) slopes by which the pattern of each row is recalibrated.
+        shift: (r, L or 1) their levels.
     """
 
     outcome: str
@@ -57,14 +60,11 @@ class Readout:
 
     def value(self, combined: Tensor) -> Tensor:
         """(r,) log cumulative hazard at the horizon, log odds, log probability of the class, or value."""
-        link = combined
+        link = self.shift + self.scale * combined
         if self.kind == "binary":
-            link = combined[:, 1:] - combined[:, :1]
+            link = link[:, 1:] - link[:, :1]
         if self.kind == "multiclass":
-            link = combined - combined.mean(dim=1, keepdim=True)
-        if self.kind == "survival":
-            link = combined.cummax(dim=1).values
-        link = self.shift + self.scale * link
+            link = link - link.mean(dim=1, keepdim=True)
         if self.times is None or self.horizon is None:
             return link[:, int(self.label or 0)]
         return _at(link.cummax(dim=1).values, self.times, self.horizon)
@@ -112,7 +112,6 @@ def make_readout(
     outcome: str | None = None,
     horizon: float | None = None,
     label: int | None = None,
-    recalibration: tuple[SubsetRecalibration, NDArray[np.bool_]] | None = None,
 ) -> Readout:
     """The readout of rows that show the modalities ``keep`` (r, M), by the chosen model.
 
@@ -122,7 +121,6 @@ def make_readout(
         outcome: default the fold's first.
         horizon: days, of a survival outcome.
         label: class of a multi-class outcome.
-        recalibration: what coalitions mean, and (r, M) all that the patient of each row owns.
 
     Raises:
         ConfigError: no such outcome, or a horizon or class that the outcome lacks or needs.
@@ -154,14 +152,9 @@ def make_readout(
             scale = ensemble.slope * ensemble.weight[expert] / (ensemble.spread[k] * beside * len(groups))
             coefficient[k] += scale * has[expert]
     base = ensemble.level - coefficient.T @ ensemble.centre  # (r, L)
-    scale, shift = np.ones((len(keep), 1)), np.zeros((len(keep), 1))
-    if recalibration is not None:
-        how, owned = recalibration
-        bits = 1 << np.arange(keep.shape[1])
-        number = keep @ bits
-        move = moves(how, number, owned @ bits)
-        scale = np.where(move[:, None], how.slope[number], 1.0)
-        shift = np.where(move[:, None], how.level[number], 0.0)
+    how, number = ensemble.patterns, pattern_number(keep)
+    scale = np.ones((len(keep), 1)) if how is None else how.slope[number]
+    shift = np.zeros((len(keep), 1)) if how is None else how.level[number]
     return Readout(
         outcome=outcome,
         kind=head.kind,
@@ -174,6 +167,36 @@ def make_readout(
         scale=torch.from_numpy(scale),
         shift=torch.from_numpy(shift),
     )
+
+
+def readout_links(
+    fold: FoldModel,
+    data: Mapping[str, ModalityData],
+    ids: Sequence[PatientId],
+    *,
+    patient: NDArray[np.int64],
+    keep: NDArray[np.bool_],
+    outcome: str,
+) -> dict[int, Tensor]:
+    """(r, L) links of every member for rows that show the modalities ``keep`` (r, M) of the patients ``patient`` (r,).
+
+    Args:
+        fold: whose members speak.
+        data: modalities.
+        ids: n patients.
+        patient: index into ``ids`` of each row.
+        keep: modalities shown.
+        outcome: one of the fold's.
+    """
+    found = member_links(
+        dict(enumerate(fold.members)),
+        data,
+        ids,
+        modalities=fold.modalities,
+        shown=Shown(patient=patient.astype(np.intp), keep=keep),
+        outcomes=(outcome,),
+    )
+    return {k: torch.from_numpy(link[outcome]) for k, link in found.items()}
 
 
 def share_of(number: Sequence[int] | NDArray[np.int64], size: int) -> Array:

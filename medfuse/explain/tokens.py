@@ -10,7 +10,7 @@ patient has. What "nothing" is belongs to the encoder: missing cells (table, lin
 ``removal``: exact. With at most 8 units, every subset of them is shown, and the units share each difference as players
 of a game that begins with the absent modality: Owen's value. With more, each unit alone is left out: no sum.
 
-Where coalitions are recalibrated, v(S with i) and what leads to it are read with the slope and level of S with i; what
+Where patterns are recalibrated, v(S with i) and what leads to it are read with the slope and level of S with i; what
 it means to read the absent modality with those instead of with its own is a row of its own, ``recalibration``.
 
 References:
@@ -30,16 +30,15 @@ from scipy.stats import rankdata
 
 from medfuse.errors import CohortError, ConfigError, nearest
 from medfuse.explain.attribution import Attribution, group_names, groups, positions_of, set_names, unit_kind, unit_sums
-from medfuse.explain.coalitions import MOST_MODALITIES, Shown, member_links
 from medfuse.explain.integrate import Line, integrate, start_values
 from medfuse.explain.reader import Reader, Rows, coalitions_with, readers_of
-from medfuse.explain.readout import Readout, make_readout
-from medfuse.explain.recalibration import SubsetRecalibration
+from medfuse.explain.readout import Readout, make_readout, readout_links
 from medfuse.explain.removal import MOST_UNITS, removed
 from medfuse.explain.waves import waves
 from medfuse.models import encoder_options
 from medfuse.sample import ModalityData
 from medfuse.training.fold import FoldModel, presence
+from medfuse.training.patterns import MOST_MODALITIES
 from medfuse.types import PatientId
 
 Array = NDArray[np.float64]
@@ -58,7 +57,6 @@ class Options:
         method: ``path``, ``removal``, or ``auto``: removal for at most 8 identities (stains), else path.
         cells: of a region grid, along the longest side.
         nodes: of quadrature along a path, tried in turn until the gap is below 1 % of the contribution.
-        recalibration: what coalitions mean (:mod:`medfuse.explain.recalibration`); default as the model says.
     """
 
     outcome: str | None = None
@@ -66,7 +64,6 @@ class Options:
     method: str = "auto"
     cells: int = 8
     nodes: tuple[int, ...] = (12, 36, 108, 432)
-    recalibration: SubsetRecalibration | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.cells < 1 or not self.nodes:
@@ -220,16 +217,7 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     rows = coalitions_with(has, column)
     without = rows.keep.copy()
     without[:, column] = False
-    how = ask.options.recalibration
-    moved = None if how is None else (how, has[rows.patient])
-    read = partial(
-        make_readout,
-        fold,
-        outcome=ask.options.outcome,
-        horizon=ask.horizon,
-        label=ask.options.class_index,
-        recalibration=moved,
-    )
+    read = partial(make_readout, fold, outcome=ask.options.outcome, horizon=ask.horizon, label=ask.options.class_index)
     readouts = [read(keep) for keep in (rows.keep, without)]
     full, none = (
         _all_links(ask, ids, rows.patient, r, keep) for r, keep in zip(readouts, (rows.keep, without), strict=True)
@@ -273,9 +261,7 @@ def _summed(rows: Rows, values: Array, n: int) -> Array:
 def _all_links(
     ask: _Ask, ids: tuple[PatientId, ...], patient: NDArray[np.int64], readout: Readout, keep: NDArray[np.bool_]
 ) -> dict[int, torch.Tensor]:
-    shown = Shown(patient=patient.astype(np.intp), keep=keep)
-    found = member_links(ask.fold, ask.data, ids, shown=shown, outcome=readout.outcome)
-    return {k: torch.from_numpy(link) for k, link in found.items()}
+    return readout_links(ask.fold, ask.data, ids, patient=patient, keep=keep, outcome=readout.outcome)
 
 
 def _walked(

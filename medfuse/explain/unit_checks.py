@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from medfuse.explain.attribution import Attribution, groups, set_shares
-from medfuse.explain.coalitions import Shown, member_links
-from medfuse.explain.readout import make_readout
+from medfuse.explain.readout import make_readout, readout_links
 from medfuse.explain.tokens import Options, agreement, attribute
 from medfuse.explain.waves import waves
 from medfuse.models import build_model
@@ -352,7 +351,6 @@ def predicted(
     """What the fold says of patients, on the scale of an attribution."""
     keep = presence(data, fold.modalities, ids)
     readout = make_readout(fold, keep, outcome=like.outcome, horizon=like.horizon, label=like.class_index)
-    shown = Shown(patient=np.arange(len(ids), dtype=np.intp), keep=keep)
-    links = member_links(fold, data, ids, shown=shown, outcome=like.outcome)
-    found = readout.value(readout.combined({k: torch.from_numpy(v) for k, v in links.items()}))
+    links = readout_links(fold, data, ids, patient=np.arange(len(ids)), keep=keep, outcome=like.outcome)
+    found = readout.value(readout.combined(links))
     return [float(v) for v in found]

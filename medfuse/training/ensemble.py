@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medfuse.errors import CohortError
 from medfuse.targets import Labels, Survival, Target
+from medfuse.training.patterns import Patterns, pattern_number
 from medfuse.training.recalibration import recalibrate, softmax
 from medfuse.training.score import concordance
 
@@ -27,7 +28,8 @@ class Ensemble:
     """How members' outputs become one prediction of one outcome.
 
     With u_k the link of member k, expert e says z_e = mean over its members of (u_k - centre_k) / spread_k, and 0, the
-    population, where the patient lacks its modalities. The link of the whole is level + slope * sum_e weight_e z_e.
+    population, where the patient lacks its modalities. The link of the whole is level + slope * sum_e weight_e z_e,
+    moved as ``patterns`` say to what it means of patients who have these modalities.
 
     Attributes:
         expert_of: (members,) index of each member's expert.
@@ -39,6 +41,7 @@ class Ensemble:
         level: (t,) for survival, (K,) for classes, (1,) for values: predictions match the outcomes on average.
         times: (t,) days; None unless the outcome is survival.
         tuning_score: inner concordance of the combination.
+        patterns: slope and level of each availability pattern; None where they are not known.
     """
 
     expert_of: NDArray[np.int64]
@@ -50,17 +53,26 @@ class Ensemble:
     level: Array
     times: Array | None = None
     tuning_score: float = float("nan")
+    patterns: Patterns | None = None
 
-    def combine(self, links: Sequence[tuple[int, NDArray[np.intp], Array]], has: NDArray[np.bool_]) -> Array:
+    def combine(
+        self,
+        links: Sequence[tuple[int, NDArray[np.intp], Array]],
+        has: NDArray[np.bool_],
+        *,
+        shown: NDArray[np.bool_],
+    ) -> Array:
         """(n, L) link of n patients.
 
         Args:
             links: number of the member, rows it speaks of, and its links (rows, L) for them.
             has: (E, n) which patients have something that the expert reads.
+            shown: (n, M) the modalities of each.
         """
         z = expert_deviations(links, has, expert_of=self.expert_of, centre=self.centre, spread=self.spread)
         mixed: Array = np.einsum("e,enl->nl", self.weight, z)
-        return np.asarray(self.level + self.slope * mixed, dtype=np.float64)
+        link = np.asarray(self.level + self.slope * mixed, dtype=np.float64)
+        return link if self.patterns is None else self.patterns.moved(link, pattern_number(shown))
 
 
 def link_of(outputs: Mapping[str, Array]) -> Array:

@@ -11,16 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from medfuse.batch import Batch
-from medfuse.errors import CohortError, ConfigError, ModelError, StoreError, nearest
+from medfuse.errors import ConfigError, ModelError, StoreError, nearest
 from medfuse.files import read_json, seal, verify, write_json
 from medfuse.models.encoders import Encoder
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.training.checkpoint import FORMAT_VERSION, read_arrays, supported, weights_sha256, write_arrays
-from medfuse.training.ensemble import Ensemble, OutOfFold, fit_ensembles, link_of, outputs_of
+from medfuse.training.ensemble import Ensemble, link_of, outputs_of
 from medfuse.training.member import Member, load_member, predict_batch, save_member
 from medfuse.training.patients import batches_of
+from medfuse.training.patterns import Patterns
 from medfuse.types import PatientId
 
 _PREDICTED = ("risk_score", "times", "survival", "probability", "value")
@@ -121,9 +122,9 @@ def predict_variants(
         kind = _KINDS[fold.members[0].heads[outcome].kind]
         for variant in variants or ensembles:
             ensemble = ensembles[variant]
-            outputs = outputs_of(ensemble.combine(own, has), kind)
-            found.setdefault(variant, {})[outcome] = _prediction(
-                outputs, ids=ids, present=present, modalities=fold.modalities, times=ensemble.times
+            outputs = outputs_of(ensemble.combine(own, has, shown=present), kind)
+            found.setdefault(variant, {})[outcome] = Prediction(
+                patient_ids=ids, present=present, modalities=fold.modalities, times=ensemble.times, **outputs
             )
     return found
 
@@ -185,80 +186,6 @@ def reads(experts: Sequence[str], modalities: Sequence[str], present: NDArray[np
     return np.stack([present[:, modalities.index(e)] if e else present.any(axis=1) for e in experts])
 
 
-def _prediction(
-    outputs: Mapping[str, NDArray[np.float64]],
-    *,
-    ids: tuple[PatientId, ...],
-    present: NDArray[np.bool_],
-    modalities: tuple[str, ...],
-    times: NDArray[np.float64] | None,
-) -> Prediction:
-    return Prediction(patient_ids=ids, present=present, modalities=modalities, times=times, **outputs)
-
-
-def combine(
-    members: Sequence[Member],
-    said: Sequence[tuple[int, tuple[PatientId, ...], Links]],
-    *,
-    train_ids: tuple[PatientId, ...],
-    targets: Mapping[str, Target],
-    time_grid: Mapping[str, NDArray[np.float64]],
-    data: Mapping[str, ModalityData],
-    skipped: Mapping[str, str],
-) -> FoldModel:
-    """Members and what each said of training patients it never saw, as one model.
-
-    Args:
-        members: all, those of the joint network first.
-        said: number of the member, the training patients it never saw, its links; members without any are left out.
-        train_ids: n patients.
-        targets: of the same patients.
-        time_grid: per survival outcome.
-        data: modalities.
-        skipped: what was left out, with the reason.
-
-    Raises:
-        CohortError: a member without out-of-fold patients.
-    """
-    row_of = {patient: row for row, patient in enumerate(train_ids)}
-    rows = {k: np.array([row_of[i] for i in patients], dtype=np.intp) for k, patients, _ in said}
-    modalities, experts = tuple(data), tuple(dict.fromkeys(m.expert for m in members))
-    present = presence(data, modalities, train_ids)
-    has = reads(experts, modalities, present)
-    expert_of = np.array([experts.index(m.expert) for m in members], dtype=np.int64)
-    inner_of = np.array([m.inner for m in members], dtype=np.int64)
-    spoken = np.unique(
-        np.concatenate([rows[k] for k, _, _ in said if not members[k].expert] or [np.array([], np.intp)])
-    )
-    ids = tuple(train_ids[row] for row in spoken)
-    ensembles: dict[str, dict[str, Ensemble]] = {}
-    out_of_fold: dict[str, dict[str, Prediction]] = {}
-    for outcome, target in targets.items():
-        links = [(k, rows[k], one[outcome]) for k, _, one in said]
-        oof = OutOfFold(
-            links=links, has=has, expert_of=expert_of, inner_of=inner_of, target=target, times=time_grid.get(outcome)
-        )
-        try:
-            ensembles[outcome] = fit_ensembles(oof)
-        except CohortError as error:
-            error.add_note(f'outcome "{outcome}"')
-            raise
-        out_of_fold[outcome] = {}
-        for variant, ensemble in ensembles[outcome].items():
-            outputs = outputs_of(ensemble.combine(links, has)[spoken], type(target))
-            out_of_fold[outcome][variant] = _prediction(
-                outputs, ids=ids, present=present[spoken], modalities=modalities, times=ensemble.times
-            )
-    return FoldModel(
-        members=tuple(members),
-        train_ids=train_ids,
-        modalities=modalities,
-        ensembles=ensembles,
-        out_of_fold=out_of_fold,
-        skipped=dict(skipped),
-    )
-
-
 def save_fold(fold: FoldModel, folder: Path) -> None:
     """Write a fold as a sealed folder; members that are there already, from the fit, are checked and kept.
 
@@ -277,6 +204,9 @@ def save_fold(fold: FoldModel, folder: Path) -> None:
         for variant, ensemble in fold.ensembles[outcome].items():
             found = fold.out_of_fold[outcome][variant]
             parts: dict[str, Any] = {f.name: getattr(ensemble, f.name) for f in fields(ensemble)}
+            patterns = parts.pop("patterns")
+            if patterns is not None:
+                parts |= {f"patterns.{f.name}": getattr(patterns, f.name) for f in fields(patterns)}
             parts |= {f"oof.{key}": getattr(found, key) for key in _PREDICTED}
             arrays |= {f"{number}.{variant}.{k}": np.atleast_1d(v) for k, v in parts.items() if v is not None}
     first = next(iter(fold.out_of_fold.values()))[CHOSEN]
@@ -317,7 +247,9 @@ def load_fold(folder: Path) -> FoldModel:
                 parts: dict[str, Any] = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
                 oof = {key: parts.pop(f"oof.{key}", None) for key in _PREDICTED}
                 numbers = {key: float(parts[key][0]) for key in ("slope", "tuning_score")}
-                ensembles[outcome][variant] = Ensemble(**{**parts, **numbers})
+                moved = {f.name: parts.pop(f"patterns.{f.name}", None) for f in fields(Patterns)}
+                patterns = None if moved["fitted"] is None else Patterns(**moved)  # folds of before have none
+                ensembles[outcome][variant] = Ensemble(**{**parts, **numbers}, patterns=patterns)
                 out_of_fold[outcome][variant] = Prediction(
                     patient_ids=ids, present=arrays["present"], modalities=modalities, **oof
                 )

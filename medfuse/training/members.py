@@ -26,8 +26,9 @@ from medfuse.models.settings import Options
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
 from medfuse.training.checkpoint import weights_sha256
+from medfuse.training.combining import combine
 from medfuse.training.fit import Progress, fit_member
-from medfuse.training.fold import FoldModel, Links, chunks, combine, speak
+from medfuse.training.fold import FoldModel, Links, chunks, speak
 from medfuse.training.forests import FORESTS, forest_settings, grow, no_forests
 from medfuse.training.member import Member, fit_preprocessings, load_member, save_member, shapes_of
 from medfuse.training.merging import balanced_weights, merge_members
@@ -251,7 +252,14 @@ def fit_fold(
     members = [one.member for one in every]
     said = [(k, one.unseen_ids, one.links) for k, one in enumerate(every) if one.links is not None]
     return combine(
-        members, said, train_ids=tuple(train_ids), targets=targets, time_grid=time_grid, data=data, skipped=skipped
+        members,
+        said,
+        train_ids=tuple(train_ids),
+        targets=targets,
+        time_grid=time_grid,
+        data=data,
+        skipped=skipped,
+        device=make_fabric(settings.train).device,
     )
 
 

@@ -14,12 +14,20 @@ LARGEST_SLOPE = 5.0
 _EDGE = 1e-6
 
 
-def recalibrate(target: Target, deviation: Array, *, times: Array | None = None) -> tuple[float, Array]:
+def recalibrate(
+    target: Target, deviation: Array, *, times: Array | None = None, towards_one: float = 0.0
+) -> tuple[float, Array]:
     """Slope and level of a deviation (n, L) that no patient here was used to fit.
 
     Survival: the slope is that of a Cox model of the mean deviation, the level makes the mean curve equal the life
     table's at every time. Classes: slope and levels maximise the likelihood. Values: least squares. No slope is
     negative: a deviation that orders patients wrongly says nothing.
+
+    Args:
+        target: n patients.
+        deviation: (n, L).
+        times: (L,) days of a survival outcome.
+        towards_one: precision of a normal prior of the slope, with mean 1; of classes and values only.
 
     References:
         Cox (1958), Two further applications of a model for binary regression; van Houwelingen (2000), Validation,
@@ -29,15 +37,17 @@ def recalibrate(target: Target, deviation: Array, *, times: Array | None = None)
     known, x = target.take(seen), deviation[seen]
     if isinstance(known, Survival):
         slope = cox_slope(known, x.mean(axis=1))
-        return slope, match_curve(slope * x, known, times=np.asarray(times))
+        return slope, match_curve(slope * x, life_table(known, np.asarray(times)))
     if isinstance(known, Labels):
         counts = np.bincount(known.label, minlength=len(known.classes)) + 0.5
         frequency = np.asarray(counts / counts.sum(), dtype=np.float64)
-        slope = _golden(lambda s: -_log_likelihood(known.label, s * x, frequency))
-        return slope, _match_classes(slope * x, frequency)
+        slope = _golden(lambda s: towards_one / 2 * (s - 1) ** 2 - _log_likelihood(known.label, s * x, frequency))
+        return slope, match_classes(slope * x, frequency)
     value, column = known.value, x[:, 0]
-    variance = float(column.var())
-    slope = max(0.0, float(((column - column.mean()) * (value - value.mean())).mean()) / variance) if variance else 0.0
+    pull = towards_one * float(value.var()) / max(len(value), 1)
+    variance = float(column.var()) + pull
+    shared = float(((column - column.mean()) * (value - value.mean())).mean()) + pull
+    slope = max(0.0, shared / variance) if variance else 0.0
     return slope, np.array([value.mean() - slope * column.mean()])
 
 
@@ -71,12 +81,17 @@ def cox_slope(survival: Survival, score: Array) -> float:
     return slope
 
 
-def match_curve(link: Array, survival: Survival, *, times: Array) -> Array:
-    """(t,) levels at which the mean of exp(-exp(level + link)) is the life table's survival at each time."""
+def life_table(survival: Survival, times: Array) -> Array:
+    """(t,) survival at each of ``times``, of patients who are all observed."""
     event, time = torch.from_numpy(survival.event), torch.from_numpy(survival.time)
     prior = discrete_hazard_prior(event, time, torch.from_numpy(times)).numpy()
-    wanted = np.clip(np.cumprod(1 / (1 + np.exp(prior))), _EDGE, 1 - _EDGE)
-    low, high = np.full(len(times), -60.0), np.full(len(times), 60.0)
+    return np.asarray(np.cumprod(1 / (1 + np.exp(prior))))
+
+
+def match_curve(link: Array, survival: Array) -> Array:
+    """(t,) levels at which the mean of exp(-exp(level + link)) is ``survival`` (t,) at each time."""
+    wanted = np.clip(survival, _EDGE, 1 - _EDGE)
+    low, high = np.full(len(wanted), -60.0), np.full(len(wanted), 60.0)
     for _ in range(60):
         middle = (low + high) / 2
         above = np.exp(-np.exp(middle + link)).mean(axis=0) > wanted
@@ -90,7 +105,7 @@ def softmax(link: Array) -> Array:
     return np.asarray(weight / weight.sum(axis=1, keepdims=True))
 
 
-def _match_classes(link: Array, frequency: Array) -> Array:
+def match_classes(link: Array, frequency: Array) -> Array:
     """(K,) levels at which the mean probabilities are the class frequencies."""
     level = np.log(frequency)
     for _ in range(100):
@@ -102,7 +117,7 @@ def _match_classes(link: Array, frequency: Array) -> Array:
 
 
 def _log_likelihood(label: NDArray[np.int64], link: Array, frequency: Array) -> float:
-    probability = softmax(_match_classes(link, frequency) + link)
+    probability = softmax(match_classes(link, frequency) + link)
     return float(np.log(np.maximum(probability[np.arange(len(label)), label], 1e-300)).sum())
 
 

@@ -22,9 +22,9 @@ from medfuse.explaining import (
     pooled_importance,
     read_coalitions,
 )
-from medfuse.explaining_parts import read_recalibration
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.run import Run, open_run
+from medfuse.training import load_fold
 
 
 @pytest.fixture
@@ -61,22 +61,17 @@ def test_numbers_are_those_of_the_run(made, run):
         assert rows.points.sum() == pytest.approx(rows.risk.iloc[0] - nobody, abs=1e-9)
 
 
-def test_shown_values_are_recalibrated_and_the_raw_ones_kept(made, run):
-    """E1 with both games; what all of a patient's modalities say is the run's prediction in both, to the last bit."""
+def test_values_are_of_recalibrated_patterns(made, run):
+    """E1, E5 and E3."""
     explained(made, run)
-    shown, raw = read_coalitions(run), read_coalitions(run, raw=True)
-    assert {c.meaning for c in raw} == {"as the model says"}
+    shown = read_coalitions(run)
     assert {c.meaning for c in shown} == {"recalibrated"}
-    for a, b in zip(shown, raw, strict=True):
-        assert np.array_equal(a.values[:, -1], b.values[:, -1])
-        assert np.array_equal(a.replicates[:, :, -1], b.replicates[:, :, -1])
-        assert np.abs(a.values[:, 1] - b.values[:, 1]).max() > 1e-3
+    for one in shown:
         for scale in ("link", "risk"):
-            for one in (a, b):
-                c = contributions(one, scale=scale)
-                gap = np.nansum(c.contribution, axis=1) - (c.everybody - c.nobody)
-                assert np.abs(gap).max() <= 1e-9
-                assert np.isnan(c.contribution[~one.present]).all()  # E5: an absent modality has no bar
+            c = contributions(one, scale=scale)
+            gap = np.nansum(c.contribution, axis=1) - (c.everybody - c.nobody)
+            assert np.abs(gap).max() <= 1e-9
+            assert np.isnan(c.contribution[~one.present]).all()  # E5: an absent modality has no bar
     at = shown[0].game(scale="risk")[0][0]  # nobody: the life table of the fold's training patients
     ids = next(s for s in run.read("splits")["splits"] if str(s["name"]) == shown[0].fold[0])["train"]
     known = read_cohort(read_card(run.path / "card.md"), data_root=made).target("survival", ids)
@@ -85,29 +80,24 @@ def test_shown_values_are_recalibrated_and_the_raw_ones_kept(made, run):
     assert supported.sum() > 10
     assert np.abs(at - (1 - curve(shown[0].times)))[supported].max() <= 0.03  # E3
     for fold in ("0", "1"):
-        how = read_recalibration(run, "survival", fold)
+        patterns = load_fold(run.fold_folder(fold)).ensembles["survival"]["chosen"].patterns
         gate = read_part(Gate, run.path / FOLDER / "survival" / fold / "gate")
-        assert how.fitted.any()
-        for fitted, reason in zip(how.fitted, gate.reason, strict=True):
-            assert fitted or reason.endswith("kept as the model says it, not recalibrated")
+        assert patterns.fitted.any()
+        for fitted, reason in zip(patterns.fitted, gate.reason, strict=True):
+            assert fitted or reason.endswith("not recalibrated")
     assert "(recalibrated)" in "\n".join(lines(shown, horizon=default_horizon(run, shown)))
 
 
 def test_explanations_of_before_are_read_as_the_model_says(made, run):
-    explained(made, run)
+    first = explained(made, run)
     for fold in ("0", "1"):
-        folder = run.path / FOLDER / "survival" / fold
-        shutil.rmtree(folder / "recalibration")
-        for name in ("values", "replicates"):
-            (folder / f"raw_{name}.npy").replace(folder / f"{name}.npy")
-        index = json.loads((folder / "index.json").read_text())
-        del index["meaning"]
-        (folder / "index.json").write_text(json.dumps(index))
-    old = read_coalitions(run)
-    assert {c.meaning for c in old} == {"as the model says"}
+        index = run.path / FOLDER / "survival" / fold / "index.json"
+        content = json.loads(index.read_text())
+        del content["meaning"]
+        index.write_text(json.dumps(content))
+    assert {c.meaning for c in read_coalitions(run)} == {"as the model says"}
     again = explain_run(Run(path=run.path), data_root=made / "nowhere")
-    assert np.array_equal(again[0].values, read_coalitions(run, raw=True)[0].values)
-    assert read_recalibration(run, "survival", "0") is None
+    assert np.array_equal(again[0].values, first[0].values)
 
 
 def test_it_is_computed_once_and_read_without_data_or_models(made, run, monkeypatch):

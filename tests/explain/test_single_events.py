@@ -5,13 +5,13 @@ import itertools
 
 import numpy as np
 import pytest
+from patterned import with_any_patterns
 
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explain import Options, coalition_values, contributions
 from medfuse.explain import events as module
 from medfuse.explain.attribution import RANKING, SUMS
 from medfuse.explain.events import Events, attribute_events
-from medfuse.explain.recalibration import SubsetRecalibration, recalibrated
 from medfuse.games import shapley
 from medfuse.sample import ModalitySample
 
@@ -55,16 +55,7 @@ def record(cohort, patient, n, seed=0):
     return own, {**cohort.data, "clinical": clinical}
 
 
-def moved(values, seed=5):
-    """A recalibration that moves all coalitions but one."""
-    draw = np.random.default_rng(seed)
-    shape = values.values.shape[1:]
-    slope = np.repeat(draw.uniform(0.3, 1.5, size=(shape[0], 1)), shape[1], axis=1)
-    level = np.sort(draw.normal(size=shape), axis=1) if values.kind == "survival" else draw.normal(size=shape)
-    return SubsetRecalibration(slope=slope, level=level, fitted=np.arange(shape[0]) != 2)
-
-
-def games(fold, data, patient, own, kept, *, outcome, how):
+def games(fold, data, patient, own, kept, *, outcome):
     """Contribution of the record for each coalition of events, by other code: copies of the patient are predicted."""
     copies = {f"c{k}": sample for k, sample in enumerate(own.again(kept))}
     changed = {
@@ -79,8 +70,6 @@ def games(fold, data, patient, own, kept, *, outcome, how):
         for name, one in data.items()
     }
     values = coalition_values(fold, changed, list(copies), outcome=outcome)
-    if how is not None:
-        values = recalibrated(values, how)
     phi = contributions(values, horizon=HORIZON[outcome]).contribution
     phi = phi if phi.ndim == 2 else phi[..., 0]
     return phi[:, fold.modalities.index("clinical")]
@@ -91,11 +80,11 @@ def test_values_are_owens_of_the_recalibrated_contribution(fold, cohort, outcome
     """Against the mean over all orders that respect variables, of contributions computed by other code."""
     patient = next(i for i in cohort.ids[115:] if all(i in one.samples for one in cohort.data.values()))
     own, data = record(cohort, patient, 6)
-    how = moved(coalition_values(fold, data, [patient], outcome=outcome))
-    options = Options(outcome=outcome, recalibration=how)
+    fold = with_any_patterns(fold)
+    options = Options(outcome=outcome)
     found = attribute_events(fold, data, {patient: own}, modality="clinical", horizon=HORIZON[outcome], options=options)
     kept = (np.arange(64)[:, None] >> np.arange(6)) & 1 > 0
-    phi = games(fold, data, patient, own, kept, outcome=outcome, how=how)
+    phi = games(fold, data, patient, own, kept, outcome=outcome)
     phi[0] = found.recalibration[0]  # what is left of the contribution when there is nothing to read
     np.testing.assert_allclose(found.contribution[0], phi[-1], atol=2e-5)
     orders = [
@@ -140,11 +129,11 @@ def test_orders_that_are_drawn_agree_with_all_of_them(fold, cohort, monkeypatch)
 def test_leaving_out_one_of_many_is_a_ranking_only(fold, cohort, monkeypatch):
     patient = cohort.ids[120]
     own, data = record(cohort, patient, 9, seed=3)
-    how = moved(coalition_values(fold, data, [patient], outcome="os"))
-    options = Options(outcome="os", method="removal", recalibration=how)
+    fold = with_any_patterns(fold)
+    options = Options(outcome="os", method="removal")
     found = attribute_events(fold, data, {patient: own}, modality="clinical", horizon=700.0, options=options)
     kept = np.concatenate([np.ones((1, 9), bool), ~np.eye(9, dtype=bool)])
-    phi = games(fold, data, patient, own, kept, outcome="os", how=how)
+    phi = games(fold, data, patient, own, kept, outcome="os")
     np.testing.assert_allclose(found.values, phi[0] - phi[1:], atol=2e-5)
     assert found.label == (RANKING,)
     monkeypatch.setattr(module, "EXACT", 1)
@@ -166,7 +155,7 @@ def test_one_event_alone_is_the_whole_record(fold, cohort):
     found = attribute_events(
         fold, data, {patient: own}, modality="clinical", horizon=700.0, options=Options(outcome="os")
     )
-    np.testing.assert_allclose(found.values, found.contribution, atol=1e-6)
+    np.testing.assert_allclose(found.values + found.recalibration, found.contribution, atol=1e-6)
     assert found.positions.tolist() == [[0.0, 1.0]]
 
 

@@ -10,6 +10,7 @@ from medfuse.explain.absence import absence_used
 from medfuse.explain.coalitions import Coalitions
 from medfuse.explain.gate import same_as_stored, subset_gate, unknown_gate, unseen_values
 from medfuse.explain.parts import read_part, write_part
+from medfuse.explain.recalibration import recalibrated
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.targets import Labels, Survival, Values
 from medfuse.training.ensemble import link_of
@@ -23,7 +24,9 @@ def inner(cohort):
 
 @pytest.mark.parametrize("outcome", ["os", "recurrence", "size"])
 def test_everything_shown_is_the_stored_out_of_fold_prediction(fold, cohort, inner, outcome):
-    found = unseen_values(fold, cohort.data, inner, outcome=outcome)
+    plain = unseen_values(fold, cohort.data, inner, outcome=outcome)
+    found = recalibrated(plain, fold.ensembles[outcome]["chosen"].patterns)
+    assert np.abs(found.values - plain.values).max() > 1e-3
     stored = fold.out_of_fold[outcome]["chosen"]
     order = [found.patient_ids.index(i) for i in stored.patient_ids]
     full = found.take(order).values[:, -1]

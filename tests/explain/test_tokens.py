@@ -7,11 +7,11 @@ import planted_tokens
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from patterned import with_any_patterns, with_patterns
 
 from medfuse.errors import CohortError, ConfigError
 from medfuse.explain import Options, attribute, check, coalition_values, contributions
 from medfuse.explain.attribution import RANKING, SUMS, cells
-from medfuse.explain.recalibration import SubsetRecalibration, recalibrated
 from medfuse.explain.unit_checks import altered, predicted, randomised
 from medfuse.games import shapley
 from medfuse.sample import ModalitySample
@@ -48,7 +48,7 @@ def test_values_sum_to_the_contribution(fold, cohort, modality, method, outcome)
     phi = phi[:, column] if phi.ndim == 2 else phi[:, column, 0]
     np.testing.assert_allclose(found.contribution, phi, atol=1e-5 * max(1, np.abs(phi).max()))
     sums = np.bincount(found.patient, weights=found.values, minlength=len(found)) + found.presence
-    np.testing.assert_allclose(found.contribution - sums, found.gap, atol=1e-9)
+    np.testing.assert_allclose(found.contribution - sums - found.recalibration, found.gap, atol=1e-9)
     assert found.complete.all()
     assert set(found.label) == {SUMS}
     assert (np.abs(found.gap) <= np.maximum(0.05 * np.abs(phi), 1e-4)).all()
@@ -60,29 +60,28 @@ def test_values_sum_to_the_contribution(fold, cohort, modality, method, outcome)
 @pytest.mark.parametrize("outcome", list(HORIZON))
 @pytest.mark.parametrize(("modality", "method"), [("clinical", "path"), ("stains", "removal")])
 def test_values_sum_to_the_contribution_of_the_recalibrated_game(fold, cohort, modality, method, outcome):
-    """E7 where coalitions are recalibrated: against the game that other code moved."""
-    draw = np.random.default_rng(5)
+    """E7 where coalitions are moved far: against contributions that were computed by other code."""
+    fold = with_any_patterns(fold)
     values = coalition_values(fold, cohort.data, cohort.ids[SOME], outcome=outcome)
-    shape = values.values.shape[1:]
-    slope = np.repeat(draw.uniform(0.3, 1.5, size=(shape[0], 1)), shape[1], axis=1)
-    level = np.sort(draw.normal(size=shape), axis=1) if values.kind == "survival" else draw.normal(size=shape)
-    fitted = np.arange(shape[0]) != 2
-    how = SubsetRecalibration(slope=slope, level=level, fitted=fitted)
-    phi = contributions(recalibrated(values, how), horizon=HORIZON[outcome]).contribution
+    phi = contributions(values, horizon=HORIZON[outcome]).contribution
     phi = phi[:, fold.modalities.index(modality)]
     has = [i in cohort.data[modality].samples for i in values.patient_ids]
     phi = (phi if phi.ndim == 1 else phi[:, 0])[has]
-    found = ask(fold, cohort, modality, outcome, method=method, recalibration=how)
+    found = ask(fold, cohort, modality, outcome, method=method)
     np.testing.assert_allclose(found.contribution, phi, atol=1e-5 * max(1, np.abs(phi).max()))
     sums = np.bincount(found.patient, weights=found.values, minlength=len(found)) + found.presence
     np.testing.assert_allclose(found.contribution - sums - found.recalibration, found.gap, atol=1e-9)
     assert found.complete.all()
     assert np.abs(found.recalibration).max() > 0.01
-    assert not ask(fold, cohort, modality, outcome, method=method).recalibration.any()
+    assert not ask(with_patterns(fold), cohort, modality, outcome, method=method).recalibration.any()
 
 
 def test_stains_are_players_of_the_game_that_begins_with_the_absent_modality(fold, cohort):
-    """Owen's value, from predictions of patients whose files were altered: other code, other data."""
+    """Owen's value, from predictions of patients whose files were altered: other code, other data.
+
+    Before patterns are recalibrated, which would read the absent modality otherwise than the stains.
+    """
+    fold = with_patterns(fold)
     found = ask(fold, cohort, "stains")
     assert np.abs(found.presence).max() == 0
     patient = next(i for i in found.patient_ids if len(cohort.data["stains"].samples[i].tokens) == 2)

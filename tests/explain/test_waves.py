@@ -55,7 +55,7 @@ def test_the_planted_wave_comes_first_and_the_checks_say_so():
     found = attribute(fold, data, ids, modality="ecg", horizon=700.0, units="wave")
     assert found.names[found.unit[found.rows(ids[0])[0]]] in found.names
     assert set(found.label) == {SUMS}
-    sums = np.bincount(found.patient, weights=found.values) + found.presence
+    sums = np.bincount(found.patient, weights=found.values) + found.presence + found.recalibration
     np.testing.assert_allclose(sums, found.contribution, atol=0.05 * np.abs(found.contribution).max())
     first = [found.name(int(found.rows(i)[0])) for i in ids]
     assert np.mean([name == "V2 ST" for name in first]) >= 0.95

@@ -61,11 +61,11 @@ def test_a_useless_expert_weighs_next_to_nothing_and_absent_says_nothing(kind):
     assert found["joint"].weight.tolist() == [1, 0, 0]
     assert found["unimodal"].weight[2] < 0.15 * found["unimodal"].weight[1]
     nobody = np.flatnonzero(~oof.has.any(0))
-    link = found["chosen"].combine(oof.links, oof.has)
+    link = found["chosen"].combine(oof.links, oof.has, shown=oof.has.T)
     assert len(nobody) > 20
     np.testing.assert_array_equal(link[nobody], np.broadcast_to(found["chosen"].level, link[nobody].shape))
     wild = [(k, rows, np.where(oof.has[oof.expert_of[k], rows][:, None], u, 1e9)) for k, rows, u in oof.links]
-    np.testing.assert_array_equal(found["chosen"].combine(wild, oof.has), link)
+    np.testing.assert_array_equal(found["chosen"].combine(wild, oof.has, shown=oof.has.T), link)
 
 
 def test_experts_weigh_as_their_inner_concordance_exceeds_chance():
@@ -110,7 +110,9 @@ def test_offsets_and_scales_of_members_do_not_matter():
     oof = world()
     moved = [(k, rows, 3.0 * u + 11.0 * k) for k, rows, u in oof.links]
     one, two = fit_ensembles(oof)["chosen"], fit_ensembles(dataclasses.replace(oof, links=moved))["chosen"]
-    np.testing.assert_allclose(one.combine(oof.links, oof.has), two.combine(moved, oof.has), atol=1e-9)
+    np.testing.assert_allclose(
+        one.combine(oof.links, oof.has, shown=oof.has.T), two.combine(moved, oof.has, shown=oof.has.T), atol=1e-9
+    )
 
 
 def test_recalibrated_curves_agree_with_the_life_table_in_each_third_of_risk():
@@ -118,7 +120,7 @@ def test_recalibrated_curves_agree_with_the_life_table_in_each_third_of_risk():
 
     oof = world(3)
     ensemble = fit_ensembles(oof)["chosen"]
-    outputs = outputs_of(ensemble.combine(oof.links, oof.has), Survival)
+    outputs = outputs_of(ensemble.combine(oof.links, oof.has, shown=oof.has.T), Survival)
     order = np.argsort(outputs["risk_score"])
     for third in np.array_split(order, 3):
         km = KaplanMeierFitter().fit(oof.target.time[third], oof.target.event[third]).predict([0.5, 1.0]).to_numpy()
