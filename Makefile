@@ -1,5 +1,5 @@
-# Each target sets up what it needs. PYTHON=python3.12 make demo picks the interpreter;
-# TORCH_INDEX=URL takes torch from another index (a CPU build, for instance).
+# Each target sets up what it needs: the demo what it imports, the tests every extra. PYTHON=python3.12 make demo picks
+# the interpreter; TORCH_INDEX=URL takes torch from another index (a CPU build, for instance).
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
@@ -13,38 +13,50 @@ export DO_NOT_TRACK := true
 
 .PHONY: demo test lint bench long realdata freeze clean
 
+# pip would compile all of a gigabyte of Python on one core: the demo compiles what it imports as it imports it, the
+# tests compile everything on all cores.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "medfuse needs Python 3.11 or newer, found %d.%d at %s; run: make PYTHON=/path/to/python3.11" % (v[0], v[1], sys.executable))'
+	@echo "medfuse: setting up $(VENV) for the first time: one to three minutes, and longer where torch has to be fetched"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) install -q -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(PIP) install -q --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install -q --no-compile -c constraints.txt -e ".[slides]"
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.installed
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install -q --no-compile -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null 2>&1 || true
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.tested
 	$(PIP) install -q -c constraints.txt -e ".[test,lint]"
 	@touch $@
 
+demo: export PYTHONDONTWRITEBYTECODE :=
 demo: $(VENV)/.installed
-	$(BIN)/medfuse train --cohort transbig
-	$(BIN)/medfuse demo
+	@echo "medfuse: 1 of 2: training on 198 real breast cancer patients, about two minutes"
+	@$(BIN)/medfuse train --cohort transbig
+	@echo
+	@echo "medfuse: 2 of 2: a synthetic cohort, from raw files of seven modalities to a report, about two minutes"
+	@$(BIN)/medfuse demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.tested
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-realdata: $(VENV)/.installed
+realdata: $(VENV)/.tested
 	$(BIN)/python -m pytest -m "realdata and not gpu"
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.tested
 	for script in $(BENCHES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	for script in $(BENCHES_ONE_THREAD); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 # All tests with their full counts (10,000 mutants per loader, 50 kills, 20 fresh databases), 100 million events, and
 # what the extractors recover of the synthetic cohort's latents: hours on two cores.
-long: $(VENV)/.installed
+long: $(VENV)/.tested
 	MEDFUSE_LONG=1 $(BIN)/python -m pytest -m "not gpu"
 	$(BIN)/python benchmarks/ehr.py --large
 	$(BIN)/python benchmarks/synthetic.py

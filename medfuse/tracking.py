@@ -306,10 +306,10 @@ class _Writer(threading.Thread):
         self.waiting: list[_Metric] = []
         self._plan = plan
         self._last = time.monotonic()
-        self._queue: queue.SimpleQueue[_Metric | Callable[[_Target], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Metric] | Callable[[_Target], None] | None] = queue.SimpleQueue()
 
-    def put(self, item: _Metric | Callable[[_Target], None] | None) -> None:
-        """Ask for a metric or other work; None is the end."""
+    def put(self, item: list[_Metric] | Callable[[_Target], None] | None) -> None:
+        """Ask for metrics (an epoch's at once: each put wakes this thread) or other work; None is the end."""
         self._queue.put(item)
 
     def note(self, error: BaseException) -> None:
@@ -333,8 +333,8 @@ class _Writer(threading.Thread):
             with contextlib.suppress(queue.Empty):
                 item = self._queue.get(timeout=0.5)
                 more = item is not None
-                if isinstance(item, _Metric):
-                    self.waiting.append(item)
+                if isinstance(item, list):
+                    self.waiting += item
                 elif item is not None:
                     self._do(item, self.target)
             late = time.monotonic() - self._last > _SECONDS
@@ -387,9 +387,8 @@ class _Mlflow(Tracker):
             return  # an epoch that a resumed run repeats is the same epoch
         self._seen.add((fold, member, epoch))
         stamp = int(time.time() * 1000)
-        for key, value in record.items():
-            if key != "epoch" and isinstance(value, float):
-                self._writer.put(_Metric(fold, _clean(f"{member}/{key}"), float(value), epoch, stamp))
+        told = ((key, value) for key, value in record.items() if key != "epoch" and isinstance(value, float))
+        self._writer.put([_Metric(fold, _clean(f"{member}/{key}"), float(value), epoch, stamp) for key, value in told])
 
     def finish(self, run: Run) -> None:
         try:
@@ -406,7 +405,7 @@ class _Mlflow(Tracker):
                 fold = str(row["fold"]) if "fold" in row else None
                 for key, value in row.items():
                     if isinstance(value, float) and (fold is None or fold in self._plan.folds):
-                        self._writer.put(_Metric(fold, _clean(f"{outcome}/{key}"), value, 0, stamp))
+                        self._writer.put([_Metric(fold, _clean(f"{outcome}/{key}"), value, 0, stamp)])
 
     def close(self, status: str, *, again: bool) -> bool:
         """End the MLflow runs; returns whether all is in MLflow.

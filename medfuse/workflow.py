@@ -70,7 +70,7 @@ from medfuse.training import (
     encoder_notes,
     fit_fold,
     load_fold,
-    predict_fold,
+    predict_variants,
     save_fold,
 )
 
@@ -145,8 +145,7 @@ def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: T
     if recipe.train.balance == "agm":
         before = run.read("competition")["folds"] if (run.path / "competition.json").is_file() else {}
         run.write("competition", {"folds": {**before, split.name: competition(fold, job.data, inner)}})
-    for variant in fold.ensembles[job.outcomes[0]]:
-        predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
+    for variant, predicted in predict_variants(fold, job.data, split.held_out).items():
         for outcome in job.outcomes:
             _take_variant(
                 fold, outcome, variant=variant, predicted=predicted[outcome], job=job, split=split, to=results

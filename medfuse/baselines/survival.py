@@ -1,7 +1,7 @@
 """Survival baselines of one fold: Kaplan-Meier to the weighted late average."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import cast
 
@@ -83,23 +83,46 @@ def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _
     return cast(_Modality, fold.memo[key])
 
 
-def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
-    """Choose a candidate by its mean inner C, refit it on all of train, standardise by its out-of-fold mean and SD."""
+@dataclass(frozen=True, kw_only=True)
+class _Inner:
+    """What one learner said on the inner folds of one modality, per candidate.
+
+    Attributes:
+        oof: out-of-fold scores of the train patients who have the modality, NaN where there is none.
+        c: C of each inner fold.
+    """
+
+    oof: dict[str, Matrix] = field(default_factory=dict)
+    c: dict[str, list[float]] = field(default_factory=dict)
+
+
+def _inner(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> list[_Inner]:
+    """What each learner says on the inner folds; one that another baseline has asked is not asked again."""
+    found = cast(dict[str, _Inner], fold.memo.setdefault(("inner", modality), {}))
+    new = {name: learner for name, learner in learners.items() if name not in found}
+    found |= {name: _Inner() for name in new}
     ids = fold.has(modality, fold.train_ids)
     row = {patient: k for k, patient in enumerate(ids)}
-    oof: dict[str, Matrix] = {}
-    inner_c: dict[str, list[float]] = {}
-    for fit_ids, tune_ids in fold.inner_ids:
+    for fit_ids, tune_ids in fold.inner_ids if new else ():
         fit_ids, tune_ids = fold.has(modality, fit_ids), fold.has(modality, tune_ids)
         if not tune_ids:
             continue
         x, other = fold.design([modality], fit_ids, tune_ids)
         rows = np.array([row[i] for i in tune_ids])
         outcome = _outcome(fold, tune_ids)
-        for learner in learners.values():
+        for name, learner in new.items():
             for candidate, score in learner(x, _outcome(fold, fit_ids), other, fold.seed).items():
-                oof.setdefault(candidate, np.full(len(ids), np.nan))[rows] = score
-                inner_c.setdefault(candidate, []).append(harrell_c(outcome, score).value)
+                found[name].oof.setdefault(candidate, np.full(len(ids), np.nan))[rows] = score
+                found[name].c.setdefault(candidate, []).append(harrell_c(outcome, score, with_error=False).value)
+    return [found[name] for name in learners]
+
+
+def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
+    """Choose a candidate by its mean inner C, refit it on all of train, standardise by its out-of-fold mean and SD."""
+    ids = fold.has(modality, fold.train_ids)
+    said = _inner(fold, modality, learners)
+    oof = {name: scores for one in said for name, scores in one.oof.items()}
+    inner_c = {name: c for one in said for name, c in one.c.items()}
     complete = {name: float(np.nanmean(c)) for name, c in inner_c.items() if not np.isnan(oof[name]).any()}
     left_out = tuple(name for name in learners if not any(c.startswith(name) for c in complete))
     chosen = max(complete, key=lambda name: complete[name])
@@ -124,7 +147,7 @@ def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _M
 def _result(
     fold: FoldData, name: str, *, ids: Sequence[PatientId], oof: Matrix, held_out: Matrix, notes: tuple[str, ...]
 ) -> BaselineResult:
-    value = harrell_c(_outcome(fold, ids), oof).value
+    value = harrell_c(_outcome(fold, ids), oof, with_error=False).value
     curves = _curves(fold, ids, oof, held_out)
     return BaselineResult(name=name, prediction=_predicted(fold, held_out, curves), tuning_score=value, notes=notes)
 
@@ -178,7 +201,7 @@ def _clinical_tuning(fold: FoldData) -> float:
             x, other = fold.design([fold.clinical], fit_ids, tune_ids)
             ids += tune_ids
             scores.append(fit_cox(x, _outcome(fold, fit_ids), penalty=1e-2).log_hazard(other))
-    return harrell_c(_outcome(fold, ids), np.concatenate(scores)).value if ids else float("nan")
+    return harrell_c(_outcome(fold, ids), np.concatenate(scores), with_error=False).value if ids else float("nan")
 
 
 def ridge_per_modality(fold: FoldData) -> list[BaselineResult]:

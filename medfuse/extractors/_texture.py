@@ -21,7 +21,6 @@ def pattern_classes() -> NDArray[np.uint8]:
 CLASSES = pattern_classes()
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]  # numba has no types
 def texture(
     grey: NDArray[np.uint8], far: int, classes: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -36,10 +35,23 @@ def texture(
         Shares of the ten patterns (10,); symmetric co-occurrence probabilities at distance 1 and ``far``, to the right
         and below, (2, 16, 16); sums over pixels of gx², gy², gx gy, |g|, l and l² of the Laplacian, and their number.
     """
+    patterns, pairs, sums = np.zeros(10), np.zeros((2, 16, 16)), np.zeros(7)
+    _count(grey, far, classes, patterns, pairs, sums)
+    pairs += pairs.transpose(0, 2, 1).copy()
+    return patterns / patterns.sum(), pairs / pairs.sum(axis=(1, 2), keepdims=True), sums
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]  # numba has no types
+def _count(
+    grey: NDArray[np.uint8],
+    far: int,
+    classes: NDArray[np.uint8],
+    patterns: NDArray[np.float64],
+    pairs: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> None:
+    """Add to patterns, pairs in one order and sums; plain loops alone, for array expressions take seconds to compile."""
     height, width = grey.shape
-    patterns = np.zeros(10)
-    pairs = np.zeros((2, 16, 16))
-    sums = np.zeros(7)
     for y in range(1, height - 1):
         for x in range(1, width - 1):
             c, a0, a1 = np.int64(grey[y, x]), np.int64(grey[y - 1, x - 1]), np.int64(grey[y - 1, x])
@@ -72,6 +84,3 @@ def texture(
                 c = grey[y, x] >> 4
                 pairs[k, c, grey[y, x + step] >> 4] += 1
                 pairs[k, c, grey[y + step, x] >> 4] += 1
-        pairs[k] += pairs[k].T.copy()
-        pairs[k] /= pairs[k].sum()
-    return patterns / patterns.sum(), pairs, sums

@@ -65,16 +65,18 @@ def write_ct_series(
     folder.mkdir(parents=True, exist_ok=True)
     numbers = list(order) if order is not None else list(range(volume.shape[2]))
     key = (patient_id, seed, volume.shape, hashlib.sha256(np.ascontiguousarray(stored).tobytes()).hexdigest())
+    data = _series(key=key, rows=volume.shape[1], columns=volume.shape[0])
+    data.Modality = modality
+    data.PatientID, data.PatientName = patient_id, f"Nobody^{patient_id}"
+    data.ImageOrientationPatient = [_decimal(v) for v in (*cosines[:, 0], *cosines[:, 1])]
+    data.PixelSpacing = [_decimal(steps[1]), _decimal(steps[0])]
+    data.SliceThickness = data.SpacingBetweenSlices = _decimal(steps[2])
     paths = []
     for k in range(volume.shape[2]):
-        data = _slice(stored[:, :, k].T.astype("<i2"), key=key, number=k)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = _uid(*key, "image", k)
         data.InstanceNumber = numbers[k] + 1
-        data.Modality = modality
-        data.PatientID, data.PatientName = patient_id, f"Nobody^{patient_id}"
         data.ImagePositionPatient = [_decimal(v) for v in lps[:3, :3] @ [0, 0, k] + lps[:3, 3]]
-        data.ImageOrientationPatient = [_decimal(v) for v in (*cosines[:, 0], *cosines[:, 1])]
-        data.PixelSpacing = [_decimal(steps[1]), _decimal(steps[0])]
-        data.SliceThickness = data.SpacingBetweenSlices = _decimal(steps[2])
+        data.PixelData = stored[:, :, k].T.astype("<i2").tobytes()
         path = folder / (hashlib.sha256(f"{key}/{k}".encode()).hexdigest()[:12] + ".dcm")
         data.save_as(path, enforce_file_format=True)
         paths.append(path)
@@ -90,13 +92,13 @@ def _decimal(value: float) -> str:
     return "0"
 
 
-def _slice(pixels: NDArray[Any], *, key: Sequence[object], number: int) -> Any:  # noqa: ANN401  # a pydicom data set
+def _series(*, key: Sequence[object], rows: int, columns: int) -> Any:  # noqa: ANN401  # a pydicom data set
+    """All that the slices of a series have in common: making it anew for each takes as long as writing it."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
     data, meta = Dataset(), FileMetaDataset()
     data.SOPClassUID = meta.MediaStorageSOPClassUID = UID(_CT)
-    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID(_uid(*key, "image", number))
     meta.TransferSyntaxUID = UID(_EXPLICIT)
     meta.ImplementationClassUID = UID(_uid("medfuse"))
     data.file_meta = meta
@@ -109,9 +111,8 @@ def _slice(pixels: NDArray[Any], *, key: Sequence[object], number: int) -> Any: 
     data.PatientSex, data.StudyID, data.Manufacturer, data.PositionReferenceIndicator = "", "", "medfuse", ""
     data.PatientIdentityRemoved, data.DeidentificationMethod = "YES", "synthetic, no person"
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = pixels.shape
+    data.Rows, data.Columns = rows, columns
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
     data.RescaleIntercept, data.RescaleSlope, data.RescaleType = "-1024", "1", "HU"
     data.BurnedInAnnotation = "NO"
-    data.PixelData = pixels.tobytes()
     return data

@@ -236,8 +236,10 @@ def slide_pixels(density: float, style: SiteStyle, rng: np.random.Generator) -> 
     for channel in range(3):
         blue = np.float32(-np.log(10) * stain[0] * _HAEMATOXYLIN[channel])
         pink = np.float32(-np.log(10) * stain[1] * _EOSIN[channel])
-        light = np.float32(243.0) * np.exp(blue * haematoxylin + pink * eosin) + noise
-        pixels[..., channel] = np.clip(np.rint(light), 0, 255)
+        light = np.exp(blue * haematoxylin + pink * eosin)
+        light *= np.float32(243.0)
+        light += noise
+        pixels[..., channel] = np.clip(np.rint(light, out=light), 0, 255, out=light)
     return pixels
 
 
