@@ -1,6 +1,10 @@
 """Many models on one cohort under one budget: resumable, chosen by inner scores, and a verdict in words."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import made_up
 import numpy as np
@@ -119,6 +123,47 @@ def test_an_interrupted_benchmark_goes_on_and_gives_the_same(found, place, monke
     assert "late" in {r["model"] for r in wider.content["outcomes"]["survival"]["rows"]}
     with pytest.raises(StoreError, match="choose another --out"):
         run(place, "late", out="again", more=["train.epochs=7"])
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+import test_benchmark
+from medfuse import benchmarking
+
+real, calls, at = benchmarking.fit_fold, [], sys.argv[4]
+def dies(*args, **kwargs):
+    calls.append(1)
+    if (len(calls), at) == (4, "before"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = real(*args, **kwargs)
+    if (len(calls), at) == (1, "after"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+benchmarking.fit_fold = dies
+test_benchmark.run(Path(sys.argv[3]), out="killed")
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_between_cells_and_inside_one_loses_no_cell_and_changes_no_number(found, place):
+    here = Path(__file__)
+    words = [sys.executable, "-c", KILLED, str(here.parent), str(here.parents[2]), str(place)]
+    written = {}
+    for moment, cells in (("before", 3 + 2), ("after", 3 + 2)):  # the second process dies when its first cell is fitted
+        done = subprocess.run([*words, moment], check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        files = {p: p.read_bytes() for p in (place / "killed" / "cells").rglob("*.json")}
+        assert len(files) == cells
+        assert written.items() <= files.items()  # what was finished stands as it was
+        written = files
+    assert any((place / "killed" / "work").rglob("*.safetensors"))  # networks of the unfinished cell
+    again = run(place, out="killed")
+    drop = ["seconds", "peak_memory_mb"]
+    a, b = (pd.DataFrame(f.content["outcomes"]["survival"]["rows"]).drop(columns=drop) for f in (found, again))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert all(p.read_bytes() == content for p, content in written.items())
 
 
 def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(place):
