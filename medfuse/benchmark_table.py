@@ -2,15 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
-from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, as_times, evaluate_outcome
-from medfuse.metrics.comparison import Interval, bootstrap_values, paired_differences
-from medfuse.targets import Labels, Survival
+from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, evaluate_outcome, told
+from medfuse.metrics.comparison import Interval, simultaneous
+from medfuse.metrics.pooled import pooled_scores
 
 Row = dict[str, Any]
 FUSION, BASELINE = "chosen fusion", "chosen baseline"
@@ -121,23 +120,18 @@ def _differences(
         return {}, None
     ids = [i for fold in models[BASELINE] for i in fold.prediction.patient_ids]
     strata = np.repeat(np.arange(len(models[BASELINE])), [len(fold.prediction) for fold in models[BASELINE]])
-    target = cohort.target(outcome, ids)
-    pairs = as_times(target) if isinstance(target, Labels) else target
-    if not isinstance(pairs, Survival):
-        return {}, None
-    risks = {name: _risk(models[name]) for name in (BASELINE, *compared)}
-    others = {name: risks[name] for name in compared}
-    options = {"strata": strata, "n_resamples": settings.bootstrap, "seed": settings.seed}
-    gaps = paired_differences(pairs, risks[BASELINE], others, **cast(Any, options))
+    score, drawn = pooled_scores(
+        cohort.target(outcome, ids),
+        [told(models[name]) for name in (BASELINE, *compared)],
+        strata=strata,
+        n_resamples=settings.bootstrap,
+        seed=settings.seed,
+    )
+    gaps = dict(zip(compared, simultaneous(score[0] - score[1:], drawn[0] - drawn[1:]), strict=True))
     if FUSION not in models:
         return gaps, None
-    drawn = bootstrap_values(pairs, np.stack([risks[FUSION], risks[BASELINE]]), **cast(Any, options))
-    error = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
+    error = float(np.nanstd(drawn[1 + compared.index(FUSION)] - drawn[0], ddof=1))
     return gaps, _POWER * error if np.isfinite(error) else None
-
-
-def _risk(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
-    return np.concatenate([fold.prediction.risk_score for fold in folds])
 
 
 def _calibration(mean: Mapping[str, float], horizons: Sequence[float]) -> Row:

@@ -224,6 +224,32 @@ def test_choice_is_by_fold_and_needs_a_score_everywhere():
     assert choose(tuning, ["c"]) == []
 
 
+def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path):
+    kinds = {"subtype": "auroc", "size": "r2", "response": "auroc"}
+    made_up.write(tmp_path, n=90, outcomes=tuple(kinds), missing=0.1)
+    words = ("train.epochs=6", "baselines=[prevalence, logistic, ridge]", f"outcomes=[{', '.join(kinds)}]")
+    found = run(tmp_path, "concat", "late", more=words)
+    for name, score in kinds.items():
+        one = found.content["outcomes"][name]
+        rows = {r["model"]: r for r in one["rows"]}
+        base = "ridge" if name == "size" else "logistic"
+        assert one["score"] == score
+        assert one["chosen"][BASELINE] == [base, base]
+        for row in rows.values():
+            if row["model"] != "prevalence":
+                assert row["low"] < row["pooled"] < row["high"]
+                assert row["pooled"] == pytest.approx(row["mean"], abs=0.1)  # the score of the folds, not another one
+        fusion = rows[FUSION]
+        assert fusion["difference"] == pytest.approx(fusion["pooled"] - rows[BASELINE]["pooled"])
+        assert fusion["difference_low"] < fusion["difference"] < fusion["difference_high"]
+        assert one["resolvable"] > 0
+        assert f"than {base}" in one["verdict"] or f"from {base}" in one["verdict"] or f", {base}," in one["verdict"]
+        assert f"the smallest difference this cohort can resolve is {one['resolvable']:.2f}" in one["verdict"]
+    for file in found.path.glob("cells/baselines-subtype/*.json"):
+        said = json.loads(file.read_text())["results"]["logistic"]["subtype"]
+        assert said["risk_score"] == pytest.approx([1 - share[0] for share in said["probability"]])  # as of networks
+
+
 def test_the_command_line_and_an_outcome_with_classes(tmp_path, monkeypatch, capsys):
     made_up.write(tmp_path, n=80, outcomes=("response",))
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,6 @@ from medfuse.metrics.weighted import (
     brier_parts,
     cox_slopes,
     event_by,
-    explained,
     linear_slopes,
     logistic_slopes,
     mean_of,
@@ -55,7 +54,6 @@ def test_slopes_are_those_of_the_planted_model():
     assert logistic_slopes(label, p, weights)[0] == pytest.approx(2, abs=0.2)
     value = 3 * z + draw.normal(size=4000)
     assert linear_slopes(value, z, weights)[0] == pytest.approx(3, abs=0.05)
-    assert explained(value, 3 * z, weights)[0] == pytest.approx(0.9, abs=0.02)
     time = draw.exponential(size=4000) / np.exp(1.5 * z)
     assert cox_slopes(Survival(event=np.ones(4000, bool), time=time), z, weights)[0] == pytest.approx(1.5, abs=0.1)
 
