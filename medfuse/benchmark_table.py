@@ -100,7 +100,8 @@ def _scores(result: Row, gap: Interval | None, *, evaluation: Evaluation) -> Row
         "pooled": pooled.get("estimate"),
         "low": pooled.get("low"),
         "high": pooled.get("high"),
-        "difference": None if gap is None else -gap.estimate,
+        "reason": pooled.get("reason") or ("" if gap is None else gap.reason),
+        "difference": None if gap is None or np.isnan(gap.estimate) else -gap.estimate,
         "difference_low": None if gap is None or np.isnan(gap.high) else -gap.high,
         "difference_high": None if gap is None or np.isnan(gap.low) else -gap.low,
         **_calibration(mean, evaluation.horizons),
@@ -130,8 +131,9 @@ def _differences(
     gaps = dict(zip(compared, simultaneous(score[0] - score[1:], drawn[0] - drawn[1:]), strict=True))
     if FUSION not in models:
         return gaps, None
-    error = float(np.nanstd(drawn[1 + compared.index(FUSION)] - drawn[0], ddof=1))
-    return gaps, _POWER * error if np.isfinite(error) else None
+    draws = drawn[1 + compared.index(FUSION)] - drawn[0]
+    draws = draws[np.isfinite(draws)]
+    return gaps, _POWER * float(draws.std(ddof=1)) if len(draws) > 1 else None
 
 
 def _calibration(mean: Mapping[str, float], horizons: Sequence[float]) -> Row:
@@ -165,7 +167,8 @@ def verdict(rows: Sequence[Row], chosen: Mapping[str, Sequence[str]], *, cohort:
     fusion, base = _named(chosen[FUSION]), _named(chosen[BASELINE])
     low, high = row["difference_low"], row["difference_high"]
     if low is None or high is None:
-        return f"no verdict on {cohort}: the difference between {fusion} and {base} has no interval"
+        why = f"; {row['reason']}" if row.get("reason") else ""
+        return f"no verdict on {cohort}: the difference between {fusion} and {base} has no interval{why}"
     size = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
     small = "" if resolvable is None else f"; the smallest difference this cohort can resolve is {resolvable:.2f}"
     if low > 0 or high < 0:
@@ -208,7 +211,7 @@ def table_text(rows: Sequence[Row]) -> list[str]:
         cells = (
             r["model"], r["kind"], _number(r["tuning"]), f"{_number(r['mean'])} ({_number(r['sd'])})", pooled, gap,
             _number(r["uno_c"]), _number(r["integrated_brier"]), _number(r["calibration_slope"]),
-            _number(r["calibration_ratio"]), _whole(r["parameters"]), _whole(r["members"]), _whole(r["seconds"]),
+            _number(r["calibration_ratio"]), _whole(r["parameters"]), _whole(r["members"]), _seconds(r["seconds"]),
             _whole(r["peak_memory_mb"]),
         )  # fmt: skip
         lines.append(" | ".join(cells))
@@ -221,6 +224,10 @@ def _number(value: float | None) -> str:
 
 def _whole(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def _span(low: float | None, high: float | None) -> str:

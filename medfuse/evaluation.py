@@ -18,6 +18,7 @@ from medfuse.metrics.discrimination import NO_PAIRS, auprc, auroc, cumulative_dy
 from medfuse.metrics.goodness_of_fit import a_calibration, smooth_calibration
 from medfuse.metrics.pooled import Told, pooled_scores
 from medfuse.metrics.utility import decision_curve
+from medfuse.metrics.weighted import linear_slopes
 from medfuse.prediction import Prediction
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.types import PatientId
@@ -183,6 +184,7 @@ def _values_row(fold: FoldPrediction, cohort: Cohort, outcome: str, _: NDArray[n
         "r2": 1 - float(((y - found) ** 2).sum()) / spread if defined else float("nan"),
         "mae": float(np.abs(y - found).mean()) if len(y) else float("nan"),
         "rmse": float(np.sqrt(((y - found) ** 2).mean())) if len(y) else float("nan"),
+        "calibration_slope": float(linear_slopes(y, found, np.ones((1, len(y))))[0]) if defined else float("nan"),
         "spearman": float(stats.spearmanr(y, found).statistic) if defined and np.ptp(found) > 0 else float("nan"),
         "reason": "" if defined else "fewer than three patients, or a constant outcome",
     }

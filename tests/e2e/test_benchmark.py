@@ -250,6 +250,28 @@ def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path)
         assert said["risk_score"] == pytest.approx([1 - share[0] for share in said["probability"]])  # as of networks
 
 
+def test_held_out_patients_who_cannot_be_compared_get_a_table_and_no_verdict(tmp_path):
+    """Two published folds, and nobody of either held-out side has the event."""
+    card = made_up.write(tmp_path, n=60, outcomes=("response",))
+    table = pd.read_csv(tmp_path / "patients.csv", dtype=str)
+    table.loc[40:, "response"] = "no"
+    table.to_csv(tmp_path / "patients.csv", index=False)
+    for k, held in enumerate((table.id[40:50], table.id[50:])):
+        train = table.id[~table.id.isin(held)].reset_index(drop=True)
+        sides = pd.DataFrame({"train": train, "val": held.reset_index(drop=True)})
+        sides.to_csv(tmp_path / f"fold_{k}.csv", index=False)
+    text = card.read_text()
+    card.write_text(text.replace("outcomes:", "folds: {pattern: 'fold_{k}.csv', k: 2}\noutcomes:", 1))
+    found = run(tmp_path, "late", more=["train.epochs=2", "train.unimodal=false", "baselines=[logistic]"])
+    one = found.content["outcomes"]["response"]
+    assert one["verdict"].startswith("no verdict on toy: the difference between late and logistic has no interval")
+    assert "a class has nobody to compare within a fold" in one["verdict"]
+    assert one["resolvable"] is None
+    for row in one["rows"]:
+        assert (row["pooled"], row["difference"], row["difference_low"]) == (None, None, None)
+    assert one["verdict"] in (found.path / "table.md").read_text()
+
+
 def test_the_command_line_and_an_outcome_with_classes(tmp_path, monkeypatch, capsys):
     made_up.write(tmp_path, n=80, outcomes=("response",))
     monkeypatch.chdir(tmp_path)

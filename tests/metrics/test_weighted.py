@@ -58,6 +58,23 @@ def test_slopes_are_those_of_the_planted_model():
     assert cox_slopes(Survival(event=np.ones(4000, bool), time=time), z, weights)[0] == pytest.approx(1.5, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("probability", "reason"),
+    [
+        (np.full(6, 0.3), "same for everybody"),
+        (np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), "do not overlap"),
+        (np.array([0.6, 0.5, 0.4, 0.3, 0.2, 0.1]), "do not overlap"),
+    ],
+)
+def test_a_slope_that_no_data_decide_is_undefined_and_never_looks_perfect(probability, reason):
+    label = np.array([False, False, False, False, True, True])
+    found = binary_calibration(label, probability)
+    assert np.isnan(found.slope)
+    assert reason in found.reason
+    assert np.isfinite([found.intercept, found.brier]).all()
+    assert np.isfinite(binary_calibration(label, np.array([0.1, 0.2, 0.6, 0.4, 0.5, 0.3])).slope)
+
+
 def test_what_is_undefined_is_nan():
     survival, p, _ = cohort(0)
     none = np.zeros((1, 150))
