@@ -13,6 +13,7 @@ from medfuse.metrics.pooled import pooled_scores
 
 Row = dict[str, Any]
 FUSION, BASELINE = "chosen fusion", "chosen baseline"
+_COST = ("parameters", "flops", "members", "seconds", "peak_memory_mb")
 _POWER = 1.959964 + 0.841621  # normal quantiles of a two-sided 5 % test with a power of 80 %
 
 
@@ -36,7 +37,7 @@ def benchmark_table(
         outcome: name.
         fusions: which of the models are fusions; the others are baselines.
         settings: resamples and horizons.
-        cost: per model ``seconds``, ``parameters``, ``members``, ``peak_memory_mb``.
+        cost: per model ``seconds``, ``parameters``, ``flops``, ``members``, ``peak_memory_mb``.
         overlapping: the folds share held-out patients, and are not pooled.
 
     Returns:
@@ -61,7 +62,10 @@ def benchmark_table(
             "kind": "choice" if name in chosen else "fusion" if name in fusions else "baseline",
             "tuning": _inner_mean(tuning, chosen.get(name) or [name] * len(tuning.get(name, ()))),
             **_scores(result, gaps.get(name), evaluation=evaluation),
-            **{key: cost.get(name, {}).get(key) for key in ("parameters", "members", "seconds", "peak_memory_mb")},
+            **{
+                key: cost.get(name, {}).get(key)
+                for key in ("parameters", "flops", "members", "seconds", "peak_memory_mb")
+            },
             "per_fold": [row.get(evaluation.score) for row in result["folds"]],
         }
         for name, result in evaluation.models.items()
@@ -198,7 +202,7 @@ def table_text(rows: Sequence[Row]) -> list[str]:
     """The table in Markdown."""
     header = (
         "model", "kind", "inner", "mean (SD)", "pooled [95 %]", "minus chosen baseline [simultaneous]", "Uno C",
-        "Brier", "slope", "O/E", "parameters", "members", "seconds", "MB",
+        "Brier", "slope", "O/E", "parameters", "MFLOPs", "members", "seconds", "MB",
     )  # fmt: skip
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for r in rows:
@@ -211,8 +215,8 @@ def table_text(rows: Sequence[Row]) -> list[str]:
         cells = (
             r["model"], r["kind"], _number(r["tuning"]), f"{_number(r['mean'])} ({_number(r['sd'])})", pooled, gap,
             _number(r["uno_c"]), _number(r["integrated_brier"]), _number(r["calibration_slope"]),
-            _number(r["calibration_ratio"]), _whole(r["parameters"]), _whole(r["members"]), _seconds(r["seconds"]),
-            _whole(r["peak_memory_mb"]),
+            _number(r["calibration_ratio"]), _whole(r["parameters"]), _millions(r["flops"]), _whole(r["members"]),
+            _seconds(r["seconds"]), _whole(r["peak_memory_mb"]),
         )  # fmt: skip
         lines.append(" | ".join(cells))
     return [f"| {line} |" for line in lines]
@@ -224,6 +228,10 @@ def _number(value: float | None) -> str:
 
 def _whole(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
+
+
+def _millions(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:.3g}"
 
 
 def _seconds(value: float | None) -> str:

@@ -55,6 +55,9 @@ def test_the_table_holds_every_model_with_its_cost_and_difference(found):
     assert set(rows.index) == {*MODELS, "kaplan_meier", "clinical_cox", "late_average", FUSION, BASELINE}
     networks = rows.loc[list(MODELS)]
     assert (networks.parameters > 100).all()
+    assert (networks.flops > 2 * 8 * 8).all()
+    assert networks.flops.concat != networks.flops.transformer
+    assert "MFLOPs" in (found.path / "table.md").read_text()
     assert networks.members.to_dict() == {"concat": 2, "transformer": 2, "ensemble": 8}  # 4 experts x 2 inner folds
     assert (rows.drop([FUSION, BASELINE]).seconds > 0).all()
     assert (rows.drop([FUSION, BASELINE]).peak_memory_mb > 50).all()
