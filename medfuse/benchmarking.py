@@ -80,11 +80,18 @@ def recipe_of(name: str, base: Recipe, overrides: Sequence[str]) -> Recipe:
     the base.
 
     Raises:
-        ConfigError: neither a recipe nor a fusion.
+        ConfigError: neither a recipe nor a fusion, or overrides that make another fusion of it.
     """
     if name == ENSEMBLE:
         return base.model_copy(update={"name": name})
     if name in recipe_names():
+        wanted, plain = (read_recipe(name, words).model.fusion["name"] for words in (overrides, ()))
+        if wanted != plain:
+            msg = (
+                f"benchmark --set model.fusion: expected {name} to stay the fusion {plain}, found {wanted}, which "
+                "would stand in the table under another name; name fusions with --models, or set it for ensemble alone"
+            )
+            raise ConfigError(msg)
         own = read_recipe(name, overrides)
     elif name in FUSIONS:
         fusion = base.model.fusion if base.model.fusion.get("name") == name else {"name": name}

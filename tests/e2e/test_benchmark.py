@@ -194,6 +194,11 @@ def test_every_fusion_is_a_model_under_the_budget_of_the_base(place):
         recipe_of("transfomer", base, [])
     with pytest.raises(ConfigError, match="at least 1"):
         run(place, trials=0)
+    other = ["model.fusion={name: late}"]  # would put a late fusion into the row of concat
+    with pytest.raises(ConfigError, match="expected concat to stay the fusion concat, found late"):
+        recipe_of("concat", read_recipe("default", other), other)
+    assert recipe_of("late", read_recipe("default", other), other).model.fusion["name"] == "late"
+    assert recipe_of("transformer", read_recipe("default", other), other).model.fusion["name"] == "transformer"
 
 
 def rows_of(low, high, *, best=0.0):
