@@ -2,18 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
-from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, as_times, evaluate_outcome
-from medfuse.metrics.comparison import Interval, bootstrap_values, paired_differences
-from medfuse.targets import Labels, Survival
+from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, evaluate_outcome, told
+from medfuse.metrics.comparison import Interval, simultaneous
+from medfuse.metrics.pooled import pooled_scores
 
 Row = dict[str, Any]
 FUSION, BASELINE = "chosen fusion", "chosen baseline"
+_COST = ("parameters", "flops", "members", "seconds", "peak_memory_mb")
 _POWER = 1.959964 + 0.841621  # normal quantiles of a two-sided 5 % test with a power of 80 %
 
 
@@ -37,7 +37,7 @@ def benchmark_table(
         outcome: name.
         fusions: which of the models are fusions; the others are baselines.
         settings: resamples and horizons.
-        cost: per model ``seconds``, ``parameters``, ``members``, ``peak_memory_mb``.
+        cost: per model ``seconds``, ``parameters``, ``flops``, ``members``, ``peak_memory_mb``.
         overlapping: the folds share held-out patients, and are not pooled.
 
     Returns:
@@ -62,7 +62,10 @@ def benchmark_table(
             "kind": "choice" if name in chosen else "fusion" if name in fusions else "baseline",
             "tuning": _inner_mean(tuning, chosen.get(name) or [name] * len(tuning.get(name, ()))),
             **_scores(result, gaps.get(name), evaluation=evaluation),
-            **{key: cost.get(name, {}).get(key) for key in ("parameters", "members", "seconds", "peak_memory_mb")},
+            **{
+                key: cost.get(name, {}).get(key)
+                for key in ("parameters", "flops", "members", "seconds", "peak_memory_mb")
+            },
             "per_fold": [row.get(evaluation.score) for row in result["folds"]],
         }
         for name, result in evaluation.models.items()
@@ -101,7 +104,8 @@ def _scores(result: Row, gap: Interval | None, *, evaluation: Evaluation) -> Row
         "pooled": pooled.get("estimate"),
         "low": pooled.get("low"),
         "high": pooled.get("high"),
-        "difference": None if gap is None else -gap.estimate,
+        "reason": pooled.get("reason") or ("" if gap is None else gap.reason),
+        "difference": None if gap is None or np.isnan(gap.estimate) else -gap.estimate,
         "difference_low": None if gap is None or np.isnan(gap.high) else -gap.high,
         "difference_high": None if gap is None or np.isnan(gap.low) else -gap.low,
         **_calibration(mean, evaluation.horizons),
@@ -121,23 +125,19 @@ def _differences(
         return {}, None
     ids = [i for fold in models[BASELINE] for i in fold.prediction.patient_ids]
     strata = np.repeat(np.arange(len(models[BASELINE])), [len(fold.prediction) for fold in models[BASELINE]])
-    target = cohort.target(outcome, ids)
-    pairs = as_times(target) if isinstance(target, Labels) else target
-    if not isinstance(pairs, Survival):
-        return {}, None
-    risks = {name: _risk(models[name]) for name in (BASELINE, *compared)}
-    others = {name: risks[name] for name in compared}
-    options = {"strata": strata, "n_resamples": settings.bootstrap, "seed": settings.seed}
-    gaps = paired_differences(pairs, risks[BASELINE], others, **cast(Any, options))
+    score, drawn = pooled_scores(
+        cohort.target(outcome, ids),
+        [told(models[name]) for name in (BASELINE, *compared)],
+        strata=strata,
+        n_resamples=settings.bootstrap,
+        seed=settings.seed,
+    )
+    gaps = dict(zip(compared, simultaneous(score[0] - score[1:], drawn[0] - drawn[1:]), strict=True))
     if FUSION not in models:
         return gaps, None
-    drawn = bootstrap_values(pairs, np.stack([risks[FUSION], risks[BASELINE]]), **cast(Any, options))
-    error = float(np.nanstd(drawn[0] - drawn[1], ddof=1))
-    return gaps, _POWER * error if np.isfinite(error) else None
-
-
-def _risk(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
-    return np.concatenate([fold.prediction.risk_score for fold in folds])
+    draws = drawn[1 + compared.index(FUSION)] - drawn[0]
+    draws = draws[np.isfinite(draws)]
+    return gaps, _POWER * float(draws.std(ddof=1)) if len(draws) > 1 else None
 
 
 def _calibration(mean: Mapping[str, float], horizons: Sequence[float]) -> Row:
@@ -171,7 +171,8 @@ def verdict(rows: Sequence[Row], chosen: Mapping[str, Sequence[str]], *, cohort:
     fusion, base = _named(chosen[FUSION]), _named(chosen[BASELINE])
     low, high = row["difference_low"], row["difference_high"]
     if low is None or high is None:
-        return f"no verdict on {cohort}: the difference between {fusion} and {base} has no interval"
+        why = f"; {row['reason']}" if row.get("reason") else ""
+        return f"no verdict on {cohort}: the difference between {fusion} and {base} has no interval{why}"
     size = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
     small = "" if resolvable is None else f"; the smallest difference this cohort can resolve is {resolvable:.2f}"
     if low > 0 or high < 0:
@@ -201,7 +202,7 @@ def table_text(rows: Sequence[Row]) -> list[str]:
     """The table in Markdown."""
     header = (
         "model", "kind", "inner", "mean (SD)", "pooled [95 %]", "minus chosen baseline [simultaneous]", "Uno C",
-        "Brier", "slope", "O/E", "parameters", "members", "seconds", "MB",
+        "Brier", "slope", "O/E", "parameters", "MFLOPs", "members", "seconds", "MB",
     )  # fmt: skip
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for r in rows:
@@ -214,8 +215,8 @@ def table_text(rows: Sequence[Row]) -> list[str]:
         cells = (
             r["model"], r["kind"], _number(r["tuning"]), f"{_number(r['mean'])} ({_number(r['sd'])})", pooled, gap,
             _number(r["uno_c"]), _number(r["integrated_brier"]), _number(r["calibration_slope"]),
-            _number(r["calibration_ratio"]), _whole(r["parameters"]), _whole(r["members"]), _whole(r["seconds"]),
-            _whole(r["peak_memory_mb"]),
+            _number(r["calibration_ratio"]), _whole(r["parameters"]), _millions(r["flops"]), _whole(r["members"]),
+            _seconds(r["seconds"]), _whole(r["peak_memory_mb"]),
         )  # fmt: skip
         lines.append(" | ".join(cells))
     return [f"| {line} |" for line in lines]
@@ -227,6 +228,14 @@ def _number(value: float | None) -> str:
 
 def _whole(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
+
+
+def _millions(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:.3g}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def _span(low: float | None, high: float | None) -> str:

@@ -25,10 +25,12 @@ from medfuse.evaluation import EvaluationSettings, FoldPrediction, headline_scor
 from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, write_json, write_text
 from medfuse.jobs import Job, first_tabular, fold_settings, inner_of, outcomes_of, prepare_job
 from medfuse.models import FUSIONS
+from medfuse.models.cost import cost
 from medfuse.prediction import Prediction
 from medfuse.run import now, only_writer, versions
 from medfuse.splits import Split
 from medfuse.training import CHOSEN, JOINT, FoldModel, cpu_threads, fit_fold, predict_fold
+from medfuse.training.fold import chunks
 from medfuse.types import PatientId
 
 FORMAT_VERSION = 1
@@ -36,6 +38,7 @@ ENSEMBLE = "ensemble"  # the base recipe as it stands: its fusion with a network
 NOT_ONE_PATIENT = "rank_average"  # a rank needs the other held-out patients: it predicts no single patient
 _HARMLESS = {"tracking", "baselines", "evaluation", "allow_leaks"}  # parts of a recipe that change no cell
 _BUDGET = ("seeds", "epochs", "patience", "precision", "device", "threads", "deterministic")
+_COUNTED = 32  # held-out patients, over whom the arithmetic of a prediction is averaged
 _ARRAYS = ("risk_score", "times", "survival", "probability", "value")
 
 
@@ -77,11 +80,18 @@ def recipe_of(name: str, base: Recipe, overrides: Sequence[str]) -> Recipe:
     the base.
 
     Raises:
-        ConfigError: neither a recipe nor a fusion.
+        ConfigError: neither a recipe nor a fusion, or overrides that make another fusion of it.
     """
     if name == ENSEMBLE:
         return base.model_copy(update={"name": name})
     if name in recipe_names():
+        wanted, plain = (read_recipe(name, words).model.fusion["name"] for words in (overrides, ()))
+        if wanted != plain:
+            msg = (
+                f"benchmark --set model.fusion: expected {name} to stay the fusion {plain}, found {wanted}, which "
+                "would stand in the table under another name; name fusions with --models, or set it for ensemble alone"
+            )
+            raise ConfigError(msg)
         own = read_recipe(name, overrides)
     elif name in FUSIONS:
         fusion = base.model.fusion if base.model.fusion.get("name") == name else {"name": name}
@@ -246,11 +256,13 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
     fitted = time.perf_counter() - started
     variant = _variant(plan.recipes[name], fold)
     predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
-    members = [member.build() for member in fold.members[:1]]
+    joint = next((member for member in fold.members if not member.expert), fold.members[0])
+    found = cost(joint.build(), chunks(joint, job.data, split.held_out[:_COUNTED])[0])
     content = {
         "seconds": round(fitted, 3),
         "peak_memory_mb": peak_memory() or memory,
-        "parameters": sum(p.numel() for p in members[0].parameters()),
+        "parameters": found.parameters,
+        "flops": round(found.flops),
         "members": len(fold.members),
         "trial": -number,
         "trial_scores": [_defined(t[0]) for t in tried],
@@ -345,7 +357,7 @@ def _results(plan: _Plan, cells: Mapping[str, Sequence[Mapping[str, Any]]], *, c
     for outcome in job.outcomes:
         predictions: dict[str, list[FoldPrediction]] = {}
         tuning: dict[str, list[float]] = {}
-        cost: dict[str, dict[str, Any]] = {}
+        spent: dict[str, dict[str, Any]] = {}
         for name in (*plan.recipes, f"baselines {outcome}"):
             for cell, split in zip(cells[name], job.splits, strict=True):
                 for model, by_outcome in cell["results"].items():
@@ -354,7 +366,7 @@ def _results(plan: _Plan, cells: Mapping[str, Sequence[Mapping[str, Any]]], *, c
                     fold = FoldPrediction(fold=split.name, prediction=prediction, train_ids=split.train)
                     predictions.setdefault(model, []).append(fold)
                     tuning.setdefault(model, []).append(np.nan if said["tuning"] is None else said["tuning"])
-                    _add_cost(cost.setdefault(model, {}), cell, model)
+                    _add_cost(spent.setdefault(model, {}), cell, model)
         outcomes[outcome] = benchmark_table(
             predictions,
             tuning,
@@ -362,7 +374,7 @@ def _results(plan: _Plan, cells: Mapping[str, Sequence[Mapping[str, Any]]], *, c
             outcome=outcome,
             fusions=list(plan.recipes),
             settings=settings,
-            cost=cost,
+            cost=spent,
             overlapping=job.overlapping,
         )
     return {
@@ -384,10 +396,9 @@ def _results(plan: _Plan, cells: Mapping[str, Sequence[Mapping[str, Any]]], *, c
     }
 
 
-def _add_cost(cost: dict[str, Any], cell: Mapping[str, Any], model: str) -> None:
+def _add_cost(spent: dict[str, Any], cell: Mapping[str, Any], model: str) -> None:
     each = cell.get("each_seconds", {}).get(model)
     memory = cell["each_memory_mb"][model] if each is not None else cell["peak_memory_mb"]
-    cost["seconds"] = cost.get("seconds", 0.0) + (cell["seconds"] if each is None else each)
-    cost["peak_memory_mb"] = max(cost.get("peak_memory_mb", 0.0), memory or 0.0) or None
-    cost["parameters"] = cell.get("parameters")
-    cost["members"] = cell.get("members")
+    spent["seconds"] = spent.get("seconds", 0.0) + (cell["seconds"] if each is None else each)
+    spent["peak_memory_mb"] = max(spent.get("peak_memory_mb", 0.0), memory or 0.0) or None
+    spent |= {key: cell.get(key) for key in ("parameters", "flops", "members")}

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
 from medfuse.metrics.calibration import binary_calibration, brier, calibration_at, d_calibration, integrated_brier
-from medfuse.metrics.comparison import Interval, bootstrap_c, paired_differences
-from medfuse.metrics.discrimination import auprc, auroc, cumulative_dynamic_auc, harrell_c, uno_c
+from medfuse.metrics.comparison import Interval, percentile, simultaneous
+from medfuse.metrics.discrimination import NO_PAIRS, auprc, auroc, cumulative_dynamic_auc, harrell_c, uno_c
 from medfuse.metrics.goodness_of_fit import a_calibration, smooth_calibration
+from medfuse.metrics.pooled import Told, pooled_scores
 from medfuse.metrics.utility import decision_curve
+from medfuse.metrics.weighted import linear_slopes
 from medfuse.prediction import Prediction
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.types import PatientId
@@ -182,6 +184,7 @@ def _values_row(fold: FoldPrediction, cohort: Cohort, outcome: str, _: NDArray[n
         "r2": 1 - float(((y - found) ** 2).sum()) / spread if defined else float("nan"),
         "mae": float(np.abs(y - found).mean()) if len(y) else float("nan"),
         "rmse": float(np.sqrt(((y - found) ** 2).mean())) if len(y) else float("nan"),
+        "calibration_slope": float(linear_slopes(y, found, np.ones((1, len(y))))[0]) if defined else float("nan"),
         "spearman": float(stats.spearmanr(y, found).statistic) if defined and np.ptp(found) > 0 else float("nan"),
         "reason": "" if defined else "fewer than three patients, or a constant outcome",
     }
@@ -191,6 +194,13 @@ _ROWS: dict[type, tuple[str, Callable[..., Row]]] = {
     Survival: ("harrell_c", _survival_row),
     Labels: ("auroc", _labels_row),
     Values: ("r2", _values_row),
+}
+
+
+_UNDEFINED: dict[type, str] = {
+    Survival: NO_PAIRS,
+    Labels: "a class has nobody to compare within a fold",
+    Values: "the outcome is constant within folds",
 }
 
 
@@ -213,22 +223,20 @@ def _risks(folds: Sequence[FoldPrediction]) -> NDArray[np.float64]:
     return np.concatenate([f.prediction.risk_score for f in folds])
 
 
-def as_times(target: Labels) -> Survival:
-    """Patients of the last class have the event at once, the others never: Harrell's C is then the AUROC."""
-    label = target.label > 0  # what the risk score is the probability of: any class but the first
-    return Survival(event=label, time=np.where(label, 0.0, 1.0), observed=target.observed)
+def told(folds: Sequence[FoldPrediction]) -> Told:
+    """What a model says of the held-out patients of all folds, one after the other."""
+
+    def joined(name: str) -> NDArray[np.float64] | None:
+        parts = [getattr(f.prediction, name) for f in folds]
+        return None if any(part is None for part in parts) else np.concatenate(parts)
+
+    return Told(risk=_risks(folds), probability=joined("probability"), value=joined("value"))
 
 
-def _pooled_interval(
-    pooled: _Pooled, risk: NDArray[np.float64], rows: NDArray[np.intp], settings: EvaluationSettings
-) -> Interval:
-    target, strata = pooled.target.take(rows), pooled.strata[rows]
-    if isinstance(target, Labels):
-        target = as_times(target)
-    if isinstance(target, Survival):
-        return bootstrap_c(target, risk[rows], strata=strata, n_resamples=settings.bootstrap, seed=settings.seed)
-    nan = float("nan")
-    return Interval(estimate=nan, low=nan, high=nan, reason="no pooled score for continuous outcomes")
+def _pooled_interval(pooled: _Pooled, said: Told, rows: NDArray[np.intp], settings: EvaluationSettings) -> Interval:
+    options = {"n_resamples": settings.bootstrap, "seed": settings.seed}
+    score, drawn = pooled_scores(pooled.target.take(rows), [said.take(rows)], strata=pooled.strata[rows], **options)
+    return percentile(float(score[0]), drawn[0], reason=_UNDEFINED[type(pooled.target)] if np.isnan(score[0]) else "")
 
 
 def _summary(rows: Sequence[Row]) -> tuple[Row, Row]:
@@ -292,7 +300,7 @@ def evaluate_outcome(
         horizons=horizons,
         models=results,
         differences=_differences(models, carrying, pooled, settings),
-        groups=_groups(pooled, _risks(folds), folds, cohort, settings),
+        groups=_groups(pooled, told(folds), folds, cohort, settings),
         curves=_curves(folds, pooled, horizons),
     )
     return from_json(evaluation.to_json())
@@ -302,36 +310,35 @@ def _intervals(
     predicted: Sequence[FoldPrediction], pooled: _Pooled, settings: EvaluationSettings, *, overlapping: bool
 ) -> Row:
     """The pooled interval of a model, or where folds overlap one of each fold."""
-    risk, everyone = _risks(predicted), np.arange(len(pooled.ids))
+    said, everyone = told(predicted), np.arange(len(pooled.ids))
     if not overlapping:
-        return {"pooled": asdict(_pooled_interval(pooled, risk, everyone, settings)), "fold_intervals": []}
+        return {"pooled": asdict(_pooled_interval(pooled, said, everyone, settings)), "fold_intervals": []}
     of_folds = [everyone[pooled.strata == k] for k in range(len(predicted))]
-    found = [asdict(_pooled_interval(pooled, risk, rows, settings)) for rows in of_folds]
+    found = [asdict(_pooled_interval(pooled, said, rows, settings)) for rows in of_folds]
     return {"pooled": None, "fold_intervals": found}
 
 
 def _differences(
     models: Mapping[str, Sequence[FoldPrediction]], carrying: str, pooled: _Pooled, settings: EvaluationSettings
 ) -> dict[str, Row]:
-    """The carrying model minus each other; none for a continuous outcome."""
-    target = as_times(pooled.target) if isinstance(pooled.target, Labels) else pooled.target
-    if not isinstance(target, Survival) or not len(pooled.ids):
+    """The carrying model minus each other."""
+    others = [name for name in models if name != carrying]
+    if not others or not len(pooled.ids):
         return {}
-    others = {name: _risks(predicted) for name, predicted in models.items() if name != carrying}
-    found = paired_differences(
-        target,
-        _risks(models[carrying]),
-        others,
+    score, drawn = pooled_scores(
+        pooled.target,
+        [told(models[name]) for name in (carrying, *others)],
         strata=pooled.strata,
         n_resamples=settings.bootstrap,
         seed=settings.seed,
     )
-    return {name: asdict(interval) for name, interval in found.items()}
+    found = simultaneous(score[0] - score[1:], drawn[0] - drawn[1:])
+    return {name: asdict(interval) for name, interval in zip(others, found, strict=True)}
 
 
 def _groups(
     pooled: _Pooled,
-    risk: NDArray[np.float64],
+    said: Told,
     folds: Sequence[FoldPrediction],
     cohort: Cohort,
     settings: EvaluationSettings,
@@ -365,7 +372,7 @@ def _groups(
                 continue
             part = pooled.target.take(index)
             events = part.n_events if isinstance(part, Survival) else None
-            interval = asdict(_pooled_interval(pooled, risk, index, few))
+            interval = asdict(_pooled_interval(pooled, said, index, few))
             rows.append({"level": level, "patients": len(index), "events": events, **interval})
         if suppressed:
             rows.append(

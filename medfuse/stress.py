@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.cohort import Cohort
-from medfuse.evaluation import as_times, default_horizons, survival_between
-from medfuse.metrics.comparison import bootstrap_values, resample_weights
-from medfuse.metrics.discrimination import stratified_c
+from medfuse.evaluation import default_horizons, survival_between
+from medfuse.metrics.comparison import resample_weights
+from medfuse.metrics.pooled import Told, pooled_scores
 from medfuse.metrics.weighted import (
     brier_parts,
     cox_slopes,
     event_by,
-    explained,
     linear_slopes,
     logistic_slopes,
     mean_of,
@@ -292,14 +291,13 @@ def _sample(
     )
 
 
-def _score(sample: _Sample, risk: Array) -> Array:
+def _score(sample: _Sample, risk: Array, share: Array) -> Array:
     """(1 + R,) discrimination: of the sample, then of each resample."""
-    target = sample.target
-    if isinstance(target, Values):
-        return explained(target.value, risk, sample.weights)
-    pairs = as_times(target) if isinstance(target, Labels) else target
-    drawn = bootstrap_values(pairs, risk, strata=sample.strata, n_resamples=sample.resamples, seed=sample.seed)
-    return np.concatenate([[stratified_c(pairs, risk, sample.strata).value], drawn])
+    told = Told(risk=risk, probability=share, value=share[:, 0])
+    score, drawn = pooled_scores(
+        sample.target, [told], strata=sample.strata, n_resamples=sample.resamples, seed=sample.seed
+    )
+    return np.concatenate([score, drawn[0]])
 
 
 def _calibration(sample: _Sample, share: Array) -> tuple[Array, Array, Array]:
@@ -397,7 +395,7 @@ def _averaged(
     for k in members:
         risk = np.concatenate([told[k][f].risk for f in group])
         share = np.concatenate([told[k][f].share for f in group])
-        for name, values in zip(METRICS, (_score(sample, risk), *_calibration(sample, share)), strict=True):
+        for name, values in zip(METRICS, (_score(sample, risk, share), *_calibration(sample, share)), strict=True):
             draws[name].append(values)
     return {name: np.mean(values, axis=0) for name, values in draws.items()}
 

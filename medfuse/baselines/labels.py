@@ -1,6 +1,6 @@
 """Baselines of outcomes with classes or values: (ridge) regression and gradient boosting on everything side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +9,7 @@ from medfuse.baselines.base import BaselineResult, FoldData, Matrix
 from medfuse.metrics.discrimination import auroc
 from medfuse.prediction import Prediction
 from medfuse.targets import Labels, Values
+from medfuse.types import PatientId
 
 
 def _predicted(fold: FoldData, probability: Matrix) -> Prediction:
@@ -17,7 +18,7 @@ def _predicted(fold: FoldData, probability: Matrix) -> Prediction:
         patient_ids=ids,
         present=fold.present(ids),
         modalities=tuple(fold.data),
-        risk_score=probability[:, -1],
+        risk_score=1.0 - probability[:, 0],
         probability=probability,
     )
 
@@ -91,16 +92,33 @@ def prevalence(fold: FoldData) -> list[BaselineResult]:
 
 def ridge(fold: FoldData) -> list[BaselineResult]:
     """Ridge regression, penalty by leave-one-out within train."""
-    from sklearn.linear_model import RidgeCV
-
-    x, held = fold.design(list(fold.data), fold.train_ids, fold.split.held_out)
-    y = cast(Values, fold.target(fold.train_ids))
-    value = np.asarray(RidgeCV(alphas=np.logspace(0, 4, 9)).fit(x, y.value).predict(held), dtype=np.float64)
     ids = fold.split.held_out
+    value = _ridge(fold, fold.train_ids, ids)
     prediction = Prediction(
         patient_ids=ids, present=fold.present(ids), modalities=tuple(fold.data), risk_score=value, value=value
     )
-    return [BaselineResult(name="ridge", prediction=prediction)]
+    return [BaselineResult(name="ridge", prediction=prediction, tuning_score=_inner_r2(fold))]
+
+
+def _ridge(fold: FoldData, fit_ids: Sequence[PatientId], others: Sequence[PatientId]) -> Matrix:
+    """(n,) values of ``others``, by a fit to ``fit_ids``."""
+    from sklearn.linear_model import RidgeCV
+
+    x, other = fold.design(list(fold.data), fit_ids, others)
+    y = cast(Values, fold.target(fit_ids))
+    return np.asarray(RidgeCV(alphas=np.logspace(0, 4, 9)).fit(x, y.value).predict(other), dtype=np.float64)
+
+
+def _inner_r2(fold: FoldData) -> float:
+    """R squared of the inner out-of-fold predictions together, as networks are scored; NaN where it is undefined."""
+    said, truth = [np.zeros(0)], [np.zeros(0)]
+    for fit_ids, tune_ids in fold.inner_ids:
+        if tune_ids and len(fit_ids) > 1:
+            said.append(_ridge(fold, fit_ids, tune_ids))
+            truth.append(cast(Values, fold.target(tune_ids)).value)
+    y, found = np.concatenate(truth), np.concatenate(said)
+    spread = float(((y - y.mean()) ** 2).sum()) if len(y) > 2 else 0.0
+    return 1.0 - float(((y - found) ** 2).sum()) / spread if spread > 0 else float("nan")
 
 
 LABEL_BASELINES: dict[str, Callable[[FoldData], list[BaselineResult]]] = {

@@ -12,6 +12,7 @@ from medfuse.metrics.nonparametric import Convention, censoring_survival, kaplan
 from medfuse.targets import Survival
 
 _EPS = 1e-7
+_CONSTANT = 1e-9  # spread of logits below which a prediction is one number
 
 
 def brier(
@@ -218,6 +219,12 @@ def binary_calibration(label: NDArray[np.bool_], probability: NDArray[np.float64
         z = parameters[0] + parameters[1] * logit
         return float(np.mean(np.logaddexp(0, z) - y * z))
 
-    both = optimize.minimize(loss, np.array([0.0, 1.0]), method="BFGS")
     one = optimize.minimize_scalar(lambda a: loss(np.array([a, 1.0])))
+    if np.ptp(logit) < _CONSTANT:  # any slope fits as well as any other
+        said = "the probability is the same for everybody"
+        return BinaryCalibration(intercept=float(one.x), slope=float("nan"), brier=score, reason=said)
+    if logit[label].min() >= logit[~label].max() or logit[label].max() <= logit[~label].min():  # the larger, the better
+        said = "slope: the likelihood is monotone, for the classes do not overlap"
+        return BinaryCalibration(intercept=float(one.x), slope=float("nan"), brier=score, reason=said)
+    both = optimize.minimize(loss, np.array([0.0, 1.0]), method="BFGS")
     return BinaryCalibration(intercept=float(one.x), slope=float(both.x[1]), brier=score)

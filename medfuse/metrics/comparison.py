@@ -196,24 +196,34 @@ def paired_differences(
     estimates = np.array([point - stratified_c(survival, others[name], strata).value for name in names])
     models = np.stack([risk_score, *others.values()])
     values = bootstrap_values(survival, models, strata=strata, n_resamples=n_resamples, seed=seed)
-    draws = values[0] - values[1:]
+    found = simultaneous(estimates, values[0] - values[1:], level=level)
+    return dict(zip(names, found, strict=True))
+
+
+def simultaneous(estimates: NDArray[np.float64], draws: NDArray[np.float64], *, level: float = 0.95) -> list[Interval]:
+    """Intervals of m differences (m,) from their resamples (m, R), by the max-t of :func:`paired_differences`.
+
+    A resample in which one of them is undefined is left out for all.
+    """
     draws = draws[:, ~np.isnan(draws).any(axis=0)]
     if draws.shape[1] < 2 or np.isnan(estimates).any():
         nan = float("nan")
-        return {
-            name: Interval(estimate=float(e), low=nan, high=nan, reason="no resample is defined")
-            for name, e in zip(names, estimates, strict=True)
-        }
+        return [Interval(estimate=float(e), low=nan, high=nan, reason="no resample is defined") for e in estimates]
     error = draws.std(axis=1, ddof=1)
     centred = np.abs(draws - draws.mean(axis=1, keepdims=True)) / np.maximum(error, 1e-12)[:, None]
     width = np.quantile(centred.max(axis=0), level)
     tails = np.minimum((draws <= 0).mean(axis=1), (draws >= 0).mean(axis=1))
-    return {
-        name: Interval(
+    return [
+        Interval(
             estimate=float(estimates[k]),
             low=float(estimates[k] - width * error[k]),
             high=float(estimates[k] + width * error[k]),
             p_value=float(min(1.0, 2 * max(tails[k], 1 / draws.shape[1]))),
         )
-        for k, name in enumerate(names)
-    }
+        for k in range(len(estimates))
+    ]
+
+
+def percentile(estimate: float, draws: NDArray[np.float64], *, level: float = 0.95, reason: str = "") -> Interval:
+    """An estimate with the percentile interval of its resamples (R,), undefined ones left out."""
+    return _interval(estimate, draws, level=level, reason=reason)

@@ -113,11 +113,3 @@ def linear_slopes(value: Array, predicted: Array, weights: Array) -> Array:
     x, y = predicted[None] - mean_of(predicted, weights)[:, None], value[None] - mean_of(value, weights)[:, None]
     spread = (weights * x * x).sum(axis=1)
     return np.where(spread > 1e-12, (weights * x * y).sum(axis=1) / np.where(spread > 1e-12, spread, 1.0), np.nan)
-
-
-def explained(value: Array, predicted: Array, weights: Array) -> Array:
-    """(R,) share of the weighted variance that predictions explain (R squared)."""
-    centred = value[None] - mean_of(value, weights)[:, None]
-    spread = (weights * centred**2).sum(axis=1)
-    left = weights @ (value - predicted) ** 2
-    return np.where(spread > 0, 1.0 - left / np.where(spread > 0, spread, 1.0), np.nan)

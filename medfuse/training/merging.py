@@ -13,6 +13,7 @@ from torch.nn import functional
 from medfuse.errors import ModelError
 from medfuse.models import HeadSettings, ModelSettings, encoder_options
 from medfuse.training.member import Member
+from medfuse.training.regridding import common_grids
 
 Array = NDArray[np.float64]
 _LEAST_ANGLE = 1e-4
@@ -99,7 +100,8 @@ def merge_members(members: Sequence[Member], *, weights: Sequence[float] | None 
     Every block keeps its weights. Heads are merged: matrices W by their spherical mean, constants by their mean. So
     that blocks whose heads read different directions can share one head, the latent of block m is multiplied by
     R_m = 1 + W^+ (W_m - W), which makes W R_m = W_m: with ``domain: none`` the merged logit is the weighted mean of the
-    members' logits over what a patient has. Copies of a block are merged to that block, R = 1.
+    members' logits over what a patient has. Copies of a block are merged to that block, R = 1. Members of different
+    patients have different time grids, which :func:`medfuse.training.regridding.common_grids` makes one.
 
     Args:
         members: two or more, with disjoint modalities, the same fusion, width and outcomes.
@@ -113,6 +115,7 @@ def merge_members(members: Sequence[Member], *, weights: Sequence[float] | None 
         raise ModelError(msg)
     for member in members[1:]:
         _require_alike(members[0], member)
+    members = common_grids(members)
     names = [name for member in members for name in member.shapes]
     if len(set(names)) < len(names):
         msg = f"merge: expected members of different modalities, found {', '.join(sorted(names))}; drop one of a pair"
@@ -160,7 +163,7 @@ def _require_alike(first: Member, other: Member) -> None:
 
 def _read(heads: Mapping[str, HeadSettings]) -> dict[str, tuple[object, ...]]:
     """What heads must have in common; what they learned of their own patients may differ."""
-    return {name: (h.kind, h.name, dict(h.options), h.time_grid, h.n_classes) for name, h in heads.items()}
+    return {name: (h.kind, h.name, dict(h.options), h.n_classes) for name, h in heads.items()}
 
 
 def _merged_settings(members: Sequence[Member]) -> ModelSettings:

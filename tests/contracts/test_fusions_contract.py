@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from invariants import assert_keeps_its_promises, outputs
+from invariants import assert_keeps_its_promises, outputs, pad
 from model_cases import HEADS_OF, SHAPES, make_batch
 
 from medfuse.batch import without_modality
 from medfuse.errors import ConfigError
 from medfuse.models import FUSIONS, ModelSettings, build_model
+from medfuse.models.cost import cost
 
 CASES = [
     ("cascade", {}),
@@ -94,3 +95,20 @@ def test_each_modality_that_the_fusion_says_it_reads_is_used_and_no_other(name, 
 def test_fusion_refuses_unknown_options(name, options):
     with pytest.raises(ConfigError, match=f'model.fusion: "{name}" has no option "dept"'):
         make(name, {**options, "dept": 3})
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_parameters_and_arithmetic_of_a_fusion_are_reported(name, options):
+    model, batch = make(name, options), make_batch()
+    state = torch.get_rng_state()
+    found = cost(model, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.flops > 2 * 16 * len(HEADS_OF)  # the heads alone, each a map of the state
+    twice = cost(model, batch.select([*range(len(batch))] * 2))
+    assert twice.flops == pytest.approx(found.flops)  # of a patient, not of a batch
+    longer = cost(model, pad(batch, 40, ("bag",)))
+    assert longer.flops >= found.flops
+    if "packed" in options:  # real tokens alone reach the attention
+        unpacked = make(name, {**options, "packed": False})
+        assert found.flops < cost(unpacked, batch).flops

@@ -1,6 +1,10 @@
 """Many models on one cohort under one budget: resumable, chosen by inner scores, and a verdict in words."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import made_up
 import numpy as np
@@ -51,6 +55,9 @@ def test_the_table_holds_every_model_with_its_cost_and_difference(found):
     assert set(rows.index) == {*MODELS, "kaplan_meier", "clinical_cox", "late_average", FUSION, BASELINE}
     networks = rows.loc[list(MODELS)]
     assert (networks.parameters > 100).all()
+    assert (networks.flops > 2 * 8 * 8).all()
+    assert networks.flops.concat != networks.flops.transformer
+    assert "MFLOPs" in (found.path / "table.md").read_text()
     assert networks.members.to_dict() == {"concat": 2, "transformer": 2, "ensemble": 8}  # 4 experts x 2 inner folds
     assert (rows.drop([FUSION, BASELINE]).seconds > 0).all()
     assert (rows.drop([FUSION, BASELINE]).peak_memory_mb > 50).all()
@@ -121,6 +128,47 @@ def test_an_interrupted_benchmark_goes_on_and_gives_the_same(found, place, monke
         run(place, "late", out="again", more=["train.epochs=7"])
 
 
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+import test_benchmark
+from medfuse import benchmarking
+
+real, calls, at = benchmarking.fit_fold, [], sys.argv[4]
+def dies(*args, **kwargs):
+    calls.append(1)
+    if (len(calls), at) == (4, "before"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = real(*args, **kwargs)
+    if (len(calls), at) == (1, "after"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+benchmarking.fit_fold = dies
+test_benchmark.run(Path(sys.argv[3]), out="killed")
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_between_cells_and_inside_one_loses_no_cell_and_changes_no_number(found, place):
+    here = Path(__file__)
+    words = [sys.executable, "-c", KILLED, str(here.parent), str(here.parents[2]), str(place)]
+    written = {}
+    for moment, cells in (("before", 3 + 2), ("after", 3 + 2)):  # the second process dies when its first cell is fitted
+        done = subprocess.run([*words, moment], check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        files = {p: p.read_bytes() for p in (place / "killed" / "cells").rglob("*.json")}
+        assert len(files) == cells
+        assert written.items() <= files.items()  # what was finished stands as it was
+        written = files
+    assert any((place / "killed" / "work").rglob("*.safetensors"))  # networks of the unfinished cell
+    again = run(place, out="killed")
+    drop = ["seconds", "peak_memory_mb"]
+    a, b = (pd.DataFrame(f.content["outcomes"]["survival"]["rows"]).drop(columns=drop) for f in (found, again))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert all(p.read_bytes() == content for p, content in written.items())
+
+
 def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(place):
     base = read_recipe("smoke", list(WORDS))
     one, other = (recipe_of(name, base, list(WORDS)) for name in ("concat", "late"))
@@ -146,6 +194,11 @@ def test_every_fusion_is_a_model_under_the_budget_of_the_base(place):
         recipe_of("transfomer", base, [])
     with pytest.raises(ConfigError, match="at least 1"):
         run(place, trials=0)
+    other = ["model.fusion={name: late}"]  # would put a late fusion into the row of concat
+    with pytest.raises(ConfigError, match="expected concat to stay the fusion concat, found late"):
+        recipe_of("concat", read_recipe("default", other), other)
+    assert recipe_of("late", read_recipe("default", other), other).model.fusion["name"] == "late"
+    assert recipe_of("transformer", read_recipe("default", other), other).model.fusion["name"] == "transformer"
 
 
 def rows_of(low, high, *, best=0.0):
@@ -177,6 +230,54 @@ def test_choice_is_by_fold_and_needs_a_score_everywhere():
     tuning = {"a": [0.6, 0.7], "b": [0.65, 0.6], "c": [0.9, float("nan")]}
     assert choose(tuning, ["a", "b", "c"]) == ["b", "a"]
     assert choose(tuning, ["c"]) == []
+
+
+def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path):
+    kinds = {"subtype": "auroc", "size": "r2", "response": "auroc"}
+    made_up.write(tmp_path, n=90, outcomes=tuple(kinds), missing=0.1)
+    words = ("train.epochs=6", "baselines=[prevalence, logistic, ridge]", f"outcomes=[{', '.join(kinds)}]")
+    found = run(tmp_path, "concat", "late", more=words)
+    for name, score in kinds.items():
+        one = found.content["outcomes"][name]
+        rows = {r["model"]: r for r in one["rows"]}
+        base = "ridge" if name == "size" else "logistic"
+        assert one["score"] == score
+        assert one["chosen"][BASELINE] == [base, base]
+        for row in rows.values():
+            if row["model"] != "prevalence":
+                assert row["low"] < row["pooled"] < row["high"]
+                assert row["pooled"] == pytest.approx(row["mean"], abs=0.1)  # the score of the folds, not another one
+        fusion = rows[FUSION]
+        assert fusion["difference"] == pytest.approx(fusion["pooled"] - rows[BASELINE]["pooled"])
+        assert fusion["difference_low"] < fusion["difference"] < fusion["difference_high"]
+        assert one["resolvable"] > 0
+        assert f"than {base}" in one["verdict"] or f"from {base}" in one["verdict"] or f", {base}," in one["verdict"]
+        assert f"the smallest difference this cohort can resolve is {one['resolvable']:.2f}" in one["verdict"]
+    for file in found.path.glob("cells/baselines-subtype/*.json"):
+        said = json.loads(file.read_text())["results"]["logistic"]["subtype"]
+        assert said["risk_score"] == pytest.approx([1 - share[0] for share in said["probability"]])  # as of networks
+
+
+def test_held_out_patients_who_cannot_be_compared_get_a_table_and_no_verdict(tmp_path):
+    """Two published folds, and nobody of either held-out side has the event."""
+    card = made_up.write(tmp_path, n=60, outcomes=("response",))
+    table = pd.read_csv(tmp_path / "patients.csv", dtype=str)
+    table.loc[40:, "response"] = "no"
+    table.to_csv(tmp_path / "patients.csv", index=False)
+    for k, held in enumerate((table.id[40:50], table.id[50:])):
+        train = table.id[~table.id.isin(held)].reset_index(drop=True)
+        sides = pd.DataFrame({"train": train, "val": held.reset_index(drop=True)})
+        sides.to_csv(tmp_path / f"fold_{k}.csv", index=False)
+    text = card.read_text()
+    card.write_text(text.replace("outcomes:", "folds: {pattern: 'fold_{k}.csv', k: 2}\noutcomes:", 1))
+    found = run(tmp_path, "late", more=["train.epochs=2", "train.unimodal=false", "baselines=[logistic]"])
+    one = found.content["outcomes"]["response"]
+    assert one["verdict"].startswith("no verdict on toy: the difference between late and logistic has no interval")
+    assert "a class has nobody to compare within a fold" in one["verdict"]
+    assert one["resolvable"] is None
+    for row in one["rows"]:
+        assert (row["pooled"], row["difference"], row["difference_low"]) == (None, None, None)
+    assert one["verdict"] in (found.path / "table.md").read_text()
 
 
 def test_the_command_line_and_an_outcome_with_classes(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import pytest
 from medfuse.cli import main
 from medfuse.errors import ConfigError, StoreError
 from medfuse.run import open_run
+from medfuse.scenarios import MECHANISMS
 from medfuse.stressing import stress_run
 from medfuse.workflow import read_evaluations, train
 
@@ -96,6 +97,34 @@ def test_every_other_mechanism_runs_on_one_modality(run, place):
         assert found[mechanism]["worst_shift"] >= found[mechanism]["shift"]
         assert (place / "m" / f"{mechanism}-genes.json").is_file()
     assert found["swap"]["hidden"] == 0 < found["swap"]["touched"]
+
+
+@pytest.mark.slow
+def test_every_mechanism_with_classes_and_values(tmp_path):
+    card = made_up.write(tmp_path, n=90, outcomes=("subtype", "size"), missing=0.1)
+    more = ("train.epochs=6", "outcomes=[subtype, size]", "baselines=[logistic, ridge]")
+    words = (*made_up.QUICK, *made_up.LEARN, *more)
+    places = {"data_root": tmp_path, "store_root": tmp_path / "s"}
+    run = train(card, recipe="smoke", overrides=words, out=tmp_path / "run", **places)
+    evaluations = read_evaluations(run)
+    for mechanism in MECHANISMS:
+        rates = None if mechanism == "subsets" else [1.0]
+        result = stress_run(run, mechanism, rates=rates, draws=2, out=tmp_path / "o", **places)
+        for outcome, score in (("subtype", "auroc"), ("size", "r2")):
+            assert result.content["outcomes"][outcome]["score"] == score
+            rows = rows_of(result, outcome)
+            plain = rows[rows.hidden + rows.touched == 0].groupby("model").first()
+            pooled = {m: r["pooled"] for m, r in evaluations[outcome].models.items()}
+            assert set(plain.index) == set(pooled)
+            for model, row in plain.iterrows():  # nothing is changed: the numbers of the run
+                assert row["score"] == pytest.approx(pooled[model]["estimate"], abs=1e-6)
+                assert row["score_low"] == pytest.approx(pooled[model]["low"], abs=1e-6)
+            other = rows[(rows.hidden + rows.touched > 0) & (rows.model == "medfuse")]
+            assert len(other) or mechanism == "dilution"
+            for name in ("score", "calibration_ratio", "calibration_slope", "error"):
+                known = rows[rows[name].notna() & rows[f"{name}_low"].notna()]
+                assert (known[f"{name}_low"] <= known[f"{name}_high"]).all(), (mechanism, outcome, name)
+            assert other.score.notna().all(), (mechanism, outcome)
 
 
 def test_the_command_line(run, place, capsys, monkeypatch):

@@ -8,7 +8,6 @@ from medfuse.metrics.weighted import (
     brier_parts,
     cox_slopes,
     event_by,
-    explained,
     linear_slopes,
     logistic_slopes,
     mean_of,
@@ -55,9 +54,25 @@ def test_slopes_are_those_of_the_planted_model():
     assert logistic_slopes(label, p, weights)[0] == pytest.approx(2, abs=0.2)
     value = 3 * z + draw.normal(size=4000)
     assert linear_slopes(value, z, weights)[0] == pytest.approx(3, abs=0.05)
-    assert explained(value, 3 * z, weights)[0] == pytest.approx(0.9, abs=0.02)
     time = draw.exponential(size=4000) / np.exp(1.5 * z)
     assert cox_slopes(Survival(event=np.ones(4000, bool), time=time), z, weights)[0] == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("probability", "reason"),
+    [
+        (np.full(6, 0.3), "same for everybody"),
+        (np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), "do not overlap"),
+        (np.array([0.6, 0.5, 0.4, 0.3, 0.2, 0.1]), "do not overlap"),
+    ],
+)
+def test_a_slope_that_no_data_decide_is_undefined_and_never_looks_perfect(probability, reason):
+    label = np.array([False, False, False, False, True, True])
+    found = binary_calibration(label, probability)
+    assert np.isnan(found.slope)
+    assert reason in found.reason
+    assert np.isfinite([found.intercept, found.brier]).all()
+    assert np.isfinite(binary_calibration(label, np.array([0.1, 0.2, 0.6, 0.4, 0.5, 0.3])).slope)
 
 
 def test_what_is_undefined_is_nan():

@@ -5,6 +5,7 @@ import torch
 
 from medfuse.errors import ConfigError
 from medfuse.models.attention import GatedPooling, MultiHeadAttention, masked_mean, masked_softmax
+from medfuse.models.cost import FlopCounter
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
 
@@ -58,3 +59,13 @@ def test_gated_pooling_gives_means_with_weights_that_sum_to_one():
     assert (weights[:, :, 2] == 0).all()
     assert torch.allclose(pooled[1], tokens[1, :1].expand(2, 4))
     assert (pooled[2] == 0).all()
+
+
+def test_the_arithmetic_of_attention_by_hand():
+    """Four maps and two products; torch's own counter leaves attention on a CPU out."""
+    attention = MultiHeadAttention(8, heads=2).eval()
+    queries, keys = torch.randn(3, 2, 8), torch.randn(3, 5, 8)
+    for graph in (True, False):
+        with torch.set_grad_enabled(graph), FlopCounter() as counter:
+            attention(queries, keys, torch.ones(3, 5, dtype=torch.bool))
+        assert counter.total == 2 * 3 * (2 * (2 + 5) * 8 * 8 + 2 * 2 * 5 * 8)

@@ -26,6 +26,7 @@ from medfuse.training import (
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fold import chunks, speak
 from medfuse.training.merging import balanced_weights, merge_members, spherical_mean, tuning_weights
+from medfuse.training.regridding import _part
 from medfuse.training.score import harrell_c
 
 QUICK = TrainSettings(epochs=4, lr=3e-3, batch_size=64, device="cpu", patience=0)
@@ -118,7 +119,7 @@ def test_magnitudes_are_averaged_harmonically_and_phases_on_the_circle():
 # --- members ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("domain", ["none", "fft_feature"])
+@pytest.mark.parametrize("domain", ["none", "fft_feature", "fft_token"])
 def test_two_copies_of_a_block_predict_as_the_block(fold, cohort, domain):
     one = parts(fold)[1]
     one = dataclasses.replace(
@@ -157,6 +158,49 @@ def test_the_merged_logit_is_the_weighted_mean_over_what_a_patient_has(fold, coh
     rows = batch.present.any(1)
     assert float((found - expected)[rows].abs().max().detach()) < 1e-4
     assert not batch.present.all()
+
+
+def apart(cohort, ids, name):
+    """A member of one modality that saw only ``ids``: its own preprocessing, population and time grid."""
+    data = {name: cohort.data[name]}
+    chosen = dataclasses.replace(settings(merge=False), unimodal=False)
+    return fit_fold(data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=chosen).members[0]
+
+
+def test_blocks_of_different_patients_are_merged_though_their_time_grids_differ(cohort):
+    first, second = (tuple(i for i in cohort.ids[k:110:2] if i in cohort.data["clinical"].samples) for k in (0, 1))
+    one, other = apart(cohort, first, "clinical"), apart(cohort, second, "expression")
+    grids = [m.heads["os"].time_grid for m in (one, other)]
+    assert not set(first) & set(second)
+    assert grids[0] != grids[1]
+    merged = merge_members([one, other], weights=[1, 3])
+    edges = merged.heads["os"].time_grid
+    assert edges[-1] == min(g[-1] for g in grids)  # no curve beyond what both have seen
+    assert set(edges) == {e for g in grids for e in g if e <= edges[-1]}
+    ids = [i for i in cohort.ids[110:] if all(i in cohort.data[m].samples for m in ("clinical", "expression"))]
+    for alone in (one, other):  # a patient with one modality gets that block's curve, on the finer grid
+        (name,) = alone.shapes
+        mine = merge_members([alone, other if alone is one else one], weights=[1, 0])
+        batch = chunks(mine, {name: cohort.data[name]}, ids)[0]
+        own = chunks(alone, cohort.data, ids)[0]
+        with torch.inference_mode():
+            found = mine.build().predict(batch)["os"]["survival"].numpy()
+            expected = alone.build().predict(own)["os"]["survival"].numpy()
+        old = alone.heads["os"].time_grid
+        shared = [e for e in old if e <= edges[-1]]
+        gap = found[:, [edges.index(e) for e in shared]] - expected[:, [old.index(e) for e in shared]]
+        assert np.abs(gap).max() < 0.01
+        assert (np.diff(found, axis=1) <= 0).all()
+    links_of_both = links(merged, cohort, ids)["os"]
+    assert np.isfinite(links_of_both).all()
+    assert links_of_both.std(axis=0).min() > 0
+
+
+def test_parting_an_interval_keeps_the_curve_of_the_population():
+    h = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    for parts in ([0.25, 0.75], [0.1, 0.2, 0.7], [1.0]):
+        free = torch.stack([torch.sigmoid(-_part(h.logit(), torch.tensor(p, dtype=torch.float64))) for p in parts])
+        assert torch.allclose(free.prod(0), 1 - h, atol=1e-12)
 
 
 def test_the_order_of_equally_weighted_members_does_not_matter(fold, cohort):
