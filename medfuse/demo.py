@@ -153,7 +153,7 @@ def _finished(path: Path) -> Run | None:
     if not (path / "run.json").is_file():
         return None
     run = open_run(path)
-    if run.read("run").get("status") != "finished":
+    if not run.finished:
         return None
     run.verify()
     return run

@@ -60,9 +60,10 @@ def explain_run(
 
     Every coalition is moved to what it means by outcomes of training patients (:mod:`medfuse.explain.recalibration`),
     but for all that a patient has, which stays the run's own prediction; the values as the model says them are kept
-    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``), its
-    report and documents are written again with them, and all is sealed; when they are there already, they are read. The
-    data must be those that the run was trained on.
+    beside (``read_coalitions(..., raw=True)``). Values are stored in the run (``explanations/OUTCOME/FOLD``) fold by
+    fold; its report and documents are written again with them, and all is sealed in one step (:meth:`Run.amended`).
+    When they are there, sealed, they are read; after a kill, what is there is kept, and the rest is done. The data must
+    be those that the run was trained on.
 
     Args:
         run: run directory.
@@ -82,7 +83,7 @@ def explain_run(
     opened = run if isinstance(run, Run) else open_run(run)
     names = [str(split["name"]) for split in opened.read("splits")["splits"]]
     outcome = chosen_outcome(opened, outcome)
-    if all(_complete(opened, outcome, name) for name in names):
+    if all(_complete(opened, outcome, name) for name in names) and not opened.unsealed(f"{FOLDER}/{outcome}"):
         return read_coalitions(opened, outcome)
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
@@ -91,7 +92,6 @@ def explain_run(
             if not _complete(opened, outcome, str(split["name"])):
                 _explain_fold(opened, source, split, outcome=outcome, say=say)
         refresh_report(opened)
-        opened.seal()
     return read_coalitions(opened, outcome)
 
 
@@ -167,7 +167,6 @@ def check_run(
         raw = read_coalitions(opened, found[0].outcome, raw=True)
         checks = write_checks(source, found, raw=raw, horizon=default_horizon(opened, found), say=say)
         refresh_report(opened)
-        opened.seal()
     return checks
 
 

@@ -16,8 +16,8 @@ from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, StoreError
 from medfuse.files import json_bytes, write_bytes, write_text
 from medfuse.jobs import first_tabular
-from medfuse.report import write_report
-from medfuse.run import FORMAT_VERSION, Run, open_run
+from medfuse.report import refresh_report
+from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.sample import ModalityData
 from medfuse.scenarios import Scenario, plan
 from medfuse.splits import Split, inner_folds
@@ -109,8 +109,8 @@ def stress_run(
 
 def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Opened:
     facts = run.read("run")
-    if facts.get("status") != "finished":
-        msg = f"{run.path}: expected a finished run, found one that is {facts.get('status')}; finish it first"
+    if not run.finished:
+        msg = f"{run.path}: expected a finished run, found one that is not; finish it with medfuse train"
         raise StoreError(msg)
     run.verify()
     recipe = read_recipe(run.path / "recipe.yaml")
@@ -162,8 +162,17 @@ def _outcome(
 
 
 def _write(run: Run, content: dict[str, Any], *, stem: str, out: Path | None) -> tuple[Path, ...]:
-    """JSON, CSV and figure; in the run also its report again, and its seal."""
-    folder = run.path / FOLDER if out is None else out
+    """JSON, CSV and figure; in the run sealed with it, then its report again, sealed."""
+    if out is not None:
+        return _write_files(content, out, stem=stem)
+    with only_writer(run.path):
+        with run.amended() as stage:
+            paths = _write_files(content, stage / FOLDER, stem=stem)
+        refresh_report(run)
+    return tuple(run.path / FOLDER / path.name for path in paths)
+
+
+def _write_files(content: dict[str, Any], folder: Path, *, stem: str) -> tuple[Path, ...]:
     frames = [pd.DataFrame(one["rows"]).assign(outcome=name) for name, one in content["outcomes"].items()]
     paths = [folder / f"{stem}.json", folder / f"{stem}.csv"]
     write_bytes(paths[0], json_bytes(content))
@@ -172,9 +181,6 @@ def _write(run: Run, content: dict[str, Any], *, stem: str, out: Path | None) ->
         path = folder / (f"{stem}.svg" if len(content["outcomes"]) == 1 else f"{stem}-{name}.svg")
         write_text(path, figures.stress(one, mechanism=content["mechanism"]))
         paths.append(path)
-    if out is None:
-        write_report(run)
-        run.seal()
     return tuple(paths)
 
 

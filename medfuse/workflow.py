@@ -465,7 +465,7 @@ def evaluate(
 
 
 def rewrite_report(run: str | Path | Run, *, opened: int | None = None) -> Path:
-    """Write a run's ``report.html`` and documents again, and seal the run with them.
+    """Write a run's ``report.html`` and documents again, and seal the run with them, in one step.
 
     Args:
         run: run directory.
@@ -476,6 +476,6 @@ def rewrite_report(run: str | Path | Run, *, opened: int | None = None) -> Path:
     """
     found = run if isinstance(run, Run) else open_run(run)
     found.verify()
-    path = write_report(found, opened=opened)
-    found.seal()
-    return path
+    with only_writer(found.path), found.amended() as stage:
+        path = write_report(found, opened=opened, into=stage)
+    return found.path / path.name
