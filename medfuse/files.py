@@ -23,9 +23,9 @@ from medfuse.errors import StoreError
 MANIFEST = "manifest.json"
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}  # a folder stands where one is to go
 BLOCK = 1 << 22  # bytes that one SHA-256 of a list covers
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 _AMENDMENT = ".amendment"  # a change of a sealed folder that is decided and not yet all in place
-_SET_ASIDE = re.compile(rf"{re.escape(_TEMPORARY)}(.+)-[0-9a-f]{{8}}-old")  # what stood where a new folder goes
+_SET_ASIDE = re.compile(rf"{re.escape(TEMPORARY)}(.+)-[0-9a-f]{{8}}-old")  # what stood where a new folder goes
 _PIECE = 1 << 18  # bytes read at a time: they are hashed while they are in the cache
 _MOST_THREADS = 4
 
@@ -110,7 +110,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StoreError: when it cannot be written, as on a full disk; nothing half-written is left behind.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -179,7 +179,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: when the folder cannot be made or moved.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     held = None
     try:
         temporary.mkdir(parents=True)
@@ -206,7 +206,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     often as another writer was quicker between the two.
     """
     while True:
-        old = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}-old")
+        old = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}-old")
         newer = False  # stands at path
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -240,7 +240,7 @@ def _settle(old: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _settle_all(folder: Path, *, pattern: str = f"{_TEMPORARY}*") -> list[Path]:
+def _settle_all(folder: Path, *, pattern: str = f"{TEMPORARY}*") -> list[Path]:
     """Put back, or delete, what killed writers moved away in ``folder``; the other temporaries there."""
     others = []
     for entry in list(folder.glob(pattern)):
@@ -333,8 +333,8 @@ def _parts(folder: Path, *, below: str = ".") -> list[str]:
 
     found = []
     for place, folders, names in os.walk(folder / below, onerror=refused):
-        folders[:] = [name for name in folders if name != _AMENDMENT and not name.startswith(_TEMPORARY)]
-        inside = (Path(place, name) for name in names if not name.startswith(_TEMPORARY))
+        folders[:] = [name for name in folders if name != _AMENDMENT and not name.startswith(TEMPORARY)]
+        inside = (Path(place, name) for name in names if not name.startswith(TEMPORARY))
         found += [path.relative_to(folder).as_posix() for path in inside if path.is_file()]
     return sorted(name for name in found if name != MANIFEST)
 
@@ -393,7 +393,7 @@ def _check_parts(folder: Path, manifest: Mapping[str, Any], *, names: Collection
             msg = f"{folder / MANIFEST}: expected files inside the folder, found a path that leaves it"
             raise StoreError(msg)
         if not path.is_file():
-            _settle_all(folder, pattern=f"**/{_TEMPORARY}*")  # moved away by a writer that was killed
+            _settle_all(folder, pattern=f"**/{TEMPORARY}*")  # moved away by a writer that was killed
         if not path.is_file():
             msg = f"{path}: expected by the manifest of {folder}, found no file; restore it or write the folder again"
             raise StoreError(msg)
@@ -446,7 +446,7 @@ def amended(folder: Path, *, apart: Collection[str] = ()) -> Iterator[Path]:
         StoreError: no manifest or a damaged one, or something cannot be written.
     """
     _settle_amendment(folder)
-    for place in {path.parent for path in folder.rglob(f"{_TEMPORARY}*")}:
+    for place in {path.parent for path in folder.rglob(f"{TEMPORARY}*")}:
         remove_abandoned(place)
     with new_folder(folder / _AMENDMENT) as stage:
         yield stage

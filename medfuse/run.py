@@ -19,6 +19,7 @@ import pandas as pd
 
 from medfuse.errors import StoreError
 from medfuse.files import MANIFEST, amended, read_json, seal, unsealed, verify, write_bytes, write_json, write_text
+from medfuse.outputs import require_free
 from medfuse.prediction import Prediction
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import same_code
@@ -186,9 +187,8 @@ def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
         if run.finished:
             msg = f"{path}: holds a finished run; choose another --out, or delete it"
             raise StoreError(msg)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        msg = f"{path}: expected a new or empty folder, found other files; choose another --out"
-        raise StoreError(msg)
+    else:
+        require_free(path)
     path.mkdir(parents=True, exist_ok=True)
     set_status(run, "running", facts=facts, started=now())
     return run
