@@ -10,6 +10,7 @@ python benchmarks/missing.py [--cohorts tcga_blca ...] [--runs FOLDER] [--set ke
 
 import argparse
 import json
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +53,7 @@ def main() -> None:
     for name in arguments.cohorts:
         started = time.perf_counter()
         run = trained(name, arguments.runs, arguments.set)
-        folder = arguments.runs / f"{name}-stress"
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-stress-", dir=arguments.runs))
         content = stress_run(run, "mcar", rates=[arguments.rate], draws=arguments.draws, out=folder).content
         cohorts[name] = {outcome: summary(one["rows"]) for outcome, one in content["outcomes"].items()}
         for rows in cohorts[name].values():

@@ -26,6 +26,7 @@ from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, writ
 from medfuse.jobs import Job, first_tabular, fold_settings, inner_of, outcomes_of, prepare_job
 from medfuse.models import FUSIONS
 from medfuse.models.cost import cost
+from medfuse.outputs import require_free
 from medfuse.prediction import Prediction
 from medfuse.run import now, only_writer, versions
 from medfuse.splits import Split
@@ -144,12 +145,12 @@ def benchmark(
         trials: tuning trials per model and fold; the inner score chooses.
         data_root: folder of the cohort's files.
         store_root: folder of the feature store.
-        out: folder; default ``runs/benchmark-COHORT``. Started again with the same folder, it goes on.
+        out: new or empty folder; default ``runs/benchmark-COHORT``. Started again with the same folder, it goes on.
         say: called with each line of progress.
 
     Raises:
         ConfigError: an unknown model, or fewer than one trial.
-        StoreError: ``out`` holds cells of other settings or data.
+        StoreError: ``out`` holds cells of other settings or data, or other files.
         MedfuseError: as for ``train``.
     """
     if trials < 1:
@@ -157,6 +158,8 @@ def benchmark(
         raise ConfigError(msg)
     base = read_recipe(recipe, list(overrides))
     card = read_card(cohort)
+    path = out or Path("runs") / f"benchmark-{card.name}"
+    require_free(path, own=("cells", "work"))
     names = list(dict.fromkeys(models or (*FUSIONS, ENSEMBLE)))
     recipes = {name: recipe_of(name, base, overrides) for name in names}
     job = prepare_job(card, base, data_root=data_root, store_root=store_root, say=say)
@@ -165,7 +168,7 @@ def benchmark(
         recipes=recipes,
         baselines={o: _baselines(base, card.outcomes[o].kind) for o in job.outcomes},
         trials=trials,
-        path=out or Path("runs") / f"benchmark-{card.name}",
+        path=path,
     )
     with only_writer(plan.path):
         cells = _run(plan, say=say)

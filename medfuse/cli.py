@@ -160,7 +160,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a path to one.")] = "default",
     set_: Set = None,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory to make; default: runs/COHORT-RECIPE-TIME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New run directory, or one to go on with; default: runs/COHORT-RECIPE-TIME.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: the recipe's.")] = None,
 ) -> None:
     """Train on the folds of a cohort, evaluate once on what was held out, and write a run directory with a report."""
@@ -183,7 +185,9 @@ def train(
 @app.command()
 def demo(
     patients: Annotated[int, typer.Option(min=60, help="Number of patients.")] = 200,
-    out: Annotated[Path, typer.Option(help="Folder of the cohort, the feature store and the run.")] = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option(help="New folder of cohort, feature store and run, or one to go on with.")
+    ] = Path("runs/demo"),
     missing: Annotated[str, typer.Option(help="How modalities are absent: none, mcar, mar or mnar.")] = "mcar",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cohort and of the training.")] = 0,
 ) -> None:
@@ -206,7 +210,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     cohort: Cohort,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write; default: external_COHORT.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New JSON file; default: external_COHORT.json.")] = None,
     outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first that the card has.")] = None,
 ) -> None:
     """External validation: apply a run to another cohort that has the same modalities and outcome."""
@@ -224,7 +228,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     cohort: Cohort,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file to write; default: predictions_COHORT.csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New CSV file; default: predictions_COHORT.csv.")] = None,
 ) -> None:
     """Apply a run to the patients of a card; outcomes are not needed, and patients may miss modalities."""
     from medfuse.workflow import predict as predict_cohort
@@ -236,7 +240,7 @@ def predict(
 @app.command()
 def merge(
     members: Annotated[list[Path], typer.Argument(help="Folders of members, RUN/folds/FOLD/members/NAME.")],
-    out: Annotated[Path, typer.Option(help="Folder of the merged member to make.")],
+    out: Annotated[Path, typer.Option(help="New folder of the merged member.")],
     weight: Annotated[list[float] | None, typer.Option(help="Per member, in order; default: tuning scores.")] = None,
 ) -> None:
     """Merge members of fusion lego that read different modalities into one, without training and without patients."""
@@ -258,7 +262,7 @@ def benchmark(
     set_: Set = None,
     trials: Annotated[int, typer.Option(help="Tuning trials per model and fold.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default: runs/benchmark-COHORT. It is taken up again.")
+        Path | None, typer.Option(help="New folder, or one to go on with; default: runs/benchmark-COHORT.")
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
@@ -288,7 +292,9 @@ def stress(
     ],
     rates: Annotated[list[float] | None, typer.Option("--rate", help="Such as 0.5; repeatable.")] = None,
     modalities: Annotated[list[str] | None, typer.Option("--modality", help="Only this one; repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: stress/ in the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results, new files; default: stress/ in the run.")
+    ] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Hide, blur, dilute or swap modalities of a run's held-out patients, with its stored models."""
@@ -387,7 +393,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run directory, explained with medfuse explain.")],
     patient: Annotated[str, typer.Option(help="Key of a held-out patient.", show_default=False)],
     form: Annotated[str, typer.Option("--format", help="html, pdf, json or csv.")] = "pdf",
-    out: Annotated[Path | None, typer.Option(help="File; default: patient-report-HASH.FORMAT.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New file; default: patient-report-HASH.FORMAT.")] = None,
     outcome: Annotated[str | None, typer.Option(help="Outcome; default: the run's first.")] = None,
     horizon: Annotated[float | None, typer.Option(help="Days; default: the middle reporting horizon.")] = None,
     withheld: Annotated[bool, typer.Option("--withheld", help="Also a prediction that is withheld.")] = False,

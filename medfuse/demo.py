@@ -22,6 +22,7 @@ from medfuse.errors import ConfigError, DataError
 from medfuse.extraction import extract
 from medfuse.files import read_json, write_text
 from medfuse.metrics.comparison import Interval, bootstrap_c, paired_differences
+from medfuse.outputs import require_free
 from medfuse.run import Run, open_run
 from medfuse.sample import ModalityData
 from medfuse.synthetic import MODALITIES, SHOWS, Missing, Process, Simulation
@@ -83,6 +84,7 @@ def demo(
     if patients < 60:
         msg = f"demo: expected 60 patients or more, found {patients}; fewer leave nothing to learn from"
         raise ConfigError(msg)
+    require_free(out, own=("cohort", _part_of(out / "cohort").name))
     made = synthetic.simulate(
         patients, seed=seed, process=PROCESS, missing=missing or missing_by("mcar"), modalities=()
     )
@@ -108,6 +110,10 @@ def demo(
     return Demo(run=run, lines=lines)
 
 
+def _part_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.part")
+
+
 def _cohort(folder: Path, made: Simulation, *, say: Say) -> Path:
     """The card of the cohort; its files are written into a folder beside, which takes its name when it is complete."""
     wanted = facts_of(made)
@@ -120,7 +126,7 @@ def _cohort(folder: Path, made: Simulation, *, say: Say) -> Path:
         say(f"cohort: {len(made)} patients are in {folder}")
         return folder / "card.md"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f"{folder.name}.part")
+    part = _part_of(folder)
     if part.exists():
         shutil.rmtree(part)  # of a demo that was interrupted here
     say(f"cohort: writing the raw files of {len(made)} patients to {folder}")
@@ -153,7 +159,7 @@ def _finished(path: Path) -> Run | None:
     if not (path / "run.json").is_file():
         return None
     run = open_run(path)
-    if run.read("run").get("status") != "finished":
+    if not run.finished:
         return None
     run.verify()
     return run

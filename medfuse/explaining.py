@@ -56,8 +56,9 @@ def explain_run(
 
     Every coalition is what the model would predict of the patient from these modalities alone, which means what it says
     of patients who have them (:mod:`medfuse.training.patterns`). Values are stored in the run
-    (``explanations/OUTCOME/FOLD``), its report and documents are written again with them, and all is sealed; when they
-    are there already, they are read. The data must be those that the run was trained on.
+    (``explanations/OUTCOME/FOLD``) fold by fold; its report and documents are written again with them, and all is
+    sealed in one step (:meth:`Run.amended`). When they are there, sealed, they are read; after a kill, what is there is
+    kept, and the rest is done. The data must be those that the run was trained on.
 
     Args:
         run: run directory.
@@ -77,7 +78,7 @@ def explain_run(
     opened = run if isinstance(run, Run) else open_run(run)
     names = [str(split["name"]) for split in opened.read("splits")["splits"]]
     outcome = chosen_outcome(opened, outcome)
-    if all(_complete(opened, outcome, name) for name in names):
+    if all(_complete(opened, outcome, name) for name in names) and not opened.unsealed(f"{FOLDER}/{outcome}"):
         return read_coalitions(opened, outcome)
     opened.verify()
     with only_writer(opened.path), cpu_threads(1):  # the fastest for small models
@@ -86,7 +87,6 @@ def explain_run(
             if not _complete(opened, outcome, str(split["name"])):
                 _explain_fold(opened, source, split, outcome=outcome, say=say)
         refresh_report(opened)
-        opened.seal()
     return read_coalitions(opened, outcome)
 
 
@@ -156,7 +156,6 @@ def check_run(
         source = read_source(opened, data_root=data_root, store_root=store_root)
         checks = write_checks(source, found, horizon=default_horizon(opened, found), say=say)
         refresh_report(opened)
-        opened.seal()
     return checks
 
 

@@ -2,6 +2,7 @@
 
 One rule for every file: a temporary file in the same folder, write, flush, fsync, rename, fsync the folder. A folder of
 several files is complete only when its manifest (sizes and SHA-256) exists; readers ignore or refuse one without it.
+A folder that has its manifest is changed by :func:`amended` alone: all of a change and its new manifest, or none of it.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from medfuse.errors import StoreError
 MANIFEST = "manifest.json"
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}  # a folder stands where one is to go
 BLOCK = 1 << 22  # bytes that one SHA-256 of a list covers
-_TEMPORARY = ".tmp-"
-_SET_ASIDE = re.compile(rf"{re.escape(_TEMPORARY)}(.+)-[0-9a-f]{{8}}-old")  # what stood where a new folder goes
+TEMPORARY = ".tmp-"
+_AMENDMENT = ".amendment"  # a change of a sealed folder that is decided and not yet all in place
+_SET_ASIDE = re.compile(rf"{re.escape(TEMPORARY)}(.+)-[0-9a-f]{{8}}-old")  # what stood where a new folder goes
 _PIECE = 1 << 18  # bytes read at a time: they are hashed while they are in the cache
 _MOST_THREADS = 4
 
@@ -108,7 +110,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StoreError: when it cannot be written, as on a full disk; nothing half-written is left behind.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -177,7 +179,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: when the folder cannot be made or moved.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     held = None
     try:
         temporary.mkdir(parents=True)
@@ -204,7 +206,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     often as another writer was quicker between the two.
     """
     while True:
-        old = path.with_name(f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}-old")
+        old = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}-old")
         newer = False  # stands at path
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -238,7 +240,7 @@ def _settle(old: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _settle_all(folder: Path, *, pattern: str = f"{_TEMPORARY}*") -> list[Path]:
+def _settle_all(folder: Path, *, pattern: str = f"{TEMPORARY}*") -> list[Path]:
     """Put back, or delete, what killed writers moved away in ``folder``; the other temporaries there."""
     others = []
     for entry in list(folder.glob(pattern)):
@@ -250,12 +252,12 @@ def _settle_all(folder: Path, *, pattern: str = f"{_TEMPORARY}*") -> list[Path]:
     return others
 
 
-def _hold(descriptor: int) -> bool:
+def _hold(descriptor: int, *, wait: bool = False) -> bool:
     """Whether this process now holds an open file or folder for itself; the system lets go when it dies."""
     try:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (ImportError, OSError):
         return False
     return True
@@ -298,7 +300,7 @@ def _found(path: Path, kind: str) -> dict[str, object]:
     return {"bytes": path.stat().st_size, kind: content}
 
 
-def seal(folder: Path, header: Mapping[str, object], *, blocks: bool = False) -> None:
+def seal(folder: Path, header: Mapping[str, object], *, blocks: bool = False, apart: Collection[str] = ()) -> None:
     """Write the manifest of a folder, last: ``header``, size and SHA-256 of every file, and a SHA-256 of itself.
 
     Args:
@@ -306,28 +308,64 @@ def seal(folder: Path, header: Mapping[str, object], *, blocks: bool = False) ->
         header: what else the manifest says, as JSON values.
         blocks: files above 4 MiB get the list of :func:`sha256_blocks` in place of one SHA-256; for folders whose
             reader waits for :func:`verify`.
+        apart: names of files that are no part.
     """
+    _settle_amendment(folder)
     files = {
-        path.relative_to(folder).as_posix(): _found(
-            path, "blocks" if blocks and path.stat().st_size > BLOCK else "sha256"
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path != folder / MANIFEST
-        and not any(part.startswith(_TEMPORARY) for part in path.relative_to(folder).parts)
+        name: _found(folder / name, "blocks" if blocks and (folder / name).stat().st_size > BLOCK else "sha256")
+        for name in _parts(folder)
+        if name not in apart
     }
-    manifest = {**header, "files": files}
-    write_json(folder / MANIFEST, {**manifest, "sha256": sha256_bytes(json_bytes(manifest))})
+    write_bytes(folder / MANIFEST, _manifest_bytes({**header, "files": files}))
 
 
-def verify(folder: Path, *, content: bool = True) -> dict[str, Any]:
+def _parts(folder: Path, *, below: str = ".") -> list[str]:
+    """Names of the files of a folder, or below a part of it, but for its manifest and what is temporary.
+
+    Raises:
+        StoreError: a folder that cannot be read; one that vanishes meanwhile was temporary.
+    """
+
+    def refused(error: OSError) -> None:
+        if error.errno != errno.ENOENT:
+            msg = f"{error.filename}: expected a folder that can be read, found: {error.strerror}"
+            raise StoreError(msg) from error
+
+    found = []
+    for place, folders, names in os.walk(folder / below, onerror=refused):
+        folders[:] = [name for name in folders if name != _AMENDMENT and not name.startswith(TEMPORARY)]
+        inside = (Path(place, name) for name in names if not name.startswith(TEMPORARY))
+        found += [path.relative_to(folder).as_posix() for path in inside if path.is_file()]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _manifest_bytes(content: Mapping[str, object]) -> bytes:
+    return json_bytes({**content, "sha256": sha256_bytes(json_bytes(content))})
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """A manifest that agrees with its own SHA-256, and its bytes."""
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        msg = f"{folder / MANIFEST}: expected a manifest with its list of files, found another JSON file"
+        raise StoreError(msg)
+    found = (folder / MANIFEST).read_bytes()
+    if _manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"}) != found:
+        msg = f"{folder / MANIFEST}: content differs from its own SHA-256; restore it or write the folder again"
+        raise StoreError(msg)
+    return manifest, found
+
+
+def verify(folder: Path, *, content: bool = True, apart: Collection[str] = ()) -> dict[str, Any]:
     """Check every file of a sealed folder against its manifest, and the manifest against itself: no flipped bit passes.
 
-    A part that a killed writer had moved away (:func:`new_folder`) is put back first.
+    A part that a killed writer had moved away (:func:`new_folder`) is put back first, and a change that it had decided
+    (:func:`amended`) is brought to its end. A folder that another process changes meanwhile is looked at again.
 
     Args:
         folder: the sealed folder.
         content: False compares the manifest with its own SHA-256 and the sizes of the files, and reads none of them.
+        apart: names of files that are no part, whatever the manifest says of them.
 
     Returns:
         The manifest.
@@ -335,29 +373,33 @@ def verify(folder: Path, *, content: bool = True) -> dict[str, Any]:
     Raises:
         StoreError: no manifest, a missing file, another size or another SHA-256; the message names the part.
     """
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        msg = f"{folder / MANIFEST}: expected a manifest with its list of files, found another JSON file"
-        raise StoreError(msg)
-    header = {key: value for key, value in manifest.items() if key != "sha256"}
-    sealed = {**header, "sha256": sha256_bytes(json_bytes(header))}
-    if json_bytes(sealed) != (folder / MANIFEST).read_bytes():
-        msg = f"{folder / MANIFEST}: content differs from its own SHA-256; restore it or write the folder again"
-        raise StoreError(msg)
-    for name, entry in manifest["files"].items():
+    while True:
+        _settle_amendment(folder)
+        manifest, before = _read_manifest(folder)
+        try:
+            _check_parts(folder, manifest, names=manifest["files"].keys() - set(apart), content=content)
+        except StoreError:
+            if not (folder / _AMENDMENT).exists() and _read_manifest(folder)[1] == before:
+                raise
+        else:
+            return manifest
+
+
+def _check_parts(folder: Path, manifest: Mapping[str, Any], *, names: Collection[str], content: bool = True) -> None:
+    """Check files of a folder against the entries of a manifest."""
+    for name in sorted(names):
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             msg = f"{folder / MANIFEST}: expected files inside the folder, found a path that leaves it"
             raise StoreError(msg)
         if not path.is_file():
-            _settle_all(folder, pattern=f"**/{_TEMPORARY}*")  # moved away by a writer that was killed
+            _settle_all(folder, pattern=f"**/{TEMPORARY}*")  # moved away by a writer that was killed
         if not path.is_file():
             msg = f"{path}: expected by the manifest of {folder}, found no file; restore it or write the folder again"
             raise StoreError(msg)
-        if not _agrees(path, entry, content=content):
+        if not _agrees(path, manifest["files"].get(name), content=content):
             msg = f"{path}: content differs from its manifest (size or SHA-256); restore it or write the folder again"
             raise StoreError(msg)
-    return manifest
 
 
 def _agrees(path: Path, entry: object, *, content: bool) -> bool:
@@ -367,3 +409,97 @@ def _agrees(path: Path, entry: object, *, content: bool) -> bool:
     kind = "blocks" if "blocks" in entry else "sha256"
     found = _found(path, kind) if content else {"bytes": path.stat().st_size, kind: entry.get(kind)}
     return bool(entry == found)
+
+
+def unsealed(folder: Path, *, below: str = ".") -> list[str]:
+    """Names of the files below a part of a sealed folder that its manifest does not speak of: nobody vouches for them.
+
+    A change that a killed writer had decided (:func:`amended`) is brought to its end first.
+
+    Raises:
+        StoreError: no manifest, or a damaged one.
+    """
+    _settle_amendment(folder)
+    known = _read_manifest(folder)[0]["files"]
+    return [name for name in _parts(folder, below=below) if name not in known]
+
+
+@contextlib.contextmanager
+def amended(folder: Path, *, apart: Collection[str] = ()) -> Iterator[Path]:
+    """Change a sealed folder in one step, so that its seal holds before, after and, for whoever looks, between.
+
+    The block writes to the folder that it is given: what stands there at the end takes the place of the parts of the
+    same names, or joins them. A new manifest beside it speaks of these, of files that joined the folder unsealed since,
+    and of all other parts **as the old one does**: they are not read again, so that what was altered meanwhile still
+    differs from its seal. One rename (to ``.amendment``) decides. Before it, a kill leaves the folder as it was. After
+    it, the files are moved to their places, the manifest last; whoever looks first after a kill (:func:`verify`,
+    :func:`seal`, :func:`unsealed`, another amendment) checks what is left against the new manifest and moves it. So a
+    reader needs no repair of its own, and what neither the old manifest nor a decided one describes is still found.
+
+    One writer at a time: the caller holds the folder (``run.only_writer``).
+
+    Args:
+        folder: the sealed folder.
+        apart: names of files that are no part, and are dropped from the seal.
+
+    Raises:
+        StoreError: no manifest or a damaged one, or something cannot be written.
+    """
+    _settle_amendment(folder)
+    for place in {path.parent for path in folder.rglob(f"{TEMPORARY}*")}:
+        remove_abandoned(place)
+    with new_folder(folder / _AMENDMENT) as stage:
+        yield stage
+        old, _ = _read_manifest(folder)
+        files = {name: entry for name, entry in old["files"].items() if name not in apart}
+        files |= {name: _found(folder / name, "sha256") for name in _parts(folder) if name not in {*files, *apart}}
+        files |= {name: _found(stage / name, "sha256") for name in _parts(stage)}
+        header = {key: value for key, value in old.items() if key not in {"sha256", "files"}}
+        write_bytes(stage / MANIFEST, _manifest_bytes({**header, "files": files}))
+    _settle_amendment(folder)
+
+
+def _settle_amendment(folder: Path) -> None:
+    """Bring a decided change to its end, or wait for the process that is doing so."""
+    stage = folder / _AMENDMENT
+    while True:
+        try:
+            descriptor = os.open(stage, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            _hold(descriptor, wait=True)
+            if _is_open(descriptor, stage):  # and not one that was ended meanwhile
+                _move_staged(stage, folder)
+                return
+        except OSError as error:
+            msg = (
+                f"{folder}: expected to bring a change to its end that was cut short, found: {error.strerror}; open it "
+                "once where it can be written"
+            )
+            raise StoreError(msg) from error
+        finally:
+            os.close(descriptor)
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    """Whether what stands at ``path`` is what ``descriptor`` has open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _move_staged(stage: Path, folder: Path) -> None:
+    """Move checked files from ``stage`` to the same places in ``folder``, the manifest last."""
+    names = _parts(stage)
+    last = [MANIFEST] if (stage / MANIFEST).is_file() else []
+    if names:
+        _check_parts(stage, _read_manifest(stage if last else folder)[0], names=names)
+    for name in names + last:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).replace(place)
+        fsync_folder(place.parent)
+    for empty in (*sorted((p for p in stage.rglob("*") if p.is_dir()), reverse=True), stage):
+        empty.rmdir()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medfuse.errors import StoreError
+from medfuse.outputs import require_new
 from medfuse.training import load_member, save_member
 from medfuse.training.member import Member
 from medfuse.training.merging import merge_members, spherical_mean, tuning_weights
@@ -23,9 +24,7 @@ def merge_folders(folders: Sequence[Path], *, out: Path, weights: Sequence[float
         StoreError: a folder that is damaged, or ``out`` is there already.
         ModelError: members that cannot be put together.
     """
-    if out.exists():
-        msg = f"{out}: expected a new folder, found one; choose another --out"
-        raise StoreError(msg)
+    require_new(out)
     for folder in folders:
         if not (folder / "member.json").is_file():
             msg = f"{folder}: expected a member (RUN/folds/FOLD/members/NAME), found none; check the path"

@@ -290,12 +290,13 @@ def _documents() -> str:
     return f"<h2>Documents</h2><p>Beside this page, as HTML, Markdown and JSON: {links}.</p>"
 
 
-def write_report(run: Run, *, opened: int | None = None) -> Path:
+def write_report(run: Run, *, opened: int | None = None, into: Path | None = None) -> Path:
     """Write ``report.html`` of a run, and its documents: model card, TRIPOD+AI table and data-card checks.
 
     Args:
         run: with its parts written; ``metrics.json`` included.
         opened: how often held-out results were opened in reviews; None: as the documents that are there say.
+        into: folder; default the run.
 
     Returns:
         The file.
@@ -315,17 +316,20 @@ def write_report(run: Run, *, opened: int | None = None) -> Path:
             _documents(),
         ]
     )
-    write_documents(run, opened=opened)
-    path = run.path / "report.html"
+    write_documents(run, opened=opened, into=into)
+    path = (into or run.path) / "report.html"
     write_text(path, page("medfuse report", body))
     return path
 
 
 def refresh_report(run: Run) -> None:
-    """Write the report and the documents of a run again, where it has a report: for whoever adds to a finished run.
+    """Seal what joined a finished run, and with it, in one step, its report and documents anew where it has a report.
+
+    The caller holds the run (:func:`medfuse.run.only_writer`).
 
     Raises:
         StoreError: a part is missing or damaged.
     """
-    if (run.path / "report.html").is_file():
-        write_report(run)
+    with run.amended() as stage:
+        if (run.path / "report.html").is_file():
+            write_report(run, into=stage)

@@ -18,13 +18,15 @@ import numpy as np
 import pandas as pd
 
 from medfuse.errors import StoreError
-from medfuse.files import read_json, seal, verify, write_bytes, write_json, write_text
+from medfuse.files import MANIFEST, amended, read_json, seal, unsealed, verify, write_bytes, write_json, write_text
+from medfuse.outputs import require_free
 from medfuse.prediction import Prediction
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.tables import same_code
 from medfuse.types import PatientId
 
 FORMAT_VERSION = 1
+_APART = ("tracking.json",)  # rewritten whenever MLflow is given the run again
 _PACKAGES = ("medfuse", "torch", "numpy", "scipy", "pandas", "scikit-learn", "scikit-survival", "lifelines", "mlflow")
 
 
@@ -38,6 +40,10 @@ class Run:
     (sealed members), ``competition.json`` (with ``train.balance: agm``), ``stress/`` (of ``medfuse stress``),
     ``report.html``, ``manifest.json``, the SHA-256 of all of it, and, outside the seal,
     ``tracking.json`` (what became of the copy in MLflow).
+
+    A run is sealed once, when it is trained; whatever changes a sealed part later goes through :meth:`amended`, all of
+    it or nothing. New parts may be written over hours, and until an amendment seals them nobody vouches for them:
+    whoever finds some (:meth:`unsealed`) goes on with the command that made them.
     """
 
     path: Path
@@ -102,7 +108,20 @@ class Run:
 
     def seal(self) -> None:
         """Write the SHA-256 of every part."""
-        seal(self.path, {"format_version": FORMAT_VERSION, "kind": "run"})
+        seal(self.path, {"format_version": FORMAT_VERSION, "kind": "run"}, apart=_APART)
+
+    @contextmanager
+    def amended(self) -> Iterator[Path]:
+        """A folder for new content of sealed parts: it and all new parts are sealed in one step; held by one writer.
+
+        See :func:`medfuse.files.amended`.
+        """
+        with amended(self.path, apart=_APART) as stage:
+            yield stage
+
+    def unsealed(self, part: str = ".") -> list[str]:
+        """Names of files below a part of a sealed run that its seal does not know."""
+        return [name for name in unsealed(self.path, below=part) if name not in _APART]
 
     def verify(self) -> None:
         """Check every part against its SHA-256.
@@ -110,7 +129,12 @@ class Run:
         Raises:
             StoreError: names the part that changed.
         """
-        verify(self.path)
+        verify(self.path, apart=_APART)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end, seal included."""
+        return self.read("run").get("status") == "finished" and (self.path / MANIFEST).is_file()
 
 
 def versions() -> dict[str, str]:
@@ -160,12 +184,11 @@ def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
         if old.get("facts") != json.loads(json.dumps(facts)):
             msg = f"{path}: holds a run of another cohort, recipe, seed or data; choose another --out"
             raise StoreError(msg)
-        if old.get("status") == "finished":
+        if run.finished:
             msg = f"{path}: holds a finished run; choose another --out, or delete it"
             raise StoreError(msg)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        msg = f"{path}: expected a new or empty folder, found other files; choose another --out"
-        raise StoreError(msg)
+    else:
+        require_free(path)
     path.mkdir(parents=True, exist_ok=True)
     set_status(run, "running", facts=facts, started=now())
     return run

@@ -14,10 +14,11 @@ from medfuse.cohort import Cohort, read_cohort
 from medfuse.config import Recipe, read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError, StoreError
-from medfuse.files import json_bytes, write_bytes, write_text
+from medfuse.files import json_bytes, write_bytes
 from medfuse.jobs import first_tabular
-from medfuse.report import write_report
-from medfuse.run import FORMAT_VERSION, Run, open_run
+from medfuse.outputs import require_new, write_new
+from medfuse.report import refresh_report
+from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.sample import ModalityData
 from medfuse.scenarios import Scenario, plan
 from medfuse.splits import Split, inner_folds
@@ -71,7 +72,8 @@ def stress_run(
         mechanism: one of ``medfuse.scenarios.MECHANISMS``.
         rates: default ``medfuse.scenarios.RATES``.
         modalities: to act on; default all (one at a time, except in mcar and mar).
-        out: folder of the files; default ``stress/`` in the run, whose report then shows them.
+        out: folder of the files, which must be new; default ``stress/`` in the run, whose report then shows them, and
+            where they take the place of earlier ones of the same name.
         draws: repetitions of what is random.
         data_root: folder of the cohort's files.
         store_root: folder of the feature store.
@@ -79,10 +81,14 @@ def stress_run(
 
     Raises:
         ConfigError: an unknown mechanism or modality, or a rate out of range.
-        StoreError: the run is not finished, or a part of it has changed.
+        StoreError: the run is not finished, a part of it has changed, or a file is there already.
         CohortError: the cohort's files are not those that the run was trained on.
     """
-    opened = _open(run if isinstance(run, Run) else open_run(run), data_root=data_root, store_root=store_root)
+    found = run if isinstance(run, Run) else open_run(run)
+    stem = "-".join([mechanism, *(modalities or ())])
+    if out is not None:
+        require_new(*_files(out, stem, found.read("run")["facts"]["outcomes"]))
+    opened = _open(found, data_root=data_root, store_root=store_root)
     names = list(opened.data)
     scenarios = plan(mechanism, names, rates=rates, chosen=modalities, anchor=opened.clinical, draws=draws)
     results: dict[str, Any] = {}
@@ -103,14 +109,13 @@ def stress_run(
         "resamples": opened.recipe.evaluation.bootstrap,
         "outcomes": results,
     }
-    stem = "-".join([mechanism, *(modalities or ())])
     return StressResult(content=content, paths=_write(opened.run, content, stem=stem, out=out))
 
 
 def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Opened:
     facts = run.read("run")
-    if facts.get("status") != "finished":
-        msg = f"{run.path}: expected a finished run, found one that is {facts.get('status')}; finish it first"
+    if not run.finished:
+        msg = f"{run.path}: expected a finished run, found one that is not; finish it with medfuse train"
         raise StoreError(msg)
     run.verify()
     recipe = read_recipe(run.path / "recipe.yaml")
@@ -162,20 +167,32 @@ def _outcome(
 
 
 def _write(run: Run, content: dict[str, Any], *, stem: str, out: Path | None) -> tuple[Path, ...]:
-    """JSON, CSV and figure; in the run also its report again, and its seal."""
-    folder = run.path / FOLDER if out is None else out
+    """JSON, CSV and figure; in the run sealed with it, then its report again, sealed."""
+    if out is not None:
+        return _write_files(content, out, stem=stem, write=write_new)
+    with only_writer(run.path):
+        with run.amended() as stage:
+            paths = _write_files(content, stage / FOLDER, stem=stem, write=write_bytes)
+        refresh_report(run)
+    return tuple(run.path / FOLDER / path.name for path in paths)
+
+
+def _write_files(
+    content: dict[str, Any], folder: Path, *, stem: str, write: Callable[[Path, bytes], None]
+) -> tuple[Path, ...]:
+    json, csv, *figure = _files(folder, stem, list(content["outcomes"]))
     frames = [pd.DataFrame(one["rows"]).assign(outcome=name) for name, one in content["outcomes"].items()]
-    paths = [folder / f"{stem}.json", folder / f"{stem}.csv"]
-    write_bytes(paths[0], json_bytes(content))
-    write_text(paths[1], pd.concat(frames, ignore_index=True).to_csv(index=False))
-    for name, one in content["outcomes"].items():
-        path = folder / (f"{stem}.svg" if len(content["outcomes"]) == 1 else f"{stem}-{name}.svg")
-        write_text(path, figures.stress(one, mechanism=content["mechanism"]))
-        paths.append(path)
-    if out is None:
-        write_report(run)
-        run.seal()
-    return tuple(paths)
+    write(json, json_bytes(content))
+    write(csv, pd.concat(frames, ignore_index=True).to_csv(index=False).encode())
+    for path, one in zip(figure, content["outcomes"].values(), strict=True):
+        write(path, figures.stress(one, mechanism=content["mechanism"]).encode())
+    return (json, csv, *figure)
+
+
+def _files(folder: Path, stem: str, outcomes: Sequence[str]) -> list[Path]:
+    """JSON, CSV and the figure of each outcome."""
+    names = [f"{stem}-{name}.svg" for name in outcomes] if len(outcomes) > 1 else [f"{stem}.svg"]
+    return [folder / name for name in (f"{stem}.json", f"{stem}.csv", *names)]
 
 
 def stress_lines(content: dict[str, Any]) -> list[str]:

@@ -98,8 +98,8 @@ def explain_within(
 ) -> list[Within]:
     """What the units of a modality added to held-out predictions, each by the model that never saw the patient.
 
-    Stored in the run (``explanations/OUTCOME/FOLD/within/MODALITY/UNITS``) and sealed with it. When the same question
-    was answered before for at least these patients, the answer is read.
+    Stored in the run (``explanations/OUTCOME/FOLD/within/MODALITY/UNITS``) and sealed with it, fold by fold. When the
+    same question was answered before for at least these patients, the answer is read.
 
     Args:
         run: run directory.
@@ -145,8 +145,9 @@ def explain_within(
                 say(f"{ask.outcome}, fold {name}: {modality} of {len(ids)} patients")
                 fold, folder = load_fold(opened.fold_folder(name)), _folder(opened, modality, name, ask)
                 found, checked = _attributed(fold, source, ids, modality=modality, ask=ask)
-                _write(Within(fold=name, attribution=found, checked=checked), folder, ask)
-            opened.seal()
+                with opened.amended() as stage:  # it may take the place of the answer to another question
+                    place = stage / folder.relative_to(opened.path)
+                    _write(Within(fold=name, attribution=found, checked=checked), place, ask)
     return [read_one(_folder(opened, modality, name, ask)) for name in wanted]
 
 

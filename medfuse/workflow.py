@@ -36,7 +36,7 @@ from medfuse.evaluation import (
     headline_score,
     summary_table,
 )
-from medfuse.files import json_bytes, sha256_bytes, write_json, write_text
+from medfuse.files import json_bytes, sha256_bytes
 from medfuse.jobs import (
     Job,
     baseline_names,
@@ -47,6 +47,7 @@ from medfuse.jobs import (
     outcomes_of,
     prepare_job,
 )
+from medfuse.outputs import require_free, require_new, write_new
 from medfuse.prediction import Prediction
 from medfuse.report import write_report
 from medfuse.run import (
@@ -256,9 +257,10 @@ def train(
     """
     card = read_card(cohort)
     settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
+    path = out or _default_out(card, settings)
+    require_free(path, own=("run.json",))
     job = prepare_job(card, settings, data_root=data_root, store_root=store_root, say=say)
     check_job(job, say=say)
-    path = out or _default_out(card, settings)
     say(f"run directory: {path}")  # what an interrupted run goes on with
     data_keys = {name: m.key for name, m in job.data.items()}
     facts = {
@@ -386,16 +388,18 @@ def predict(
         cohort: card of the patients; its modalities have the run's columns.
         data_root: folder of the cohorts' files.
         store_root: folder of the feature store.
-        out: CSV file; default ``predictions_COHORT.csv``.
+        out: CSV file, which must be new; default ``predictions_COHORT.csv``.
 
     Returns:
         The file written: all folds' members averaged, ids that were seen in training flagged.
 
     Raises:
-        MedfuseError: the run or the card cannot be read, or they do not fit each other.
+        MedfuseError: the run or the card cannot be read, they do not fit each other, or the file is there already.
     """
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
+    path = out or Path(f"predictions_{card.name}.csv")
+    require_new(path)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
     table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
     if not same_names(opened, people):
@@ -403,8 +407,7 @@ def predict(
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]
-    path = out or Path(f"predictions_{card.name}.csv")
-    write_text(path, table.to_csv(index=False))
+    write_new(path, table.to_csv(index=False).encode())
     return path
 
 
@@ -425,16 +428,19 @@ def evaluate(
         outcome: which of the run's outcomes; default: the first that the card has.
         data_root: folder of the cohorts' files.
         store_root: folder of the feature store.
-        out: JSON file; default ``external_COHORT.json`` in the working folder.
+        out: JSON file, which must be new; default ``external_COHORT.json`` in the working folder.
 
     Returns:
         The evaluation, and the file written.
 
     Raises:
         CohortError: the outcome is another, or patients of the cohort were trained on.
+        StoreError: the file is there already.
     """
     opened = run if isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
+    path = out or Path(f"external_{card.name}.json")
+    require_new(path)
     people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=True)
     ours = list(folds[0].ensembles)
     chosen = outcome or next((name for name in ours if name in card.outcomes), ours[0])
@@ -457,14 +463,13 @@ def evaluate(
     # The censoring distribution is the external cohort's own: the run's patients are not at hand here.
     fold = FoldPrediction(fold=card.name, prediction=prediction, train_ids=people.patient_ids)
     evaluation = evaluate_outcome({MODEL: [fold]}, people, chosen, carrying=MODEL, settings=EvaluationSettings())
-    path = out or Path(f"external_{card.name}.json")
     unknown = {} if same_names(opened, people) else {"overlap_with_training": "unknown: pseudonyms of another key"}
-    write_json(path, {**evaluation.to_json(), **unknown})
+    write_new(path, json_bytes({**evaluation.to_json(), **unknown}))
     return evaluation, path
 
 
 def rewrite_report(run: str | Path | Run, *, opened: int | None = None) -> Path:
-    """Write a run's ``report.html`` and documents again, and seal the run with them.
+    """Write a run's ``report.html`` and documents again, and seal the run with them, in one step.
 
     Args:
         run: run directory.
@@ -475,6 +480,6 @@ def rewrite_report(run: str | Path | Run, *, opened: int | None = None) -> Path:
     """
     found = run if isinstance(run, Run) else open_run(run)
     found.verify()
-    path = write_report(found, opened=opened)
-    found.seal()
-    return path
+    with only_writer(found.path), found.amended() as stage:
+        path = write_report(found, opened=opened, into=stage)
+    return found.path / path.name

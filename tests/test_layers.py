@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import medfuse modules of a lower layer, or of its own layer when the two stand in one group here.
 LAYERS = [
-    {"errors", "types", "files", "limits", "doctor", "processes", "mapped"},
+    {"errors", "types", "files", "outputs", "limits", "doctor", "processes", "mapped"},
     {"config", "card", "tables", "targets", "sample", "prediction", "games", "pseudonyms", "sources"},
     {"cohort", "splits", "batch", "losses", "store", "stored_table", "preprocessing", "cox", "cox_likelihood"},
     {"loaders", "extractors", "models", "metrics"},

@@ -63,12 +63,13 @@ def _stamp(facts: RunFacts) -> list[tuple[str, str]]:
     ]
 
 
-def write_documents(run: Run, *, opened: int | None = None) -> list[Path]:
+def write_documents(run: Run, *, opened: int | None = None, into: Path | None = None) -> list[Path]:
     """Write model card, TRIPOD+AI table and data-card checks as Markdown, HTML and JSON.
 
     Args:
         run: with its metrics written.
         opened: how often held-out results were opened in reviews; None: as the documents that are there say.
+        into: folder; default the run.
 
     Returns:
         The files.
@@ -80,7 +81,7 @@ def write_documents(run: Run, *, opened: int | None = None) -> list[Path]:
     opened = counted_before(run) if opened is None else opened
     for sheet in sheets(read_facts(run, opened=opened)):
         for ending in ("md", "html", "json"):
-            paths.append(run.path / f"{sheet.name}.{ending}")
+            paths.append((into or run.path) / f"{sheet.name}.{ending}")
         write_text(paths[-3], sheet.to_markdown())
         write_text(paths[-2], sheet.to_html())
         write_json(paths[-1], {"format_version": 1, _OPENED: opened, **sheet.to_json()})

@@ -10,7 +10,8 @@ from medfuse.exporting.flat import as_csv, from_csv
 from medfuse.exporting.html import as_html, from_html
 from medfuse.exporting.pdf import as_pdf, from_pdf
 from medfuse.exporting.record import patient_record
-from medfuse.files import sha256_bytes, write_bytes
+from medfuse.files import sha256_bytes
+from medfuse.outputs import require_new, write_new
 from medfuse.review.export import openings
 from medfuse.review.log import ChainedLog
 from medfuse.review.settings import ReviewSettings, beside
@@ -94,7 +95,8 @@ def export_patient(
 ) -> tuple[Path, str]:
     """Write the review of one patient as a file that only its owner can read.
 
-    Where the run has a review with an audit log, the export is recorded there, without the patient.
+    Nothing is overwritten (:mod:`medfuse.outputs`). Where the run has a review with an audit log, the export is
+    recorded there, without the patient.
 
     Args:
         run: an explained run.
@@ -102,7 +104,7 @@ def export_patient(
         form: html, pdf, json or csv.
         at: horizon in days (default the run's), or class.
         outcome: default the run's first.
-        out: the file; default ``patient-report-HASH.FORM`` in the working folder.
+        out: the file, which must be new; default ``patient-report-HASH.FORM`` in the working folder.
         withheld: also export a prediction that the review withholds.
 
     Returns:
@@ -111,8 +113,10 @@ def export_patient(
     Raises:
         CohortError: no such patient; the message does not repeat what was typed.
         ConfigError: an unknown form, outcome or horizon, or a prediction that is withheld.
-        StoreError: the run is not finished or damaged, or the file cannot be written.
+        StoreError: the run is not finished or damaged, or the file is there already or cannot be written.
     """
+    if out is not None:
+        require_new(out)
     name = form.upper()
     if name not in FORMATS:
         known = [key.lower() for key in FORMATS]
@@ -130,7 +134,7 @@ def export_patient(
     content = FORMATS[name][1](record)
     digest = sha256_bytes(content)
     path = out or Path(f"patient-report-{digest[:8]}.{form.lower()}")
-    write_bytes(path, content)
+    write_new(path, content)
     path.chmod(0o600)
     if log.path.is_file():
         log.append("export", {"by": "command line", "form": name, "file_sha256": digest, "run_sha256": opened.sha256})

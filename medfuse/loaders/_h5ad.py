@@ -8,7 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medfuse.errors import DataError, nearest
-from medfuse.loaders._heaps import check_heaps, claimed
+from medfuse.loaders._chunks import check_blocks, within_file
+from medfuse.loaders._heaps import check_header, check_heaps, claimed
 from medfuse.loaders._matrix import Matrix, Plan, within_limits
 from medfuse.tables import not_a_number
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 INDEX = "(index)"
 _TEXTS = ("_index", "encoding-type", "h5sparse_format")  # attributes that are read
-_FREE = 64 << 20
-_LARGEST_RATIO = 400  # numbers in memory over bytes of the file; real files stay below 50
+_LARGEST_RATIO = 400  # bytes of texts in memory over bytes of the file; real files stay below 50
 _LARGEST_SPARSE = 1000  # the same for a dense copy of a sparse matrix, of which one in a hundred is not zero
 
 
@@ -92,37 +92,62 @@ def _own(group: "h5py.Group", name: str) -> Any:  # noqa: ANN401  # a group or d
         if link is not None and not isinstance(link, h5py.HardLink):
             msg = f"{group.file.filename.rsplit('/', 1)[-1]}: expected content in the file, found a link; copy it there"
             raise DataError(msg)
+        check_header(node, part)
         node = node[part]
     if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual):
         msg = f"{group.file.filename.rsplit('/', 1)[-1]}: expected content in the file, found a link; copy it there"
         raise DataError(msg)
     if isinstance(node, h5py.Dataset):
-        _within_file(node.size * node.dtype.itemsize, group.file, times=_LARGEST_RATIO)
+        check_blocks(node)
     return node
 
 
-def _within_file(size: int, file: "h5py.File", *, times: int) -> None:
-    """Refuse what would take far more memory than the file has bytes, before it is allocated.
+def _texts(node: "h5py.Dataset") -> list[str]:
+    """All values of a dataset; the lengths of texts are looked at before the library takes memory for them.
 
     Raises:
-        DataError: more than 64 MiB and more than ``times`` the size of the file.
+        DataError: texts too long for the file, or neither texts nor numbers.
     """
-    packed = int(file.id.get_filesize())
-    if size > max(_FREE, times * packed):
-        msg = (
-            f"{file.filename.rsplit('/', 1)[-1]}: expected content of a size that fits the file, found {size >> 20:,} "
-            f"MiB in {packed >> 10:,} KiB; a decompression bomb? write it again with less compression if it is real"
-        )
-        raise DataError(msg)
-
-
-def _texts(node: "h5py.Dataset") -> list[str]:
-    """All values of a dataset; the lengths of texts are looked at before the library takes memory for them."""
     import h5py
 
-    if h5py.check_vlen_dtype(node.dtype) or getattr(h5py.check_string_dtype(node.dtype), "length", 0) is None:
-        _within_file(claimed(node), node.file, times=_LARGEST_RATIO)
+    text = h5py.check_string_dtype(node.dtype)
+    if text is not None and text.length is None:
+        within_file(claimed(node), node.file, times=_LARGEST_RATIO)
+    elif node.dtype.kind not in "Sfiub":
+        raise _other_type(node.dtype, node.file)
     return _strings(node[()])
+
+
+def _numbers(node: "h5py.Dataset") -> NDArray[Any]:
+    """All values of a dataset of numbers; lists of any length would be read with whatever length they claim."""
+    if node.dtype.kind not in "fiub":
+        raise _other_type(node.dtype, node.file)
+    values: NDArray[Any] = node[()]
+    return values
+
+
+def _field(node: "h5py.Dataset", name: str) -> list[str]:
+    """A column of a table in the layout before anndata 0.7, whose texts had a fixed length."""
+    if node.dtype[name].kind not in "Sfiub":
+        raise _other_type(node.dtype[name], node.file)
+    return _strings(node[name])
+
+
+def _other_type(found: np.dtype[Any], file: "h5py.File") -> DataError:
+    name = file.filename.rsplit("/", 1)[-1]
+    return DataError(f"{name}: expected texts or numbers, found type {found.kind!r}; write it again with anndata")
+
+
+def _attribute(node: "h5py.HLObject", name: str, default: str) -> str:
+    """A text beside a node, of which there must be one."""
+    if name not in node.attrs:
+        return default
+    if node.attrs.get_id(name).shape != ():
+        file = node.file.filename.rsplit("/", 1)[-1]
+        msg = f"{file}: expected one text as attribute {name}, found a list; write it again with anndata"
+        raise DataError(msg)
+    value = node.attrs[name]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _strings(values: NDArray[Any]) -> list[str]:
@@ -137,9 +162,8 @@ def _index(file: "h5py.File", frame: str) -> tuple[str, list[str]]:
     if isinstance(node, h5py.Dataset):  # before anndata 0.7: one compound array
         within_limits(len(node), 1, where=frame)
         field = "index" if "index" in node.dtype.names else node.dtype.names[0]
-        return field, _strings(node[field])
-    key = node.attrs.get("_index", "_index")
-    key = key.decode() if isinstance(key, bytes) else str(key)
+        return field, _field(node, field)
+    key = _attribute(node, "_index", "_index")
     values = _own(node, key)
     within_limits(len(values), 1, where=frame)
     return key, _texts(values)
@@ -151,8 +175,7 @@ def _length(file: "h5py.File", frame: str) -> int:
     node = _own(file, frame)
     if isinstance(node, h5py.Dataset):
         return len(node)
-    key = node.attrs.get("_index", "_index")
-    return len(_own(node, key.decode() if isinstance(key, bytes) else str(key)))
+    return len(_own(node, _attribute(node, "_index", "_index")))
 
 
 def _column(file: "h5py.File", name: str) -> list[str | None]:
@@ -161,11 +184,11 @@ def _column(file: "h5py.File", name: str) -> list[str | None]:
 
     node = _own(file, "obs")
     if isinstance(node, h5py.Dataset):
-        return list(_strings(node[name]))
+        return list(_field(node, name))
     cells = _own(node, name)
     if isinstance(cells, h5py.Group):
         categories = _texts(_own(cells, "categories"))
-        return [categories[code] if 0 <= code < len(categories) else None for code in _own(cells, "codes")[()]]
+        return [categories[code] if 0 <= code < len(categories) else None for code in _numbers(_own(cells, "codes"))]
     texts = _texts(cells)
     return [None if value != value else text for value, text in zip(cells[()], texts, strict=True)]
 
@@ -195,8 +218,7 @@ def _matrix_node(file: "h5py.File", layer: str, *, where: str) -> Any:  # noqa: 
 
 def _format(node: "h5py.Group") -> str:
     """``csr`` or ``csc``."""
-    given = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", ""))
-    return (given.decode() if isinstance(given, bytes) else str(given)).removesuffix("_matrix")
+    return _attribute(node, "encoding-type", _attribute(node, "h5sparse_format", "")).removesuffix("_matrix")
 
 
 def _dense(node: Any, shape: tuple[int, int], *, where: str) -> NDArray[np.float64]:  # noqa: ANN401
@@ -217,13 +239,13 @@ def _dense(node: Any, shape: tuple[int, int], *, where: str) -> NDArray[np.float
         raise DataError(msg)
     within_limits(len(parts[0]), 1, where=where)
     within_limits(len(parts[2]), 1, where=where)
-    data, indices, ends = (part[()] for part in parts)
+    data, indices, ends = (_numbers(part) for part in parts)
     outer, inner = shape if kind == "csr" else shape[::-1]
     sound = len(ends) == outer + 1 and ends[0] == 0 and ends[-1] == len(data) and (np.diff(ends) >= 0).all()
     if not sound or (len(indices) and (indices.min() < 0 or indices.max() >= inner)):
         msg = f"{where}: expected a whole sparse matrix {shape}, found indices that leave it; fetch the file again"
         raise DataError(msg)
-    _within_file(outer * inner * 8, node.file, times=_LARGEST_SPARSE)
+    within_file(outer * inner * 8, node.file, times=_LARGEST_SPARSE)
     dense = np.zeros((outer, inner))
     np.add.at(dense, (np.repeat(np.arange(outer), np.diff(ends)), indices), data.astype(np.float64))
     return dense if kind == "csr" else dense.T

@@ -7,8 +7,7 @@ of a heap is enough. Where a text is used stand its length, the place of the col
 (16 bytes); the library takes memory of that length, up to 4 GiB, before it sees that there is no such text.
 """
 
-import math
-import zlib
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from medfuse.errors import DataError
+from medfuse.loaders._chunks import REFERENCE, references
 
 if TYPE_CHECKING:
     import h5py
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _COLLECTION = b"GCOL\x01"  # and its version, of which there is one
 _SMALLEST = 16  # bytes of an object
-_REFERENCE = 16  # bytes of length, place and number, where addresses have eight
 _NEAR = 128  # bytes from the name of an attribute in which its value stands
 _MOST = 100_000  # attributes of a name
 _CARRY = 1 << 64
 _PIECE = 1 << 20
 _ANY_LENGTH = 9  # class of the type
-_DEFLATE = 1  # number of the filter
+_WIDE = 8  # bytes of a length and of a place, as all known programs write them
+_MOST_PIECES = 10_000  # of a header
+_CONTINUED = 16  # message that names another piece
+_FILL = (4, 5)  # messages that hold a fill value, in the old and the new form
 
 
 def check_heaps(path: Path, *, attributes: Iterable[str] = ()) -> None:
@@ -46,6 +48,9 @@ def check_heaps(path: Path, *, attributes: Iterable[str] = ()) -> None:
     with path.open("rb") as file:
         end = file.seek(0, 2)
         base, wide = _superblock(file, end)
+        if wide not in (0, _WIDE):
+            msg = f"{path.name}: expected lengths of 8 bytes, found {wide}; write the file again with h5py or anndata"
+            raise DataError(msg)
         left, places = end // _SMALLEST, set[int]()
         for start in _found(file, _COLLECTION) if wide else ():
             places.add(start - base)
@@ -59,43 +64,78 @@ def check_heaps(path: Path, *, attributes: Iterable[str] = ()) -> None:
                     raise _damaged(path, f"a damaged attribute {name} at byte {start:,}")
 
 
-def claimed(node: "h5py.Dataset") -> int:
-    """Bytes that the texts of any length in a dataset claim to have together; no text is read.
+def check_header(group: "h5py.Group", name: str) -> None:
+    """Look at the fill value of a dataset of texts, which the library reads when it opens the dataset.
 
-    Other filters than gzip are not undone: the library is trusted with them.
+    Raises:
+        DataError: it is said to be longer than the file.
     """
-    total = 0
-    with Path(node.file.filename).open("rb") as file:
-        for raw in _references(node, file):
-            whole = raw[: len(raw) // _REFERENCE * _REFERENCE]
-            total += int(np.frombuffer(whole, "<u4")[:: _REFERENCE // 4].sum(dtype=np.uint64))
-    return total
+    import h5py
 
-
-def _references(node: "h5py.Dataset", file: BinaryIO) -> Iterator[bytes]:
-    """Of the texts of a dataset, in blocks."""
-    end = file.seek(0, 2)
-    if node.chunks is None:
-        start = node.id.get_offset()
-        if start is not None:
-            file.seek(start)
-            yield file.read(min(end, node.size * _REFERENCE))
+    if group.get(name, getlink=True) is None:
+        return  # the library says so
+    info = h5py.h5o.get_info(group.id, name.encode())
+    if info.type != h5py.h5o.TYPE_DATASET or not _any_length(h5py.h5d.open(group.id, name.encode()).get_type()):
         return
-    plist = node.id.get_create_plist()
-    filters = [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
-    blocks: list[tuple[int, int, int]] = []
-    node.id.chunk_iter(lambda info: blocks.append((info.byte_offset, info.size, info.filter_mask)))
-    for start, packed, left_out in blocks:
+    path = Path(group.file.filename)
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        base, _ = _superblock(file, end)
+        for kind, content in _messages(file, base + int(info.addr), base=base, end=end):
+            if kind in _FILL:
+                start = 4 if kind == min(_FILL) else 6 if content[:1] == b"\3" else 8
+                value = content[start : start + int.from_bytes(content[start - 4 : start], "little")]
+                # A text comes first; in a table it may stand anywhere.
+                places = range(0, len(value) - REFERENCE + 1)
+                if any(int.from_bytes(value[k : k + 4], "little") > end for k in places):
+                    raise _damaged(path, f"a damaged fill value at byte {base + int(info.addr):,}")
+
+
+def _any_length(kind: "h5py.h5t.TypeID") -> bool:
+    import h5py
+
+    return bool(kind.detect_class(h5py.h5t.VLEN)) or (
+        isinstance(kind, h5py.h5t.TypeStringID) and bool(kind.is_variable_str())
+    )
+
+
+def _messages(file: BinaryIO, at: int, *, base: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Kind and content of the messages of an object header (section IV.A.1), which may stand in several pieces."""
+    file.seek(at)
+    head = file.read(32)
+    if head.startswith(b"OHDR"):
+        flags = head[5]
+        start, wide = 6 + 16 * bool(flags & 32) + 4 * bool(flags & 16), 1 << (flags & 3)
+        pieces = [(at + start + wide, int.from_bytes(head[start : start + wide], "little"))]
+        front, signature = 4 + 2 * bool(flags & 4), 4
+    else:
+        pieces, front, signature = [(at + 16, int.from_bytes(head[8:12], "little"))], 8, 0
+    for start, size in pieces:  # which grow meanwhile
         file.seek(start)
-        raw = file.read(min(end, packed))
-        applied = [number for k, number in enumerate(filters) if not left_out >> k & 1]  # never the shuffle of texts
-        if applied == [_DEFLATE]:
-            try:
-                raw = zlib.decompressobj().decompress(raw, math.prod(node.chunks) * _REFERENCE)
-            except zlib.error:
-                return  # the library says so
-        if applied in ([], [_DEFLATE]):
-            yield raw
+        raw, here = file.read(min(size, end)), 0
+        while here + front <= len(raw):
+            kind, length = struct.unpack_from("<BH" if signature else "<HH", raw, here)
+            content = raw[here + front : here + front + length]
+            yield kind, content
+            if kind == _CONTINUED and len(content) >= 16 and len(pieces) < _MOST_PIECES:
+                place, more = struct.unpack_from("<QQ", content)
+                pieces.append((min(base + place + signature, end), more))
+            here += front + length
+
+
+def claimed(node: "h5py.Dataset") -> int:
+    """Bytes that the texts of any length in a dataset claim to have together, however stored; no text is read.
+
+    Raises:
+        DataError: texts that are stored in the header of the dataset.
+        OSError, ValueError, RuntimeError: a block that cannot be unpacked.
+    """
+    total = node.size * len(node.fillvalue or b"")  # of those that were never written
+    with Path(node.file.filename).open("rb") as file:
+        for raw in references(node, file):
+            whole = raw[: len(raw) // REFERENCE * REFERENCE]
+            total += int(np.frombuffer(whole, "<u4")[:: REFERENCE // 4].sum(dtype=np.uint64))
+    return int(total)
 
 
 def _damaged(path: Path, found: str) -> DataError:
@@ -144,7 +184,7 @@ def _too_long(file: BinaryIO, start: int, *, places: set[int], end: int) -> bool
     near = file.read(_NEAR)
     name = near.find(b"\0")
     for at in range(name + 1, min(name + 9, len(near) - 8)):  # names are padded in some versions
-        if near[at] & 15 == _ANY_LENGTH and int.from_bytes(near[at + 4 : at + 8], "little") == _REFERENCE:
+        if near[at] & 15 == _ANY_LENGTH and int.from_bytes(near[at + 4 : at + 8], "little") == REFERENCE:
             break
     else:
         return False

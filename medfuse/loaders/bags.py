@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from medfuse.config import ModalityCard
 from medfuse.errors import ConfigError, DataError, nearest
+from medfuse.loaders._chunks import check_blocks
+from medfuse.loaders._heaps import check_header
 from medfuse.loaders.base import Description, Head, Identifying
 from medfuse.sample import ItemKind, RawSample
 
@@ -57,7 +59,10 @@ def _dataset(file: "h5py.File", name: str, path: Path) -> "h5py.Dataset":
         # Their names are not said: in a file of many patients they are patients.
         msg = f"{path.name}: expected a dataset {name!r}, found {len(file)} others; name it in the card's options"
         raise DataError(msg)
-    node = file[name] if isinstance(link, h5py.HardLink) else None
+    node = None
+    if isinstance(link, h5py.HardLink):
+        check_header(file, name)
+        node = file[name]
     if node is None or (isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)):
         msg = f"{path.name}: expected numbers inside the file, found a link to {name!r}; copy the data into the file"
         raise DataError(msg)
@@ -131,6 +136,9 @@ def read(files: Sequence[Path], options: Mapping[str, Any]) -> RawSample:
             if given is not None and _shape(given)[0] != count:
                 msg = f"{path.name}: expected coordinates of {count} tokens, found {_shape(given)[0]}; extract it again"
                 raise DataError(msg)
+            for one in (node, given):
+                if one is not None:
+                    check_blocks(one)
             place = np.arange(count, dtype=np.float32)[:, None] if given is None else _rows(given, 0, count)
             kept = np.flatnonzero(_finite(node) & np.isfinite(place).all(axis=1))
             facts = _facts(given)
@@ -183,7 +191,7 @@ def recognise(head: Head) -> bool:
     try:
         with h5py.File(head.path, "r") as file:
             there = isinstance(file.get("features", getlink=True), h5py.HardLink)
-            return there and isinstance(file["features"], h5py.Dataset)
+            return there and file.get("features", getclass=True) is h5py.Dataset
     except _DAMAGE:
         return False
 
@@ -214,9 +222,10 @@ def identifying(files: Sequence[Path]) -> list[Identifying]:
     path, name = files[0], OPTIONS["coordinates"]
     try:
         with h5py.File(path, "r") as file:
-            named = (
-                name in file and isinstance(file.get(name, getlink=True), h5py.HardLink) and "name" in file[name].attrs
-            )
+            named = isinstance(file.get(name, getlink=True), h5py.HardLink)
+            if named:
+                check_header(file, name)
+                named = "name" in file[name].attrs
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     return [Identifying(where=f"{path.name}: attribute name of {name}", kind="id")] if named else []

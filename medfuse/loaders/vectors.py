@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from medfuse.config import ModalityCard
 from medfuse.errors import DataError
 from medfuse.limits import check_growth
+from medfuse.loaders._chunks import check_blocks
+from medfuse.loaders._heaps import check_header
 from medfuse.loaders._look import is_hdf5, is_parquet, is_vectors, look, parquet_names
 from medfuse.loaders._matrix import names_and_rows
 from medfuse.loaders.base import Description, Head
@@ -123,7 +125,7 @@ def _is_group(file: "h5py.File", name: str) -> bool:
     """Whether a name is a group of this very file; a link is not followed."""
     import h5py
 
-    return isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Group)
+    return isinstance(file.get(name, getlink=True), h5py.HardLink) and file.get(name, getclass=True) is h5py.Group
 
 
 def _group(group: "h5py.Group", card: ModalityCard, *, where: str) -> Bag:
@@ -140,14 +142,17 @@ def _array(group: "h5py.Group", name: str, *, where: str) -> NDArray[np.generic]
     """
     import h5py
 
-    link = group.get(name, getlink=True)
-    node = group[name] if link is None or isinstance(link, h5py.HardLink) else None
+    link, node = group.get(name, getlink=True), None
+    if link is None or isinstance(link, h5py.HardLink):
+        check_header(group, name)
+        node = group[name]
     if node is None or (isinstance(node, h5py.Dataset) and (node.external or node.is_virtual)):
         msg = f"{where}: expected numbers inside the file, found a link to {name!r}; copy the data into the file"
         raise DataError(msg)
     if isinstance(node, h5py.Dataset):
         if node.dtype.kind not in "fiu":  # texts stand in heaps, in which the library can turn for ever (_heaps)
             raise _no_bag(node, where=where)
+        check_blocks(node)
         check_growth(int(node.id.get_storage_size()), int(node.nbytes), where=where)
     array: NDArray[np.generic] = node[()]
     return array
@@ -295,7 +300,10 @@ def _describe_hdf5(path: Path) -> Description:
             names = [str(name) for name in file]
             shapes: dict[str, Any] = {}
             for name in names[:5]:
-                node = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+                node = None
+                if isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    check_header(file, name)
+                    node = file[name]
                 _refuse_table(node, where=path.name)
                 shapes[name] = list(node.shape) if isinstance(node, h5py.Dataset) else "group or link"
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnicodeDecodeError) as error:
@@ -314,7 +322,11 @@ def _refuse_table(node: object, *, where: str) -> None:
     """
     import h5py
 
-    parts = list(node.values()) if isinstance(node, h5py.Group) and len(node) <= 50 else []
+    parts = []
+    if isinstance(node, h5py.Group) and len(node) <= 50:
+        for name in node:
+            check_header(node, name)
+            parts.append(node[name])
     shapes = [part.shape for part in parts if isinstance(part, h5py.Dataset)]
     columns = [shape for shape in shapes if len(shape) == 1]
     if columns and len(shapes) == len(parts) > 1 and len({shape[:1] for shape in shapes}) == 1 and columns[0][0] > 1:

@@ -217,7 +217,7 @@ def open_review(path: str | Path, outcome: str | None = None) -> ReviewRun:
         StoreError: no finished run there, or a part is missing, damaged or of a newer format.
     """
     run = open_run(path)
-    if run.read("run").get("status") != "finished":
+    if not run.finished:
         msg = f"{path}: expected a finished run, found one that is not; finish it with medfuse train"
         raise StoreError(msg)
     return ReviewRun(run, outcome)

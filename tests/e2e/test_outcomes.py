@@ -103,11 +103,12 @@ def test_several_outcomes_of_which_patients_miss_some(tmp_path):
     other = made_up.write(tmp_path / "o", seed=3, prefix="q", n=60, outcomes=("response", "size"), name="other")
     places = {"data_root": tmp_path / "o", "store_root": tmp_path / "s", "out": tmp_path / "external.json"}
     assert evaluate(run, other, **places)[0].outcome == "size"
+    places["out"] = tmp_path / "external_response.json"
     found, _ = evaluate(run, other, outcome="response", **places)
     assert (found.outcome, found.score) == ("response", "auroc")
     assert found.models["medfuse"]["mean"]["auroc"] > 0.6
     with pytest.raises(CohortError, match="expected the run's outcome 'survival', found none in the card or the run"):
-        evaluate(run, other, outcome="survival", **places)
+        evaluate(run, other, outcome="survival", **{**places, "out": tmp_path / "other.json"})
 
 
 def test_external_validation_from_the_command_line(tmp_path, monkeypatch, capsys):

@@ -319,7 +319,7 @@ def test_the_command_merges_folders(fold, tmp_path, capsys):
     merged = load_member(tmp_path / "all")
     expected = merge_members(parts(fold), weights=[1, 2, 1])
     assert weights_sha256(merged.state) == weights_sha256(expected.state)
-    with pytest.raises(StoreError, match="expected a new folder"):
+    with pytest.raises(StoreError, match="expected a place where nothing stands"):
         merge_folders([tmp_path / "clinical"], out=tmp_path / "all")
 
 

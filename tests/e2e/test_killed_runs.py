@@ -1,0 +1,156 @@
+"""A run that is added to stays sound whenever the writer dies, and the same command completes it."""
+
+import shutil
+from unittest.mock import patch
+
+import made_up
+import numpy as np
+import pytest
+from kills import killed
+
+from medfuse.errors import StoreError
+from medfuse.explained import read_coalitions
+from medfuse.explaining import check_run, explain_run
+from medfuse.run import open_run
+from medfuse.within import Ask, explain_within
+from medfuse.workflow import rewrite_report, train
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+def copied(made, tmp_path, name="run"):
+    return open_run(shutil.copytree(made / "run", tmp_path / name))
+
+
+def pages(run):
+    return {p.name: p.read_bytes() for p in sorted(run.path.glob("*.html"))}
+
+
+def last_moments(moments, count):
+    """A moment before the change is decided, the last such, and some after it."""
+    decided = next(k for k, what in enumerate(moments) if what.startswith("replace .tmp-.amendment"))
+    return [decided - 5, decided, *np.linspace(decided + 3, len(moments) - 1, count).astype(int)]
+
+
+@pytest.mark.parametrize("only", [slice(2, 3), pytest.param(slice(None), marks=pytest.mark.slow)])
+def test_the_report_is_the_old_or_the_new_one(made, tmp_path, only):
+    whole = copied(made, tmp_path, "whole")
+    before = pages(whole)
+    with killed() as moments:
+        rewrite_report(whole, opened=3)
+    assert pages(whole) != before
+    for number, end in list(enumerate(last_moments(moments, 6)))[only]:
+        run = copied(made, tmp_path, f"killed-{number}")
+        with killed(end):
+            rewrite_report(run, opened=3)
+        run.verify()
+        assert pages(run) == (before if number < 2 else pages(whole))
+        if number < 2:
+            rewrite_report(run, opened=3)
+        assert pages(run) == pages(whole)
+        assert not list(run.path.rglob(".*")), "nothing is left lying about"
+
+
+@pytest.mark.slow
+def test_explaining_again_completes_what_a_kill_cut_short(made, tmp_path):
+    places = {"data_root": made, "store_root": made / "store"}
+    whole = copied(made, tmp_path, "whole")
+    with killed() as moments:
+        explain_run(whole, **places)
+    stored = moments.index(next(what for what in moments if "model_card.md" in what))
+    run = copied(made, tmp_path)
+    with killed(stored):
+        explain_run(run, **places)
+    assert read_coalitions(run)
+    run.verify()
+    assert run.unsealed(), "nobody vouches for them yet"
+    with patch("medfuse.explaining._explain_fold", side_effect=AssertionError), killed() as rest:
+        explain_run(open_run(shutil.copytree(run.path, tmp_path / "rest")), **places)
+    for number, end in enumerate(last_moments(rest, 2)):
+        again = open_run(shutil.copytree(run.path, tmp_path / f"killed-{number}"))
+        with killed(end):
+            explain_run(again, **places)
+        again.verify()
+        found = explain_run(again, **places)
+        again.verify()
+        assert again.unsealed() == []
+        assert pages(again) == pages(whole)
+        assert np.array_equal(found[0].values, read_coalitions(whole)[0].values)
+
+
+@pytest.mark.slow
+def test_an_answer_takes_the_place_of_another_whole_or_not_at_all(made, tmp_path):
+    places = {"data_root": made, "store_root": made / "store"}
+    run = copied(made, tmp_path)
+    first = explain_within(run, "clinical", ask=Ask(patients=()), **places)
+    horizon = first[0].attribution.horizon
+    base = shutil.copytree(run.path, tmp_path / "base")
+    with killed() as moments:
+        explain_within(run, "clinical", ask=Ask(horizon=horizon / 2), **places)
+    for number, end in enumerate(last_moments(moments, 3)):
+        again = open_run(shutil.copytree(base, tmp_path / f"killed-{number}"))
+        with killed(end):
+            explain_within(again, "clinical", ask=Ask(horizon=horizon / 2), **places)
+        again.verify()
+        found = explain_within(again, "clinical", ask=Ask(horizon=horizon / 2), **places)
+        assert {one.attribution.horizon for one in found} == {horizon / 2}
+        again.verify()
+
+
+def test_an_altered_part_is_not_sealed_by_what_is_added(made, tmp_path, monkeypatch):
+    """Altered after the run was found sound and before it is sealed anew: the seal still speaks of what it was."""
+    run = copied(made, tmp_path)
+
+    def alter(*_args, **_options):
+        (run.path / "audit.json").write_bytes((run.path / "audit.json").read_bytes() + b" ")
+
+    monkeypatch.setattr("medfuse.explaining.read_source", alter)
+    monkeypatch.setattr("medfuse.explaining._explain_fold", lambda *_args, **_options: None)
+    with pytest.raises(StoreError, match="has not been explained"):  # nothing was computed here
+        explain_run(run, data_root=made, store_root=made / "store")
+    with pytest.raises(StoreError, match=r"audit.json: content differs"):
+        run.verify()
+
+
+def test_a_training_killed_before_the_seal_goes_on(tmp_path):
+    card = made_up.write(tmp_path, n=60)
+    words = (*made_up.QUICK, "baselines=[kaplan_meier]")
+    places = {"data_root": tmp_path, "store_root": tmp_path / "s", "out": tmp_path / "run"}
+    with patch("medfuse.run.Run.seal", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        train(card, recipe="smoke", overrides=words, **places)
+    run = open_run(tmp_path / "run")
+    assert run.read("run")["status"] == "finished"
+    assert not run.finished
+    with patch("medfuse.workflow.fit_fold", side_effect=AssertionError):  # nothing is trained twice
+        train(card, recipe="smoke", overrides=words, **places)
+    run.verify()
+    with pytest.raises(StoreError, match="holds a finished run"):
+        train(card, recipe="smoke", overrides=words, **places)
+
+
+def test_a_copy_given_to_mlflow_again_is_no_part_of_the_seal(made, tmp_path):
+    run = copied(made, tmp_path)
+    run.write("tracking", {"complete": False})
+    with run.amended():
+        pass
+    run.write("tracking", {"complete": True})
+    run.verify()
+    assert run.unsealed() == []
+
+
+@pytest.mark.slow
+def test_checks_that_a_kill_left_unsealed_are_sealed(made, tmp_path):
+    places = {"data_root": made, "store_root": made / "store"}
+    run = copied(made, tmp_path)
+    explain_run(run, **places)
+    with patch("medfuse.explaining.refresh_report", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        check_run(run, **places)
+    run.verify()
+    assert run.unsealed() == ["explanations/survival/checks.json"]
+    with patch("medfuse.explaining.write_checks", side_effect=AssertionError):
+        check_run(run, **places)
+    assert run.unsealed() == []
+    run.verify()
