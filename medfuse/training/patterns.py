@@ -4,8 +4,8 @@ A model that was shown half of a patient is another model, and where hardly any 
 nothing has told it how much less it knows. Its predictions from a pattern S, of all training patients who have S, shown
 S alone, by members that never saw them, are moved on the link scale until outcomes follow them with slope 1 and their
 mean is what the same patients are told from all that they have. No level is fitted to outcomes: where S was measured in
-those who fare better, that would make the absence of S a risk factor. The more patients have exactly S, the less is
-moved: the model was fitted and calibrated on them, and what it made of the absence of the rest, it keeps.
+those who fare better, that would make the absence of S a risk factor. The more patients have exactly S, the more the
+level is one that keeps their own mean: the model was fitted on them, and what it made of the absence of the rest stays.
 
 A survival outcome's slope changes in time: where a strong modality is hidden, those who have it worst leave first, and
 what the others say is worth less from year to year, also when the hazards of the whole model are proportional.
@@ -55,8 +55,10 @@ class Patterns:
 def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, times: Array | None = None) -> Patterns:
     """Fit every pattern with at least 20 events among patients who have all of it.
 
-    Slopes are drawn towards 1, as by a normal prior with a standard deviation of 1/4: some patterns have few events.
-    With k events among patients who have exactly the pattern, 20 / (20 + k) of the way is gone.
+    Slopes are drawn towards 1, as by a normal prior with a standard deviation of 1/4, or, with k events among patients
+    who have exactly the pattern, 1/4 / sqrt(1 + k / 20). The level is by k / (k + 20) the one that keeps the mean
+    prediction of these patients, for the rest the one that gives all who have the pattern the mean of what they are
+    told from everything.
 
     Args:
         link: (n, 2^M, L) from each pattern alone, of patients that the members never saw; what a patient lacks is
@@ -80,23 +82,32 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
         known = target.observed[having]
         told = link[having, number]
         if _events(target.take(having[known])) >= LEAST_EVENTS:
-            own = _events(target.take(np.flatnonzero((owned == number) & target.observed)))
-            part, centre = LEAST_EVENTS / (LEAST_EVENTS + own), told.mean(axis=0)
-            found = _slope(target.take(having[known]), (told - centre)[known], times)
-            slope[number] = 1 + part * (found - 1)
-            level[number] = part * (_level(found * (told - centre), whole[having], target) - found * centre)
+            centre, same = told.mean(axis=0), owned[having] == number
+            own = _events(target.take(having[known & same]))
+            slope[number] = _slope(
+                target.take(having[known]),
+                (told - centre)[known],
+                times=times,
+                towards_one=_TOWARDS_ONE * (1 + own / LEAST_EVENTS),
+            )
+            deviation = slope[number] * (told - centre)
+            level[number] = _level(deviation, whole[having], target)
+            if own:
+                part = own / (own + LEAST_EVENTS)
+                level[number] += part * (_level(deviation[same], told[same], target) - level[number])
+            level[number] -= slope[number] * centre
             fitted[number] = True
     return Patterns(slope=slope, level=level, fitted=fitted)
 
 
-def _slope(target: Target, deviation: Array, times: Array | None) -> Array:
+def _slope(target: Target, deviation: Array, *, times: Array | None, towards_one: float) -> Array:
     """(L,) slopes of a deviation (n, L); 0 where it is the same of everybody, as of no modality."""
     if np.ptp(deviation, axis=0).max() <= 1e-9:
         return np.zeros(deviation.shape[1])
     if isinstance(target, Survival) and times is not None:
-        first, change, place = _slope_line(target, deviation, times)
+        first, change, place = _slope_line(target, deviation, times, towards_one=towards_one)
         return np.clip(first + change * place, 0.0, LARGEST_SLOPE)
-    return np.full(deviation.shape[1], recalibrate(target, deviation, towards_one=_TOWARDS_ONE)[0])
+    return np.full(deviation.shape[1], recalibrate(target, deviation, towards_one=towards_one)[0])
 
 
 def _level(deviation: Array, whole: Array, target: Target) -> Array:
@@ -108,7 +119,9 @@ def _level(deviation: Array, whole: Array, target: Target) -> Array:
     return np.asarray((whole - deviation).mean(axis=0))
 
 
-def _slope_line(survival: Survival, deviation: Array, times: Array) -> tuple[float, float, Array]:
+def _slope_line(
+    survival: Survival, deviation: Array, times: Array, *, towards_one: float
+) -> tuple[float, float, Array]:
     """Slope in the middle, its change, and (L,) place of each time from -1/2 to 1/2: Fisher scoring, levels free."""
     known = np.clip(_kaplan_meier(survival.time, survival.event, times), _EDGE, 1 - _EDGE)
     place = (1 - known) / (1 - known[-1]) - 0.5
@@ -128,8 +141,8 @@ def _slope_line(survival: Survival, deviation: Array, times: Array) -> tuple[flo
         left = (size * deviation**2).sum(axis=0) - cross**2 / own
         pull = (score * deviation).sum(axis=0) - cross * score.sum(axis=0) / own
         power = np.stack([np.ones_like(place), place])
-        information = (power * left) @ power.T + _TOWARDS_ONE * np.eye(2)
-        step = np.clip(np.linalg.solve(information, power @ pull - _TOWARDS_ONE * (line - prior)), -1.0, 1.0)
+        information = (power * left) @ power.T + towards_one * np.eye(2)
+        step = np.clip(np.linalg.solve(information, power @ pull - towards_one * (line - prior)), -1.0, 1.0)
         line = line + step
         level = level + np.clip((score.sum(axis=0) - cross * (step @ power)) / own, -1.0, 1.0)
         if np.abs(step).max() < 1e-8:
