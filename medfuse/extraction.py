@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -461,12 +461,9 @@ def extract(
         ConfigError: an unknown loader, extractor or option.
         DataError: a table of all patients that cannot be read; with a strict card, anything that identifies a person.
     """
-    unknown = next((n for n in names or () if n not in cohort.card.modalities), None)
-    if unknown is not None:
-        msg = f"card {cohort.card.name}: no modality {unknown!r}; {nearest(unknown, cohort.card.modalities)}"
-        raise ConfigError(msg)
-    wanted = [n for n in (names or cohort.card.modalities) if cohort.card.modalities[n].loader in loaders.RAW]
-    FeatureStore(store_root).sweep()
+    wanted = _raw_modalities(cohort, names)
+    store = FeatureStore(store_root)
+    store.sweep()
     secret = cohort.pseudonyms.path_secret if cohort.pseudonyms else b""
     hashes = SourceHashes(store_root, trust=not rehash, secret=secret)
     items: list[Item] = []
@@ -482,10 +479,8 @@ def extract(
         absent[name] = len(cohort.patient_ids) - len(seen)
     hashes.save()
     if cohort.card.strict:
-        items, failed = _pass_gate(cohort, items, FeatureStore(store_root))
+        items, failed = _pass_gate(cohort, items, store)
         results += failed
-    started, last = time.perf_counter(), 0.0
-    store = FeatureStore(store_root)
     done = _run(
         items,
         partial(extract_item, verify=verify),
@@ -493,15 +488,34 @@ def extract(
         workers=workers,
         there=lambda item: item_key(item) in store,
     )
-    for number, result in enumerate(done, 1):
-        results.append(result)
-        spent = time.perf_counter() - started
-        if spent - last > 2 or number == len(items):
-            last, rate = spent, number / max(spent, 1e-9)
-            say(f"extract: {number} of {len(items)} items, {rate:.1f} per s, {(len(items) - number) / rate:.0f} s left")
+    results += _told(done, len(items), say=say)
     order = {key: k for k, key in enumerate((n, i) for n in wanted for i in cohort.patient_ids)}
     results.sort(key=lambda r: (order[(r.modality, r.patient_id)], r.identity, r.key))
     return ExtractionReport(items=tuple(results), absent=absent)
+
+
+def _raw_modalities(cohort: Cohort, names: Sequence[str] | None) -> list[str]:
+    """The modalities asked for (none named: all of the card) that are files of one patient each.
+
+    Raises:
+        ConfigError: the card has no such modality.
+    """
+    unknown = next((n for n in names or () if n not in cohort.card.modalities), None)
+    if unknown is not None:
+        msg = f"card {cohort.card.name}: no modality {unknown!r}; {nearest(unknown, cohort.card.modalities)}"
+        raise ConfigError(msg)
+    return [n for n in (names or cohort.card.modalities) if cohort.card.modalities[n].loader in loaders.RAW]
+
+
+def _told(done: Iterable[Extracted], total: int, *, say: Callable[[str], None]) -> Iterator[Extracted]:
+    """What comes in, and every two seconds a line on progress, throughput and time left."""
+    started, last = time.perf_counter(), 0.0
+    for number, result in enumerate(done, 1):
+        yield result
+        spent = time.perf_counter() - started
+        if spent - last > 2 or number == total:
+            last, rate = spent, number / max(spent, 1e-9)
+            say(f"extract: {number} of {total} items, {rate:.1f} per s, {(total - number) / rate:.0f} s left")
 
 
 _Work = Callable[[Item, Path], Extracted]

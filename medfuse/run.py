@@ -244,13 +244,17 @@ def only_writer(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock.fileno()), beside.stat()):  # of a writer that just ended
+                raise BlockingIOError
         except OSError:
             msg = f"{path}: another process is writing this run; wait for it, or choose another --out"
             raise StoreError(msg) from None
-        yield
+        try:
+            yield
+        finally:
+            beside.unlink(missing_ok=True)  # while it is held: nobody else's
     finally:
         lock.close()
-        beside.unlink(missing_ok=True)
 
 
 def predictions_frame(rows: Sequence[tuple[str, str, str, str, Prediction]]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medfuse.errors import CohortError, ConfigError, StoreError, nearest
-from medfuse.explain import Attribution, Check, Faithfulness, Options, attribute, check
+from medfuse.explain import Attribution, Check, Coalitions, Faithfulness, Options, attribute, check
 from medfuse.explain.events import UNITS as EVENT
 from medfuse.explain.events import attribute_events, check_events
 from medfuse.explaining import FOLDER, default_horizon, explain_run, read_source
@@ -121,20 +121,7 @@ def explain_within(
     coalitions = explain_run(opened, outcome=ask.outcome, data_root=data_root, store_root=store_root, say=say)
     horizon = default_horizon(opened, coalitions) if ask.horizon is None else ask.horizon
     ask = dataclasses.replace(ask, outcome=coalitions[0].outcome, horizon=horizon)
-    wanted: dict[str, list[PatientId]] = {}
-    for one in coalitions:
-        column = one.modalities.index(modality) if modality in one.modalities else None
-        if column is None:
-            msg = f"{opened.path}: no modality {modality!r}; {nearest(modality, one.modalities)}"
-            raise ConfigError(msg)
-        having = [i for i, has in zip(one.patient_ids, one.present[:, column], strict=True) if has]
-        asked = [i for i in having if not ask.patients or i in ask.patients]
-        if asked:
-            wanted[one.fold[0]] = asked
-    lost = [i for i in ask.patients if not any(i in asked for asked in wanted.values())]
-    if lost or not wanted:
-        msg = f"explain: expected held-out patients who have {modality}, found no such id; check the ids"
-        raise CohortError(msg)
+    wanted = _wanted(opened, coalitions, modality, ask.patients)
     have = {name: _stored(_folder(opened, modality, name, ask), ask, ids) for name, ids in wanted.items()}
     missing = {name: ids for name, ids in wanted.items() if have[name] is None}
     if missing:
@@ -149,6 +136,26 @@ def explain_within(
                     place = stage / folder.relative_to(opened.path)
                     _write(Within(fold=name, attribution=found, checked=checked), place, ask)
     return [read_one(_folder(opened, modality, name, ask)) for name in wanted]
+
+
+def _wanted(
+    run: Run, coalitions: Sequence[Coalitions], modality: str, patients: Sequence[str]
+) -> dict[str, list[PatientId]]:
+    """By outer fold, who was asked for (none named: everybody) and has the modality."""
+    wanted: dict[str, list[PatientId]] = {}
+    for one in coalitions:
+        if modality not in one.modalities:
+            msg = f"{run.path}: no modality {modality!r}; {nearest(modality, one.modalities)}"
+            raise ConfigError(msg)
+        has = one.present[:, one.modalities.index(modality)]
+        asked = [i for i, there in zip(one.patient_ids, has, strict=True) if there and (not patients or i in patients)]
+        if asked:
+            wanted[one.fold[0]] = asked
+    found = {i for asked in wanted.values() for i in asked}
+    if not wanted or not found.issuperset(patients):
+        msg = f"explain: expected held-out patients who have {modality}, found no such id; check the ids"
+        raise CohortError(msg)
+    return wanted
 
 
 def _attributed(

@@ -83,7 +83,7 @@ def count_pairs(
 
 
 @numba.njit(cache=True)
-def involvement(  # noqa: C901  # one pass each way, unrolled for numba
+def involvement(
     order: NDArray[np.int64],
     group: NDArray[np.int64],
     event: NDArray[np.bool_],
@@ -92,11 +92,25 @@ def involvement(  # noqa: C901  # one pass each way, unrolled for numba
     ranks: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Per row, over all pairs it takes part in: sum of pair scores (1, 1/2, 0) and of pair weights."""
-    n = len(order)
-    score, total = np.zeros(n), np.zeros(n)
-    # As the earlier member: a walk from the latest time.
+    score, total = _as_earlier(order, group, event, rank, pair_weight, ranks)
+    more_score, more_total = _as_later(order, group, event, rank, pair_weight, ranks)
+    # "at" counts ties once below and once above: what is higher or tied half was taken from the whole.
+    return score + more_score, total + more_total
+
+
+@numba.njit(cache=True)
+def _as_earlier(
+    order: NDArray[np.int64],
+    group: NDArray[np.int64],
+    event: NDArray[np.bool_],
+    rank: NDArray[np.int64],
+    pair_weight: NDArray[np.float64],
+    ranks: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the pairs in which a row has the earlier time: a walk from the latest."""
+    score, total = np.zeros(len(order)), np.zeros(len(order))
     tree, at, inside = np.zeros(ranks + 1), np.zeros(ranks), 0.0
-    start = 0
+    n, start = len(order), 0
     while start < n:
         stop = start
         while stop < n and group[stop] == group[start]:
@@ -118,9 +132,22 @@ def involvement(  # noqa: C901  # one pass each way, unrolled for numba
                 at[rank[row]] += 1.0
                 inside += 1.0
         start = stop
-    # As the later member: a walk from the earliest time over the events that came before.
+    return score, total
+
+
+@numba.njit(cache=True)
+def _as_later(
+    order: NDArray[np.int64],
+    group: NDArray[np.int64],
+    event: NDArray[np.bool_],
+    rank: NDArray[np.int64],
+    pair_weight: NDArray[np.float64],
+    ranks: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the pairs in which a row has the later time: a walk from the earliest over the events that came before."""
+    score, total = np.zeros(len(order)), np.zeros(len(order))
     tree, at, inside = np.zeros(ranks + 1), np.zeros(ranks), 0.0
-    stop = n
+    stop = len(order)
     while stop > 0:
         start = stop
         while start > 0 and group[start - 1] == group[stop - 1]:
@@ -142,7 +169,6 @@ def involvement(  # noqa: C901  # one pass each way, unrolled for numba
                 score[row] += inside - _below(tree, rank[row]) - 0.5 * at[rank[row]]
                 total[row] += inside
         stop = start
-    # "at" counts ties once below and once above: what is higher or tied half was taken from the whole.
     return score, total
 
 

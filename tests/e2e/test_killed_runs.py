@@ -11,7 +11,7 @@ from kills import killed
 from medfuse.errors import StoreError
 from medfuse.explained import read_coalitions
 from medfuse.explaining import check_run, explain_run
-from medfuse.run import open_run
+from medfuse.run import only_writer, open_run
 from medfuse.within import Ask, explain_within
 from medfuse.workflow import rewrite_report, train
 
@@ -129,6 +129,27 @@ def test_a_training_killed_before_the_seal_goes_on(tmp_path):
     run.verify()
     with pytest.raises(StoreError, match="holds a finished run"):
         train(card, recipe="smoke", overrides=words, **places)
+
+
+def test_two_writers_never_hold_a_run_at_the_same_time(tmp_path, monkeypatch):
+    """The second opened the lock while the first held it, and holds it when the first has ended and deleted it."""
+    import fcntl
+
+    path, hold = tmp_path / "run", fcntl.flock
+
+    def when_the_first_has_ended(lock, how):
+        hold(lock, how)
+        (tmp_path / ".run.lock").unlink()
+
+    with only_writer(path), pytest.raises(StoreError, match="another process"), only_writer(path):
+        pass
+    monkeypatch.setattr(fcntl, "flock", when_the_first_has_ended)
+    with pytest.raises(StoreError, match="another process"), only_writer(path):
+        pass
+    monkeypatch.undo()
+    with only_writer(path):
+        assert (tmp_path / ".run.lock").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_copy_given_to_mlflow_again_is_no_part_of_the_seal(made, tmp_path):
