@@ -33,6 +33,7 @@ from medfuse.store import FeatureStore, StoredItem, entry_key
 from medfuse.types import PatientId
 
 Status = Literal["stored", "kept", "failed"]
+_LONGEST = 60.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -495,9 +496,12 @@ def extract(
     )
     for number, result in enumerate(done, 1):
         results.append(result)
+        if number == 1:  # until then processes start, which says nothing of the rate
+            started = time.perf_counter()
+            continue
         spent = time.perf_counter() - started
-        if spent - last > 2 or number == len(items):
-            last, rate = spent, number / max(spent, 1e-9)
+        if spent - last > min(2 + last / 4, _LONGEST) or number == len(items):  # ever more seldom
+            last, rate = spent, (number - 1) / max(spent, 1e-9)
             say(f"extract: {number} of {len(items)} items, {rate:.1f} per s, {(len(items) - number) / rate:.0f} s left")
     order = {key: k for k, key in enumerate((n, i) for n in wanted for i in cohort.patient_ids)}
     results.sort(key=lambda r: (order[(r.modality, r.patient_id)], r.identity, r.key))
