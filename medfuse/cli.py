@@ -199,10 +199,7 @@ def demo(
         done = run_demo(out, patients=patients, seed=seed, missing=missing_by(missing), say=say, watch=watch)
     for line in done.lines:
         _say(line)
-    _finish(done.run)
-    places = f"MEDFUSE_DATA={out / 'cohort'} MEDFUSE_STORE={out / 'store'}"
-    _say(f"next: {places} medfuse explain {done.run.path}")
-    _say(f"then: {places} medfuse app {done.run.path}")
+    _finish(done.run, places=f"MEDFUSE_DATA={out / 'cohort'} MEDFUSE_STORE={out / 'store'} ")
 
 
 @app.command()
@@ -471,9 +468,15 @@ def review(
     raise typer.Exit(serve(settings, port=port, say=_say))
 
 
-def _finish(run: "Run") -> None:
+def _finish(run: "Run", *, places: str = "") -> None:
+    """Where the run is, and what to do with it; ``places``: variables that its commands need."""
     _say(f"run: {run.path}")
-    _say(f"report: {run.path / 'report.html'}")
+    _say(f"report: {run.path / 'report.html'} (open it in a browser; model card and TRIPOD+AI table are linked there)")
+    uri = run.read("tracking")["uri"] if (run.path / "tracking.json").is_file() else ""
+    if uri.startswith("sqlite:"):
+        _say(f"curves: mlflow ui --backend-store-uri {uri}")
+    _say(f"next: {places}medfuse explain {run.path}   # what each modality contributed")
+    _say(f"then: {places}medfuse app {run.path}   # the review, in a browser on this machine")
 
 
 @app.command()

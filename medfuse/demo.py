@@ -38,6 +38,7 @@ PATIENTS = 200
 PROCESS = Process(size=1.0, st=0.8, slope=0.8, together=1.0)
 RATE = 0.15  # of patients without each modality
 RESAMPLES = 500
+WRITTEN, EXTRACTED = 0.2, 0.5  # part of the time that a demonstration takes up to there, for its progress bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def demo(
         seed: of the cohort and of the training.
         missing: how whole modalities come to be absent; default: 15 % of each completely at random.
         say: called with each line of progress.
-        watch: called with the part of the training that is done.
+        watch: called with the part of all steps that is done, and what is being done.
 
     Raises:
         ConfigError: too few patients, or the folder holds another cohort.
@@ -88,10 +89,12 @@ def demo(
     made = synthetic.simulate(
         patients, seed=seed, process=PROCESS, missing=missing or missing_by("mcar"), modalities=()
     )
-    card = _cohort(out / "cohort", made, say=say)
+    card = _cohort(out / "cohort", made, say=say, watch=watch)
     run = _finished(out / "run")
     if run is None:
+        watch(WRITTEN, "extracting features")
         _extracted(card, out / "store", say=say)
+        say("training on what was extracted")
         run = train(
             card,
             recipe="demo",
@@ -100,7 +103,7 @@ def demo(
             out=out / "run",
             seed=seed,
             say=say,
-            watch=watch,
+            watch=lambda part, what: watch(EXTRACTED + (1 - EXTRACTED) * part, what),
         )
     else:
         say(f"run: {run.path} is finished")
@@ -114,7 +117,7 @@ def _part_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.part")
 
 
-def _cohort(folder: Path, made: Simulation, *, say: Say) -> Path:
+def _cohort(folder: Path, made: Simulation, *, say: Say, watch: Watch = lambda part, what: None) -> Path:
     """The card of the cohort; its files are written into a folder beside, which takes its name when it is complete."""
     wanted = facts_of(made)
     if folder.exists():
@@ -129,21 +132,23 @@ def _cohort(folder: Path, made: Simulation, *, say: Say) -> Path:
     part = _part_of(folder)
     if part.exists():
         shutil.rmtree(part)  # of a demo that was interrupted here
-    say(f"cohort: writing the raw files of {len(made)} patients to {folder}")
-    write_cohort(
-        part,
-        patients=len(made),
-        seed=made.seed,
-        missing=made.missing,
-        process=made.process,
-        say=lambda t: say(f"  {t}"),
-    )
+    say(f"cohort: writing the raw files of {len(made)} patients to {folder}, about {0.15 * len(made):.0f} s")
+    done: list[str] = []
+
+    def each(text: str) -> None:
+        done.append(text)
+        say(f"  {text}")
+        watch(WRITTEN * len(done) / len(MODALITIES), "writing raw files")
+
+    watch(0.0, "writing raw files")
+    write_cohort(part, patients=len(made), seed=made.seed, missing=made.missing, process=made.process, say=each)
     part.rename(folder)
     return folder / "card.md"
 
 
 def _extracted(card: Path, store: Path, *, say: Say) -> None:
     cohort = read_cohort(read_card(card), data_root=card.parent)
+    say(f"extract: raw files to stored features in {store}")
     report = extract(cohort, store_root=store, workers=min(4, os.cpu_count() or 1), say=say)
     if report.failed:
         first = report.failed[0]

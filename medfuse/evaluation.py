@@ -452,3 +452,33 @@ def summary_table(evaluation: Evaluation) -> list[Row]:
             }
         )
     return sorted(rows, key=lambda row: (not row["carrying"], -(row["mean"] if row["mean"] is not None else -1)))
+
+
+_SCALES = {
+    "harrell_c": "Harrell's C, the share of pairs put in the right order: 0.5 is chance, 1 is perfect",
+    "auroc": "AUROC, the share of pairs put in the right order: 0.5 is chance, 1 is perfect",
+    "r2": "R2, the share of the variance explained: 0 is what the mean explains, 1 is perfect",
+}
+
+
+def in_words(evaluation: Evaluation) -> tuple[str, ...]:
+    """The result in a few sentences: the score of the carrying model, and what it can be told apart from.
+
+    Its own parts (``NAME:PART``) are no rivals. Told apart: the simultaneous interval of the difference is without 0.
+    """
+    own, *others = summary_table(evaluation)
+    rivals = [row for row in others if not row["model"].startswith(f"{evaluation.carrying}:")]
+    value = own["mean"] if own["pooled"] is None else own["pooled"]
+    if value is None:
+        return (f"{evaluation.carrying}: no score of {evaluation.outcome} is defined here.",)
+    interval = "" if own["low"] is None else f", 95 % interval [{own['low']:.3f}, {own['high']:.3f}],"
+    said = [f"{evaluation.carrying}: {value:.3f}{interval} on held-out patients ({_SCALES[evaluation.score]})."]
+    known = [row for row in rivals if row["difference_low"] is not None and row["difference_high"] is not None]
+    groups = {
+        "Better than": [row["model"] for row in known if row["difference_low"] > 0],
+        "Worse than": [row["model"] for row in known if row["difference_high"] < 0],
+        "Not distinguishable from": [
+            row["model"] for row in known if row["difference_low"] <= 0 <= row["difference_high"]
+        ],
+    }
+    return (*said, *(f"{what}: {', '.join(names)}." for what, names in groups.items() if names))

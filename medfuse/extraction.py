@@ -33,6 +33,7 @@ from medfuse.store import FeatureStore, StoredItem, entry_key
 from medfuse.types import PatientId
 
 Status = Literal["stored", "kept", "failed"]
+_LONGEST = 60.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -508,13 +509,16 @@ def _raw_modalities(cohort: Cohort, names: Sequence[str] | None) -> list[str]:
 
 
 def _told(done: Iterable[Extracted], total: int, *, say: Callable[[str], None]) -> Iterator[Extracted]:
-    """What comes in, and every two seconds a line on progress, throughput and time left."""
+    """What comes in, and ever more seldom a line on progress, throughput and time left."""
     started, last = time.perf_counter(), 0.0
     for number, result in enumerate(done, 1):
         yield result
+        if number == 1:  # until then processes start, which says nothing of the rate
+            started = time.perf_counter()
+            continue
         spent = time.perf_counter() - started
-        if spent - last > 2 or number == total:
-            last, rate = spent, number / max(spent, 1e-9)
+        if spent - last > min(2 + last / 4, _LONGEST) or number == total:
+            last, rate = spent, (number - 1) / max(spent, 1e-9)
             say(f"extract: {number} of {total} items, {rate:.1f} per s, {(total - number) / rate:.0f} s left")
 
 

@@ -12,12 +12,14 @@ from medfuse import figures
 from medfuse.config import read_card
 from medfuse.documents import DOCUMENTS, write_documents
 from medfuse.errors import MedfuseError
-from medfuse.evaluation import Evaluation, from_json, summary_table
+from medfuse.evaluation import Evaluation, from_json, in_words, summary_table
 from medfuse.files import read_json, write_text
 from medfuse.pages import BANNER, page, span, table
 from medfuse.report_sections import calibration_section, contribution_section, group_section
 from medfuse.run import Run
 from medfuse.targets import Survival
+
+_PATTERNS = 20  # of availability, in the table
 
 
 def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]]) -> str:
@@ -47,7 +49,34 @@ def _results(evaluation: Evaluation, tuning: Mapping[str, Sequence[float | None]
         "carrying model minus this",
         "inner (tuning)",
     )
-    return table(header, body, marked=(0,)) + figures.forest(rows, score=evaluation.score)
+    return table(header, body, marked=(0,)) + _legend(evaluation) + figures.forest(rows, score=evaluation.score)
+
+
+_MODELS = {
+    "joint": "the networks over all modalities alone",
+    "unimodal": "the experts of single modalities alone",
+    "kaplan_meier": "everyone gets the survival curve of the training patients",
+    "clinical_cox": "Cox regression on the clinical table",
+    "ridge_cox": "ridge Cox on one modality, which the name tells",
+    "random_survival_forest": "a forest on the columns of all modalities side by side",
+    "late_average": "the mean of the ridge Cox scores of a patient's modalities",
+    "late_average_weighted": "of each modality the best simple learner, weighted by its inner C: the strong bar",
+    "rank_average": "the mean of ranks among the held-out patients, as papers report it; it cannot predict one patient",
+    "prevalence": "everyone gets the frequencies of the training patients",
+    "logistic": "ridge logistic regression on all columns",
+    "gradient_boosting": "boosted trees on all columns",
+    "ridge": "ridge regression on all columns",
+}
+
+
+def _legend(evaluation: Evaluation) -> str:
+    """What each row is, in words."""
+    own, found = f"{evaluation.carrying}:", {}
+    for name in evaluation.models:
+        kind = name.removeprefix(own) if name.startswith(own) else name.partition(":")[0]
+        found[name if name.startswith(own) else kind] = _MODELS.get(kind, "")
+    lines = "".join(f"<li>{escape(name)}: {said}</li>" for name, said in found.items() if said)
+    return f"<details><summary>what each row is</summary><ul>{lines}</ul></details>"
 
 
 def _notes(evaluation: Evaluation) -> str:
@@ -133,7 +162,18 @@ def _header(run: Run) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
         *((f"data {name}", key[:16]) for name, key in facts["facts"]["data"].items()),
     ]
-    return f"<h1>{escape(title)}</h1><p class=warn>{BANNER}</p>" + table(("", "this run"), rows, kind="text")
+    return f"<h1>{escape(title)}</h1><p class=warn>{BANNER}</p>{_first(run)}<h2>This run</h2>" + table(
+        ("", "this run"), rows, kind="text"
+    )
+
+
+def _first(run: Run) -> str:
+    """The result in words, for who reads no further."""
+    parts = []
+    for name, content in run.read("metrics")["outcomes"].items():
+        said = in_words(from_json({k: v for k, v in content.items() if k != "tuning"}))
+        parts.append(f"<p><b>{escape(name)}</b>. {escape(' '.join(said))}</p>")
+    return "".join(parts)
 
 
 def _patients(run: Run) -> str:
@@ -148,9 +188,13 @@ def _patients(run: Run) -> str:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     rows += [(f"- {reason}", count) for reason, count in reasons.items()]
     problems = "".join(f"<p class=note>{escape(p['file'])}: {escape(p['message'])}</p>" for p in a["problems"])
+    patterns = sorted(a["availability"].items(), key=lambda kv: (-kv[1], kv[0]))  # a JSON file has them by name
+    shown, rest = patterns[:_PATTERNS], patterns[_PATTERNS:]
+    if rest:
+        shown.append((f"{len(rest)} other patterns", sum(count for _, count in rest)))
     return (
         f"<h2>Patients</h2>{table(('', 'patients'), rows)}{problems}<h3>Available modalities</h3>"
-        + table(("pattern", "patients"), list(a["availability"].items())[:20])
+        + table(("pattern", "patients"), shown)
         + _without_any(int(a["availability"].get("none", 0)))
     )
 

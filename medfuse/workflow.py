@@ -34,6 +34,7 @@ from medfuse.evaluation import (
     evaluate_outcome,
     from_json,
     headline_score,
+    in_words,
     summary_table,
 )
 from medfuse.files import json_bytes, sha256_bytes
@@ -120,7 +121,8 @@ def _fit_network(
     def watch(member: str, progress: Progress) -> None:
         if member not in begun:
             begun.append(member)
-        show((len(begun) - 1 + progress.step / progress.steps) / members, f"fold {split.name}, member {member}")
+        what = f"fold {split.name}: member {len(begun)} of {members} ({member})"
+        show((len(begun) - 1 + progress.step / progress.steps) / members, what)
         if progress.record is not None:
             row = {"fold": split.name, "member": member, "step": progress.step, **progress.record}
             run.append_curve(row)
@@ -290,6 +292,7 @@ def _fit_and_evaluate(job: Job, run: Run, *, tracker: Tracker, say: Say, watch: 
         tuning={o: {} for o in job.outcomes},
     )
     started = time.perf_counter()
+    say(f"training on {len(job.splits)} folds, one after the other; after each stands how long the others will take")
     for number, split in enumerate(job.splits, 1):
 
         def show(part: float, what: str, done: int = number - 1) -> None:
@@ -299,7 +302,9 @@ def _fit_and_evaluate(job: Job, run: Run, *, tracker: Tracker, say: Say, watch: 
             _run_fold(job, run, split, results=results, tracker=tracker, show=show)
         spent = time.perf_counter() - started
         left = spent / number * (len(job.splits) - number)
-        say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, about {left:.0f} s left")
+        rest = f"about {left:.0f} s left" if number < len(job.splits) else "evaluating"
+        say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, {rest}")
+    watch(1.0, "evaluating")
     settings = EvaluationSettings(
         horizons=None if job.recipe.evaluation.horizons is None else tuple(job.recipe.evaluation.horizons),
         bootstrap=job.recipe.evaluation.bootstrap,
@@ -359,7 +364,7 @@ def _number(value: float | None) -> str:
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
-    """The results as lines of text: the carrying model first, marked with a star."""
+    """The results as lines of text: the carrying model first, marked with a star; below, what they say in words."""
     lines = [
         f"{evaluation.outcome} ({evaluation.score})",
         f"  {'model':<28} {'folds':>13}  {'pooled [95 % interval]':>23}  {'difference [simultaneous]':>26}",
@@ -369,8 +374,9 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         folds = f"{_number(row['mean'])} ({_number(row['sd'])})"
         pooled = f"{_number(row['pooled'])} [{_number(row['low'])}, {_number(row['high'])}]"
         gap = f"{_number(row['difference'])} [{_number(row['difference_low'])}, {_number(row['difference_high'])}]"
-        lines.append(f"{mark} {row['model']:<28} {folds:>13}  {pooled:>23}  {gap if not row['carrying'] else '':>26}")
-    return lines
+        line = f"{mark} {row['model']:<28} {folds:>13}  {pooled:>23}  {gap if not row['carrying'] else '':>26}"
+        lines.append(line.rstrip())
+    return [*lines, *in_words(evaluation)]
 
 
 def predict(

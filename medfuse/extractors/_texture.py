@@ -50,7 +50,7 @@ def _count(
     pairs: NDArray[np.float64],
     sums: NDArray[np.float64],
 ) -> None:
-    """Add to patterns, pairs in one order and sums; plain loops alone: array expressions take seconds to compile."""
+    """Add to patterns, pairs in one order and sums: plain loops, for array expressions take seconds to compile."""
     height, width = grey.shape
     for y in range(1, height - 1):
         for x in range(1, width - 1):

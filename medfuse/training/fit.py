@@ -77,6 +77,7 @@ class _Loop:
     hide_draws: torch.Generator
     device: torch.device
     presence_draws: torch.Generator
+    parameters: list[nn.Parameter]  # of the model, found once: looking for them takes as long as a small layer
     keep: Tensor | None = None  # (n, M) chance of each present modality to be kept, with ``presence: balanced``
     kept: dict[str, float] = field(default_factory=dict)
     balancer: Balancer | None = None
@@ -305,6 +306,7 @@ def _start(
         hide_draws=torch.Generator().manual_seed(seed * 2 + 2),
         device=fabric.device,
         presence_draws=torch.Generator().manual_seed(seed * 2 + 2**32),
+        parameters=list(model.parameters()),
         keep=keep,
         kept={} if keep is None else _kept(train, keep),
         balancer=Balancer(
@@ -358,9 +360,11 @@ def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings:
     loop.lr = lr
     for group in loop.optimizer.param_groups:
         group["lr"] = lr
-    loop.model.train()
+    if not loop.model.training:  # a walk over all modules
+        loop.model.train()
     while True:
-        loop.optimizer.zero_grad(set_to_none=True)
+        for parameter in loop.parameters:
+            parameter.grad = None
         try:
             loss = _backward(fabric, loop, batch)
             break
@@ -369,7 +373,7 @@ def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings:
                 msg = "training: a single patient does not fit into memory; cap the tokens per modality or the width"
                 raise ModelError(msg) from error
             loop.micro *= 2
-    parameters = [p for p in loop.model.parameters() if p.grad is not None]
+    parameters = [p for p in loop.parameters if p.grad is not None]
     # A norm that is not finite is found at the end of the epoch: asking here would wait for the device at every step.
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
     loop.optimizer.step()
