@@ -106,7 +106,16 @@ class MultimodalModel(nn.Module):
     def decode(self, fused: Fused) -> dict[str, Tensor]:
         """Logits (B, number of logits) per outcome, of states."""
         weights = fused.weights[..., None]  # (B, S, 1)
-        return {name: (weights * self.head(name)(fused.states)).sum(1) for name in self.outcomes}
+        return {name: (weights * found).sum(1) for name, found in self._headed(fused.states).items()}
+
+    def _headed(self, states: Tensor) -> dict[str, Tensor]:
+        """Logits (..., number of logits) per outcome, of states (..., D); under autocast, too, in full precision.
+
+        In bfloat16 a logit has eight bits, and patients who differ little become ties.
+        """
+        states = states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
+        with torch.autocast(states.device.type, enabled=False):
+            return {name: self.head(name)(states) for name in self.outcomes}
 
     def head(self, outcome: str) -> Head:
         """The head of an outcome.
@@ -143,7 +152,7 @@ class MultimodalModel(nn.Module):
         if not self.training:
             return total
         for readout in fused.readouts:
-            read = {name: self.head(name)(readout.states) for name in self.outcomes}
+            read = self._headed(readout.states)
             seen = {
                 name: replace(target, observed=target.observed & readout.included)
                 for name, target in batch.targets.items()

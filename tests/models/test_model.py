@@ -6,11 +6,13 @@ import pytest
 import torch
 from invariants import pad
 from model_cases import HEADS_OF, SHAPES, make_batch, settings_for
+from scipy.stats import kendalltau
 
 from medfuse.batch import without_modality
 from medfuse.errors import ConfigError, ModelError
 from medfuse.models import FUSIONS, ModalityShape, ModelSettings, Readout, build_model
 from medfuse.models.fusion import LateFusion
+from medfuse.training.score import harrell_c
 
 
 @pytest.fixture
@@ -176,6 +178,47 @@ def test_bfloat16_autocast_stays_close(fusion):
     assert rough.dtype == torch.float32
     assert float(rough.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def ranks(device, fusion):
+    """Predictions of 400 patients by a network whose every weight was drawn, in float32 on the CPU and in bfloat16."""
+    torch.manual_seed(0)
+    model, batch = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF), make_batch(400)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.begin(batch)
+    exact = model.eval().predict(batch)
+    model, there = model.to(device), batch.to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        rough = model.predict(there)
+    for outcome in ("os", "dfs"):
+        one, other = (found[outcome]["risk_score"].float().cpu().numpy() for found in (exact, rough))
+        target = batch.targets[outcome]
+        event, time = (x[target.observed].numpy() for x in (target.event, target.time))
+        kept = [harrell_c(event, time, x[target.observed.numpy()]) for x in (one, other)]
+        yield (
+            kendalltau(one, other).statistic,
+            abs(kept[0] - kept[1]),
+            len(set(other.tolist())) / len(set(one.tolist())),
+        )
+
+
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_bfloat16_keeps_the_order_of_patients(fusion):
+    for tau, gap, distinct in ranks("cpu", fusion):
+        assert tau >= 0.99
+        assert gap <= 0.005
+        assert distinct > 0.99  # the heads stay in full precision: no ties
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fusion", sorted(FUSIONS))
+def test_bfloat16_on_cuda_keeps_the_order_of_float32(fusion):
+    for tau, gap, distinct in ranks("cuda", fusion):
+        assert tau >= 0.99
+        assert gap <= 0.005
+        assert distinct > 0.99
 
 
 def test_models_import_torch_and_numpy_only():
