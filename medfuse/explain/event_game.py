@@ -159,7 +159,8 @@ def event_game(
         for keep in (rows.keep, without)
     )
     links, before = (
-        _links_of(fold, data, patient, rows=rows, keep=keep, outcome=full.outcome) for keep in (rows.keep, without)
+        readout_links(fold, data, [patient], patient=np.zeros_like(rows.patient), keep=keep, outcome=full.outcome)
+        for keep in (rows.keep, without)
     )
     readers = readers_of(fold, dict(data), [patient], modality=modality, rows=rows, outcome=full.outcome)
     numbers = {reader.number for reader in readers}
@@ -183,9 +184,3 @@ def event_game(
         slope=slope,
         absent=np.stack([absent, *each]) @ rows.share,
     )
-
-
-def _links_of(
-    fold: FoldModel, data: Mapping[str, ModalityData], patient: PatientId, *, rows: Rows, keep: Kept, outcome: str
-) -> dict[int, Tensor]:
-    return readout_links(fold, data, [patient], patient=np.zeros_like(rows.patient), keep=keep, outcome=outcome)

@@ -220,7 +220,8 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
     read = partial(make_readout, fold, outcome=ask.options.outcome, horizon=ask.horizon, label=ask.options.class_index)
     readouts = [read(keep) for keep in (rows.keep, without)]
     full, none = (
-        _all_links(ask, ids, rows.patient, r, keep) for r, keep in zip(readouts, (rows.keep, without), strict=True)
+        readout_links(fold, ask.data, ids, patient=rows.patient, keep=keep, outcome=readouts[0].outcome)
+        for keep in (rows.keep, without)
     )
     values = readouts[0].value(readouts[0].combined(full)).numpy()
     nothing = readouts[1].combined(none)
@@ -256,12 +257,6 @@ def _explained(ask: _Ask, ids: tuple[PatientId, ...], method: str) -> _Part:
 def _summed(rows: Rows, values: Array, n: int) -> Array:
     """(n,) Shapley-weighted sum of values (r,) of each patient's rows."""
     return np.bincount(rows.patient, weights=rows.share * values, minlength=n).astype(np.float64)
-
-
-def _all_links(
-    ask: _Ask, ids: tuple[PatientId, ...], patient: NDArray[np.int64], readout: Readout, keep: NDArray[np.bool_]
-) -> dict[int, torch.Tensor]:
-    return readout_links(ask.fold, ask.data, ids, patient=patient, keep=keep, outcome=readout.outcome)
 
 
 def _walked(

@@ -6,8 +6,8 @@ from medfuse.pages import BANNER as BANNER
 
 MEANING = {
     "recalibrated": (
-        "Contributions are recalibrated: what some of the modalities say alone was moved to what training patients' "
-        "outcomes say it means. The prediction itself is the model's own."
+        "Contributions are recalibrated, as every prediction from part of the modalities is: what these say alone was "
+        "moved to what it means for training patients."
     ),
     "as the model says": "Contributions are those that the model says; subsets of modalities were not recalibrated.",
 }

@@ -62,7 +62,10 @@ class FoldModel:
             for name, w, s in zip(self.experts, e.weight, e.score, strict=True)
         ]
         lines += [f"{name}: left out of the experts: {reason}" for name, reason in self.skipped.items()]
-        return [f"{len(self.members)} members; recalibration slope {e.slope:.2f}", *lines]
+        said = [f"{len(self.members)} members", f"recalibration slope {e.slope:.2f}"]
+        if e.patterns is not None:
+            said.append(f"{e.patterns.fitted.sum()} of {len(e.patterns.fitted)} availability patterns recalibrated")
+        return ["; ".join(said), *lines]
 
 
 def predict_fold(
