@@ -98,10 +98,11 @@ class ExtractionReport:
 
 
 def _below(card: CohortCard, data_root: Path | None) -> Path:
-    if data_root is None:
+    root = data_root or default_data_root()
+    if root is None:
         msg = f"{card.name}: expected a data root for raw files, found none; pass --data-root or set MEDFUSE_DATA"
         raise ConfigError(msg)
-    return jailed(card.root, data_root) if card.root else data_root
+    return jailed(card.root, root) if card.root else root
 
 
 def _files_of(pattern: str, patient: PatientId, root: Path) -> list[Path]:
@@ -156,7 +157,7 @@ def patient_files(cohort: Cohort, name: str) -> dict[PatientId, tuple[Path, ...]
         ConfigError: no data root, a path that leaves it, or a file that two patients match.
         DataError: an id that cannot be part of a path.
     """
-    root = _below(cohort.card, cohort.data_root or default_data_root())
+    root = _below(cohort.card, cohort.data_root)
     pattern = str(cohort.card.modalities[name].path)
     sources = [cohort.source_id(patient) for patient in cohort.patient_ids]
     with cohort.names_in_errors():
