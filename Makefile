@@ -13,18 +13,22 @@ export DO_NOT_TRACK := true
 
 .PHONY: demo test lint bench long realdata freeze clean
 
-# pip would compile all of a gigabyte of Python on one core: the demo compiles what it imports as it imports it, the
-# tests compile everything on all cores.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# pip would compile a gigabyte of Python on one core: the demo compiles what it imports as it imports it, the tests
+# everything on all cores.
+define set_up
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "medfuse needs Python 3.11 or newer, found %d.%d at %s; run: make PYTHON=/path/to/python3.11" % (v[0], v[1], sys.executable))'
-	@echo "medfuse: setting up $(VENV) for the first time: one to three minutes, and longer where torch has to be fetched"
+	@echo "medfuse: setting up $(VENV), a few minutes; longer where torch has to be fetched"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -q --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -q --no-compile -c constraints.txt -e ".[slides]"
-	@touch $@
+	@$(PIP) install -q --no-compile -c constraints.txt -e ".[$(1)]"
+	@touch $(VENV)/.installed
+endef
 
-$(VENV)/.tested: $(VENV)/.installed
-	$(PIP) install -q --no-compile -c constraints.txt -e ".[$(EXTRAS)]"
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call set_up,slides)
+
+$(VENV)/.tested: pyproject.toml constraints.txt
+	$(call set_up,$(EXTRAS))
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $@
 

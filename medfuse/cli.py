@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -468,15 +469,25 @@ def review(
     raise typer.Exit(serve(settings, port=port, say=_say))
 
 
+def _command(name: str) -> str:
+    """How a program of this environment is called here: by its name, or by its path where that is not on PATH."""
+    if shutil.which(name):
+        return name
+    found = Path(sys.executable).with_name(name)
+    here = Path.cwd()
+    return str(found.relative_to(here) if found.is_relative_to(here) else found)
+
+
 def _finish(run: "Run", *, places: str = "") -> None:
     """Where the run is, and what to do with it; ``places``: variables that its commands need."""
     _say(f"run: {run.path}")
     _say(f"report: {run.path / 'report.html'} (open it in a browser; model card and TRIPOD+AI table are linked there)")
+    program = _command("medfuse")
     uri = run.read("tracking")["uri"] if (run.path / "tracking.json").is_file() else ""
     if uri.startswith("sqlite:"):
-        _say(f"curves: mlflow ui --backend-store-uri {uri}")
-    _say(f"next: {places}medfuse explain {run.path}   # what each modality contributed")
-    _say(f"then: {places}medfuse app {run.path}   # the review, in a browser on this machine")
+        _say(f"curves: {_command('mlflow')} ui --backend-store-uri {uri}")
+    _say(f"next: {places}{program} explain {run.path}   # what each modality contributed")
+    _say(f"then: {places}{program} app {run.path}   # the review, in a browser on this machine")
 
 
 @app.command()

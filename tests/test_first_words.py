@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medfuse.baselines import FoldData, fit_baselines, survival
+from medfuse.cli import _command
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card
 from medfuse.dataset import load_modalities
@@ -68,6 +69,18 @@ def test_each_row_is_explained_once_and_unknown_ones_are_left_out():
     assert page.count("ridge_cox") == 1
     assert "medfuse:joint: the networks over all modalities" in page
     assert "mine" not in page
+
+
+def test_commands_that_are_told_can_be_run_where_the_shell_does_not_know_them(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _command("medfuse") == ".venv/bin/medfuse"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert _command("medfuse") == str(tmp_path / ".venv" / "bin" / "medfuse")
+    (tmp_path / "medfuse").touch(mode=0o755)
+    assert _command("medfuse") == "medfuse"
 
 
 def test_every_baseline_has_words():
