@@ -131,7 +131,8 @@ def test_the_command_line(run, place, capsys, monkeypatch):
     monkeypatch.setenv("MEDFUSE_STORE", str(place / "s"))
     words = ["stress", str(run.path), "--mechanism", "swap", "--rate", "1", "--modality", "genes"]
     assert main([*words, "--out", str(place / "cli"), "--data-root", str(place)]) == 0
-    assert "written" in (said := capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "written" in said
     assert "minus late average" in said
     content = json.loads((place / "cli" / "swap-genes.json").read_text())
     assert content["rates"] == [0, 1]
