@@ -20,7 +20,7 @@ from medfuse.outputs import require_new, write_new
 from medfuse.report import refresh_report
 from medfuse.run import FORMAT_VERSION, Run, only_writer, open_run
 from medfuse.sample import ModalityData
-from medfuse.scenarios import Scenario, plan
+from medfuse.scenarios import HIDING, Scenario, plan
 from medfuse.splits import Split, inner_folds
 from medfuse.stress import MODEL, Row, StressFold, StressSettings, stress
 from medfuse.training import load_fold
@@ -200,14 +200,15 @@ def stress_lines(content: dict[str, Any]) -> list[str]:
     lines = []
     for outcome, one in content["outcomes"].items():
         lines.append(f"{outcome}, {content['mechanism']} ({one['score']}; calibration slope, 1 is perfect)")
-        head = ("rate or what is left", "hidden", "model", "score [95 %]", "slope [95 %]", "minus late average")
-        lines.append(f"  {head[0]:<32} {head[1]:>6} {head[2]:<17} {head[3]:>22} {head[4]:>22} {head[5]:>23}")
+        changed = "hidden" if content["mechanism"] in HIDING else "touched"  # slots of modalities, or patients
+        head = ("rate or what is left", changed, "model", "score [95 %]", "slope [95 %]", "minus late average")
+        lines.append(f"  {head[0]:<32} {head[1]:>7} {head[2]:<17} {head[3]:>22} {head[4]:>22} {head[5]:>23}")
         for row in one["rows"]:
             if row["model"] in (MODEL, row["reference"]):
                 what = row["pattern"] if row["rate"] is None else f"{row['rate']:g} {row['pattern']}"
                 gap = span(row, "difference") if row["model"] == MODEL and row["reference"] else ""
                 lines.append(
-                    f"  {what[:32]:<32} {row['hidden']:>6.0%} {row['model'][:17]:<17} {span(row, 'score'):>22} "
+                    f"  {what[:32]:<32} {row[changed]:>7.0%} {row['model'][:17]:<17} {span(row, 'score'):>22} "
                     f"{span(row, 'calibration_slope'):>22} {gap:>23}"
                 )
     return lines

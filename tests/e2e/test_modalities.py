@@ -122,3 +122,22 @@ def test_an_absent_stain_of_a_present_modality_is_an_absent_token(run, place):
     for row, patient in enumerate(("p004", "p001", "p000")):
         alone = predict_fold(fold, {"stains": data}, (patient,))["survival"]
         np.testing.assert_allclose(alone.risk_score[0], together.risk_score[row], atol=1e-6)
+
+
+def test_a_run_of_prime_reads_the_prime_modality_alone_where_it_is_there(tmp_path):
+    """Through members, ensemble and recalibration: what else a patient has moves no number of the prediction."""
+    here = made_up.write(tmp_path / "here")
+    words = (*made_up.QUICK, "model.fusion={name: prime, prime: clinical, code: 4}", "baselines=[]")
+    places = {"data_root": here.parent, "store_root": tmp_path / "store"}
+    run = train(here, recipe="smoke", overrides=words, out=tmp_path / "run", **places)
+    there = made_up.write(tmp_path / "there", n=30, seed=1, prefix="q")
+    found = []
+    for keep in (30, 1):  # one patient must have a modality, or the card is refused
+        table = (there.parent / "genes.csv").read_text().splitlines()
+        (there.parent / "genes.csv").write_text("\n".join(table[: 1 + keep]) + "\n")
+        out = predict(run, there, data_root=there.parent, store_root=tmp_path / str(keep), out=tmp_path / f"{keep}.csv")
+        found.append(pd.read_csv(out))
+    assert (found[0].modalities != found[1].modalities).sum() > 20
+    columns = [c for c in found[0] if c.startswith(("risk", "survival@"))]
+    pd.testing.assert_frame_equal(found[0][columns], found[1][columns], check_exact=True)
+    assert found[0].risk_score.nunique() > 20

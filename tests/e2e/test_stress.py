@@ -131,10 +131,15 @@ def test_the_command_line(run, place, capsys, monkeypatch):
     monkeypatch.setenv("MEDFUSE_STORE", str(place / "s"))
     words = ["stress", str(run.path), "--mechanism", "swap", "--rate", "1", "--modality", "genes"]
     assert main([*words, "--out", str(place / "cli"), "--data-root", str(place)]) == 0
-    assert "written" in (said := capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "written" in said
     assert "minus late average" in said
     content = json.loads((place / "cli" / "swap-genes.json").read_text())
     assert content["rates"] == [0, 1]
+    line = next(line for line in said.splitlines() if line.startswith("  1 genes") and " medfuse " in line)
+    share = next(r["touched"] for r in content["outcomes"]["survival"]["rows"] if r["rate"] == 1)
+    assert f"{share:.0%} medfuse" in line  # a swap hides nothing: what it changed is shown
+    assert share > 0.9
     assert main([*words[:3], "mncar", "--data-root", str(place)]) == 2
     assert "no mechanism" in capsys.readouterr().err
 
