@@ -110,7 +110,7 @@ def _with_patterns(
         return fold
     every = {i for part in unseen for i in part}
     rows = np.array([row for row, patient in enumerate(fold.train_ids) if patient in every], dtype=np.intp)
-    rows = rows[:: -(-(len(rows) << len(fold.modalities)) // _MOST_ROWS)]
+    rows = rows[:: max(1, -(-(len(rows) << len(fold.modalities)) // _MOST_ROWS))]
     ids = tuple(fold.train_ids[row] for row in rows)
     present = presence(data, fold.modalities, ids)
     shown, row_of = distinct_patterns(present)
