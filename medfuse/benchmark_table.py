@@ -13,7 +13,7 @@ from medfuse.metrics.pooled import pooled_scores
 
 Row = dict[str, Any]
 FUSION, BASELINE = "chosen fusion", "chosen baseline"
-_COST = ("parameters", "flops", "members", "seconds", "peak_memory_mb")
+_COST = ("parameters", "flops", "members", "seconds", "interrupted", "peak_memory_mb")
 _POWER = 1.959964 + 0.841621  # normal quantiles of a two-sided 5 % test with a power of 80 %
 
 
@@ -37,7 +37,8 @@ def benchmark_table(
         outcome: name.
         fusions: which of the models are fusions; the others are baselines.
         settings: resamples and horizons.
-        cost: per model ``seconds``, ``parameters``, ``flops``, ``members``, ``peak_memory_mb``.
+        cost: per model ``seconds`` (``interrupted``: at least so many), ``parameters``, ``flops``, ``members``,
+            ``peak_memory_mb``.
         overlapping: the folds share held-out patients, and are not pooled.
 
     Returns:
@@ -62,10 +63,7 @@ def benchmark_table(
             "kind": "choice" if name in chosen else "fusion" if name in fusions else "baseline",
             "tuning": _inner_mean(tuning, chosen.get(name) or [name] * len(tuning.get(name, ()))),
             **_scores(result, gaps.get(name), evaluation=evaluation),
-            **{
-                key: cost.get(name, {}).get(key)
-                for key in ("parameters", "flops", "members", "seconds", "peak_memory_mb")
-            },
+            **{key: cost.get(name, {}).get(key) for key in _COST},
             "per_fold": [row.get(evaluation.score) for row in result["folds"]],
         }
         for name, result in evaluation.models.items()
@@ -216,7 +214,7 @@ def table_text(rows: Sequence[Row]) -> list[str]:
             r["model"], r["kind"], _number(r["tuning"]), f"{_number(r['mean'])} ({_number(r['sd'])})", pooled, gap,
             _number(r["uno_c"]), _number(r["integrated_brier"]), _number(r["calibration_slope"]),
             _number(r["calibration_ratio"]), _whole(r["parameters"]), _millions(r["flops"]), _whole(r["members"]),
-            _seconds(r["seconds"]), _whole(r["peak_memory_mb"]),
+            (">" if r["interrupted"] else "") + _seconds(r["seconds"]), _whole(r["peak_memory_mb"]),
         )  # fmt: skip
         lines.append(" | ".join(cells))
     return [f"| {line} |" for line in lines]

@@ -244,6 +244,7 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
     started, memory = time.perf_counter(), peak_memory(reset=True)
     tried: list[tuple[float, int, FoldModel]] = []
     work = plan.path / "work" / name / split.name
+    interrupted = work.is_dir()  # networks of an earlier process, whose seconds nobody counted
     for number in range(plan.trials):
         fold = fit_fold(
             job.data,
@@ -263,6 +264,7 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
     found = cost(joint.build(), chunks(joint, job.data, split.held_out[:_COUNTED])[0])
     content = {
         "seconds": round(fitted, 3),
+        "interrupted": interrupted,
         "peak_memory_mb": peak_memory() or memory,
         "parameters": found.parameters,
         "flops": round(found.flops),
@@ -404,4 +406,5 @@ def _add_cost(spent: dict[str, Any], cell: Mapping[str, Any], model: str) -> Non
     memory = cell["each_memory_mb"][model] if each is not None else cell["peak_memory_mb"]
     spent["seconds"] = spent.get("seconds", 0.0) + (cell["seconds"] if each is None else each)
     spent["peak_memory_mb"] = max(spent.get("peak_memory_mb", 0.0), memory or 0.0) or None
+    spent["interrupted"] = spent.get("interrupted", False) or cell.get("interrupted", False)
     spent |= {key: cell.get(key) for key in ("parameters", "flops", "members")}

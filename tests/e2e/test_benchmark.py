@@ -163,7 +163,10 @@ def test_kill_9_between_cells_and_inside_one_loses_no_cell_and_changes_no_number
         written = files
     assert any((place / "killed" / "work").rglob("*.safetensors"))  # networks of the unfinished cell
     again = run(place, out="killed")
-    drop = ["seconds", "peak_memory_mb"]
+    assert [r["model"] for r in again.content["outcomes"]["survival"]["rows"] if r["interrupted"]] == ["concat"]
+    assert "| >" in (again.path / "table.md").read_text()
+    assert not any(r["interrupted"] for r in found.content["outcomes"]["survival"]["rows"])
+    drop = ["seconds", "interrupted", "peak_memory_mb"]
     a, b = (pd.DataFrame(f.content["outcomes"]["survival"]["rows"]).drop(columns=drop) for f in (found, again))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert all(p.read_bytes() == content for p, content in written.items())
