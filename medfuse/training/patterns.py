@@ -25,6 +25,7 @@ LEAST_EVENTS = 20
 _TOWARDS_ONE = 16.0  # precision of slopes and of their change in time: a standard deviation of 1/4
 _LEAST_UNCENSORED = 0.05  # below it, weights by inverse censoring grow no further
 _EDGE = 1e-6
+_SAME = 1e-6  # difference of links that is rounding
 
 
 def pattern_number(shown: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -58,7 +59,8 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
     Slopes are drawn towards 1, as by a normal prior with a standard deviation of 1/4, or, with k events among patients
     who have exactly the pattern, 1/4 / sqrt(1 + k / 20). The level is by k / (k + 20) the one that keeps the mean
     prediction of these patients, for the rest the one that gives all who have the pattern the mean of what they are
-    told from everything.
+    told from everything. A pattern whose predictions are those of a smaller one, as where a model does not read what
+    was added, is moved as that one is.
 
     Args:
         link: (n, 2^M, L) from each pattern alone, of patients that the members never saw; what a patient lacks is
@@ -81,7 +83,11 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
         having = np.flatnonzero(owned & number == number)
         known = target.observed[having]
         told = link[having, number]
-        if _events(target.take(having[known])) >= LEAST_EVENTS:
+        smaller = [number ^ 1 << bit for bit in range(present.shape[1]) if number >> bit & 1]
+        alike = next((s for s in smaller if np.abs(told - link[having, s]).max(initial=0.0) <= _SAME), None)
+        if alike is not None:
+            slope[number], level[number], fitted[number] = slope[alike], level[alike], fitted[alike]
+        elif _events(target.take(having[known])) >= LEAST_EVENTS:
             centre, same = told.mean(axis=0), owned[having] == number
             own = _events(target.take(having[known & same]))
             slope[number] = _slope(
@@ -131,10 +137,19 @@ def _slope_line(
     uncensored = np.maximum(_kaplan_meier(survival.time, ~survival.event, before), _LEAST_UNCENSORED)
     weight = np.where(had | (time > times), 1 / uncensored, 0.0) / len(times)
     prior, line, level = np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.log(-np.log(known))
+
+    def hazards(line: Array, level: Array) -> tuple[Array, Array]:
+        found = np.exp(np.clip(level + (line[0] + line[1] * place) * deviation, -30.0, 3.0))
+        return found, np.maximum(-np.expm1(-found), 1e-13)
+
+    def likelihood(line: Array, level: Array) -> float:
+        hazard, risk = hazards(line, level)
+        said = (weight * np.where(had, np.log(risk), -hazard)).sum()
+        return float(said - towards_one / 2 * ((line - prior) ** 2).sum())
+
+    best = likelihood(line, level)
     for _ in range(50):
-        link = np.clip(level + (line[0] + line[1] * place) * deviation, -30.0, 3.0)
-        hazard = np.exp(link)
-        risk = np.maximum(-np.expm1(-hazard), 1e-12)
+        hazard, risk = hazards(line, level)
         score = weight * (had - risk) * hazard / risk
         size = weight * hazard**2 * np.exp(-hazard) / risk
         own, cross = size.sum(axis=0) + 1e-9, (size * deviation).sum(axis=0)
@@ -143,10 +158,12 @@ def _slope_line(
         power = np.stack([np.ones_like(place), place])
         information = (power * left) @ power.T + towards_one * np.eye(2)
         step = np.clip(np.linalg.solve(information, power @ pull - towards_one * (line - prior)), -1.0, 1.0)
-        line = line + step
-        level = level + np.clip((score.sum(axis=0) - cross * (step @ power)) / own, -1.0, 1.0)
-        if np.abs(step).max() < 1e-8:
+        rise = np.clip((score.sum(axis=0) - cross * (step @ power)) / own, -1.0, 1.0)
+        while (found := likelihood(line + step, level + rise)) < best and np.abs(step).max() > 1e-8:
+            step, rise = step / 2, rise / 2
+        if found < best or np.abs(step).max() < 1e-8:
             break
+        line, level, best = line + step, level + rise, found
     return float(line[0]), float(line[1]), place
 
 

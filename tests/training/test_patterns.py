@@ -101,11 +101,25 @@ def test_what_the_model_makes_of_an_absence_is_kept_where_it_was_fitted_on_it(ev
 
 def test_slopes_move_less_where_the_model_was_fitted_on_the_pattern():
     rng = np.random.default_rng(3)
-    _, target, link = made(rng, 400)
+    x, target, link = made(rng, 400)
+    link[:, 1] = np.log(TIMES) + 1.5 * x[:, :1]
     many = both(400)
     many[:200, 1] = False
     nobody, half = (fit_patterns(link, p, target, times=TIMES).slope[1].mean() for p in (both(400), many))
-    assert 1 - half < 0.8 * (1 - nobody)
+    assert 0 < 1 - half < 0.8 * (1 - nobody)
+
+
+def test_what_a_model_does_not_read_changes_nothing():
+    rng = np.random.default_rng(9)
+    _, target, link = made(rng, 600)
+    link[:, 3], link[:, 2] = link[:, 1], link[:, 0]  # it does not read b
+    present = both(600)
+    present[:, 1] = ~target.event | (rng.random(600) < 0.3)
+    found = fit_patterns(link, present, target, times=TIMES)
+    for number, alike in ((3, 1), (2, 0)):
+        np.testing.assert_array_equal(found.slope[number], found.slope[alike])
+        np.testing.assert_array_equal(found.level[number], found.level[alike])
+    assert np.abs(found.slope[1] - 1).max() > 0.1
 
 
 def test_slopes_fall_in_time_as_the_worst_leave():
@@ -204,7 +218,8 @@ def coalitions(link, present):
 
 
 def test_replicates_of_an_explanation_move_alike():
-    _, target, link = made(np.random.default_rng(1))
+    x, target, link = made(np.random.default_rng(1))
+    link[:, 1] = np.log(TIMES) + 1.5 * x[:, :1]
     present = both(N)
     present[: N // 4, 1] = False
     link[: N // 4, 2], link[: N // 4, 3] = link[: N // 4, 0], link[: N // 4, 1]
