@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
-from medfuse.errors import LeakError
+from medfuse.errors import DataError, LeakError
 from medfuse.isolation import fit_isolation, fitted_preprocessing, outcome_isolation
 from medfuse.proxies import joint_columns, outcome_columns
 from medfuse.sample import ModalityData
@@ -277,7 +277,11 @@ def audit(
     if splits:
         for name in [outcome] if isinstance(outcome, str) else outcome:
             findings += _proxies(cohort, data, splits[0], name)
-        changed = fit_isolation(fitted_preprocessing, data, splits[0])
+        try:
+            changed = fit_isolation(fitted_preprocessing, data, splits[0])
+        except DataError as error:
+            error.add_note(f"split {splits[0].name}, {len(splits[0].train)} training patients")
+            raise
         if changed:
             findings.append(
                 Finding(

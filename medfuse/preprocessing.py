@@ -83,7 +83,7 @@ def fit_preprocessing(data: ModalityData, ids: Sequence[PatientId]) -> Preproces
     if not any(patient in data.samples for patient in ids):
         msg = (
             f"modality {data.name}: expected train patients who have it, found none of {len(ids)}; "
-            "drop it from the recipe"
+            "leave it out of the recipe's modalities"
         )
         raise DataError(msg)
     fit = _fit_columns if data.layout == "columns" else _fit_items if data.item else _fit_vectors
@@ -91,7 +91,8 @@ def fit_preprocessing(data: ModalityData, ids: Sequence[PatientId]) -> Preproces
     if not fitted.feature_names:
         msg = (
             f"modality {data.name}: expected a column that varies in train, found {len(fitted.dropped)} "
-            "constant or empty"
+            f"constant or empty, in {sum(i in data.samples for i in ids)} patients who have it; "
+            "leave it out of the recipe's modalities"
         )
         raise DataError(msg)
     return fitted

@@ -141,3 +141,18 @@ def test_a_run_of_prime_reads_the_prime_modality_alone_where_it_is_there(tmp_pat
     columns = [c for c in found[0] if c.startswith(("risk", "survival@"))]
     pd.testing.assert_frame_equal(found[0][columns], found[1][columns], check_exact=True)
     assert found[0].risk_score.nunique() > 20
+
+
+def test_a_modality_of_one_patient_ends_with_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEDFUSE_STORE", str(tmp_path / "store"))
+    card = made_up.write(tmp_path, n=60, outcomes=("survival",))
+    genes = tmp_path / "genes.csv"
+    genes.write_text("\n".join(genes.read_text().splitlines()[:2]) + "\n")
+    asked = ["train", "--cohort", str(card), "--recipe", "smoke", "--data-root", str(tmp_path)]
+    assert main([*asked, "--out", str(tmp_path / "run")]) != 0
+    said = capsys.readouterr().err
+    assert "modality genes: expected" in said
+    assert "leave it out of the recipe's modalities" in said
+    assert "training patients" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
