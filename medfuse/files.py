@@ -156,8 +156,14 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  # the caller knows the shape 
     Raises:
         StoreError: when it is missing or is not JSON.
     """
+    return _read_json(path)[0]
+
+
+def _read_json(path: Path) -> tuple[Any, bytes]:
+    """What a JSON file says, and the bytes it was read from: another may stand there a moment later."""
     try:
-        return json.loads(path.read_bytes())
+        found = path.read_bytes()
+        return json.loads(found), found
     except OSError as error:
         msg = f"{path}: expected a JSON file, found: {error.strerror}"
         raise StoreError(msg) from error
@@ -345,11 +351,10 @@ def _manifest_bytes(content: Mapping[str, object]) -> bytes:
 
 def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
     """A manifest that agrees with its own SHA-256, and its bytes."""
-    manifest = read_json(folder / MANIFEST)
+    manifest, found = _read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         msg = f"{folder / MANIFEST}: expected a manifest with its list of files, found another JSON file"
         raise StoreError(msg)
-    found = (folder / MANIFEST).read_bytes()
     if _manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"}) != found:
         msg = f"{folder / MANIFEST}: content differs from its own SHA-256; restore it or write the folder again"
         raise StoreError(msg)
