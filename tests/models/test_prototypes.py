@@ -377,7 +377,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), "0.1"])
 def test_weights_of_the_additive_one_are_checked_too(weight):
-    with pytest.raises(ConfigError, match="weights.apart: expected a weight >= 0"):
+    with pytest.raises(ConfigError, match=r"weights\.apart: expected a weight >= 0"):
         prototype_model("prototype_additive", weights={"apart": weight})
 
 
