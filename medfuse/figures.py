@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from medfuse.palette import BLUE, GREY, INK, SERIES, VERMILION
 from medfuse.targets import Survival
 
 _SLOPES = (-0.5, 3.0)  # of calibration, as shown
+_PAGE = (9.6, 13.5)  # inches of a figure that fills a page: the proportions of A4
+_MARGIN = 1.4  # inches of its legend and axes
+_SCORES = {"harrell_c": ("Harrell's C", 0.5), "auroc": ("AUROC", 0.5), "r2": ("R squared", 0.0)}  # and of no skill
 # Lines and marks say the same without colour, for print in black and white.
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKS = ("o", "s", "^", "D", "v", "X")
@@ -159,40 +163,116 @@ def forest(rows: Sequence[Mapping[str, Any]], *, score: str) -> str:
 
 
 def stress(content: Mapping[str, Any], *, mechanism: str) -> str:
-    """Discrimination and calibration of the models under stress, on one page.
+    """Discrimination and calibration of the models under stress, on one page whatever the number of modalities.
+
+    The page has the proportions of A4 at a width of 9.6 inches. Where there are too many subsets of the modalities for
+    a line each, only the first model and the late average are drawn; where there are more still, a dot per subset over
+    the number of modalities that are left. What is not drawn stands in the table (CSV).
 
     Args:
-        content: ``rows`` and ``score`` of one outcome, of :func:`medfuse.stressing.stress_run`.
+        content: ``rows`` and ``score`` of one outcome, of :func:`medfuse.stressing.stress_run`; of splits that overlap
+            the first is drawn, and named.
         mechanism: what was done; ``subsets`` has patterns in place of rates.
     """
-    rows = [row for row in content["rows"] if row["folds"] == content["rows"][0]["folds"]]
+    groups = list(dict.fromkeys(row["folds"] for row in content["rows"]))
+    rows = [row for row in content["rows"] if row["folds"] == groups[0]]
+    reference = rows[0]["reference"]
     names = list(dict.fromkeys(row["model"] for row in rows))
-    first = [n for n in names if n.startswith("medfuse") or n == rows[0]["reference"]]
+    first = [n for n in names if n.startswith("medfuse") or n == reference]
     models = [*first, *(n for n in names if n not in first)][: len(SERIES)]
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
-    measures = ((content["score"], "score"), ("calibration slope", "calibration_slope"))
-    if mechanism == "subsets":
-        return svg(
-            lambda _, axes: _patterns(axes[0], rows, patterns, models=models, measures=measures),
-            width=9.6,
-            height=1.4 + 0.17 * (len(models) + 1) * len(patterns),
-            grid=(1, 2),
+    score, nothing = _SCORES.get(content["score"], (content["score"], 0.5))
+    measures = ((score, "score", nothing), ("calibration slope", "calibration_slope", 1.0))
+
+    def finished(figure: Any, panel: Any, shown: Sequence[str]) -> None:  # noqa: ANN401
+        said = [f"split {groups[0]} of {len(groups)}"] if len(groups) > 1 else []
+        said += [f"{len(names) - len(shown)} more models in the table"] if len(shown) < len(names) else []
+        handles, labels = panel.get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            title="; ".join(said) or None,
+            frameon=False,
+            fontsize=8,
+            title_fontsize=8,
+            loc="outside upper center",
+            ncols=len(models),
         )
 
-    def draw(_: Any, axes: Any) -> None:  # noqa: ANN401
-        for line, pattern in zip(axes, patterns, strict=True):
-            for panel, (label, key) in zip(line, measures, strict=True):
+    if mechanism != "subsets":
+        return _rates(rows, patterns, models=models, measures=measures, mechanism=mechanism, finished=finished)
+    lead = [m for m in models if m in ("medfuse", reference)] or models[:1]
+    for shown in (models, lead):
+        least = 0.13 * (len(shown) + 1) * len(patterns)
+        if least <= _PAGE[1] - _MARGIN:
+
+            def draw(figure: Any, axes: Any, shown: Sequence[str] = shown) -> None:  # noqa: ANN401
+                _patterns(axes[0], rows, patterns, models=shown, measures=measures)
+                finished(figure, axes[0][0], shown)
+
+            height = min(least * 17 / 13 + _MARGIN, _PAGE[1])
+            return svg(draw, width=_PAGE[0], height=height, grid=(1, 2))
+
+    def by_number(figure: Any, axes: Any) -> None:  # noqa: ANN401
+        for panel, (label, key, nothing) in zip(axes[:, 0], measures, strict=True):
+            _by_number(panel, rows, key, models=lead)
+            panel.axhline(nothing, color=GREY, lw=1, ls="--")
+            panel.set(xlabel="modalities left: a dot per subset, lines are means", ylabel=label)
+            if key != "score":
+                panel.set_ylim(*_SLOPES)
+        finished(figure, axes[0][0], lead)
+
+    return svg(by_number, width=_PAGE[0], height=9.0, grid=(2, 1))
+
+
+def _rates(
+    rows: Sequence[Mapping[str, Any]],
+    patterns: Sequence[str],
+    *,
+    models: Sequence[str],
+    measures: Sequence[tuple[str, str, float]],
+    mechanism: str,
+    finished: Callable[[Any, Any, Sequence[str]], None],
+) -> str:
+    """Two panels, of discrimination and of calibration, for each modality that is acted on; lines over the rate."""
+    abreast = 1 if len(patterns) <= 4 else 2
+    high = -(-len(patterns) // abreast)
+    unit = "standard deviations" if mechanism == "noise" else "share"
+
+    def draw(figure: Any, axes: Any) -> None:  # noqa: ANN401
+        for unused in axes.ravel()[2 * len(patterns) :]:
+            unused.set_visible(False)
+        for number, pattern in enumerate(patterns):
+            for place, (label, key, nothing) in enumerate(measures):
+                panel = axes.ravel()[2 * number + place]
                 for k, model in enumerate(models):
                     own = [r for r in rows if r["model"] == model and r["pattern"] == pattern and r[key] is not None]
                     if own:
                         _curve(panel, own, key, number=k, label=model, band=k == 0 or model == own[0]["reference"])
-                panel.axhline(1.0 if key != "score" else 0.5, color=GREY, lw=1, ls="--")
-                panel.set(xlabel=f"{mechanism} rate: {pattern}", ylabel=label)
+                panel.axhline(nothing, color=GREY, lw=1, ls="--")
+                name = fill(f"{mechanism} ({unit}): {pattern}", 60 // abreast)
+                panel.set(xlabel=name, ylabel=label)
                 if key != "score":
                     panel.set_ylim(*_SLOPES)
-        axes[0][0].legend(frameon=False, fontsize=7)
+        finished(figure, axes[0][0], models)
 
-    return svg(draw, width=9.6, height=3.0 * len(patterns), grid=(len(patterns), 2))
+    height = min(3.0 * high + 0.5, _PAGE[1])
+    return svg(draw, width=_PAGE[0], height=height, grid=(high, 2 * abreast))
+
+
+def _by_number(panel: Any, rows: Sequence[Mapping[str, Any]], key: str, *, models: Sequence[str]) -> None:  # noqa: ANN401
+    """A dot per subset of the modalities over their number, and the mean of each number."""
+    for k, model in enumerate(models):
+        own = [(row["pattern"].count(" + ") + 1, row[key]) for row in rows if row["model"] == model]
+        known = [(size, value) for size, value in own if value is not None]
+        sizes = sorted({size for size, _ in known})
+        aside = 0.24 * (k - (len(models) - 1) / 2)
+        panel.plot(
+            [size + aside for size, _ in known], [v for _, v in known], MARKS[k], ms=3, color=SERIES[k], ls="", mew=0
+        )
+        means = [float(np.mean([v for size, v in known if size == one])) for one in sizes]
+        panel.plot([size + aside for size in sizes], means, ls=LINES[k], lw=1.4, color=SERIES[k], label=model)
+        panel.set_xticks(sizes)
 
 
 def _curve(
@@ -218,10 +298,10 @@ def _patterns(
     patterns: Sequence[str],
     *,
     models: Sequence[str],
-    measures: Sequence[tuple[str, str]],
+    measures: Sequence[tuple[str, str, float]],
 ) -> None:
     """A line per subset of the modalities, a dot with its interval per model."""
-    for panel, (label, key) in zip(axes, measures, strict=True):
+    for panel, (label, key, nothing) in zip(axes, measures, strict=True):
         for row in rows:
             if row["model"] not in models or row[key] is None:
                 continue
@@ -231,15 +311,12 @@ def _patterns(
                 panel.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=SERIES[k], lw=1)
             first = row["pattern"] == patterns[0]
             panel.plot(row[key], y, MARKS[k], ms=3.8, color=SERIES[k], ls="", label=row["model"] if first else None)
-        panel.axvline(1.0 if key != "score" else 0.5, color=GREY, lw=1, ls="--")
-        shown = patterns if panel is axes[0] else [""] * len(patterns)
+        panel.axvline(nothing, color=GREY, lw=1, ls="--")
+        shown = [fill(p, 44) for p in patterns] if panel is axes[0] else [""] * len(patterns)
         panel.set_yticks([-k for k in range(len(patterns))], shown)
         panel.set(xlabel=label, ylim=(-len(patterns) + 0.4, 0.6))
         if key != "score":
             panel.set_xlim(*_SLOPES)  # the slope of a model that says nothing may be anything
-    axes[0].figure.legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=len(models)
-    )
 
 
 def balance(epochs: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:

@@ -375,6 +375,12 @@ def test_options_out_of_range_are_refused(options, message):
         prototype_model(**options)
 
 
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), "0.1"])
+def test_weights_of_the_additive_one_are_checked_too(weight):
+    with pytest.raises(ConfigError, match=r"weights\.apart: expected a weight >= 0"):
+        prototype_model("prototype_additive", weights={"apart": weight})
+
+
 @pytest.mark.parametrize("name", ["prototype", "prototype_additive"])
 def test_exemplars_are_the_nearest_instances_of_different_patients(name):
     model, batch = prototype_model(name), make_batch()

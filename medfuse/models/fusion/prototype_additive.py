@@ -12,7 +12,7 @@ from medfuse.errors import ConfigError
 from medfuse.models.fusion.base import Fused, Fusion
 from medfuse.models.prototype_block import PrototypeBlock
 from medfuse.models.prototypes import RiskLevels, cosine, level_loss, top_mean, train_digest
-from medfuse.models.settings import check_choice, check_count, check_rate
+from medfuse.models.settings import check_choice, check_count, check_rate, check_weight
 
 WEIGHTS = {"prototype": 0.1, "apart": 0.1}
 _NEAREST = 0.5
@@ -81,8 +81,9 @@ class AdditivePrototypeFusion(Fusion):
         if not isinstance(keep, int | float) or not 0 < keep <= 1:
             msg = f"prototype_additive: expected keep in (0, 1], found {keep}"
             raise ConfigError(msg)
-        for name in weights or {}:
+        for name, weight in (weights or {}).items():
             check_choice("weights", name, tuple(WEIGHTS))
+            check_weight(f"weights.{name}", weight)
         self.keep, self.weights = keep, {**WEIGHTS, **(weights or {})}
         self.risk = RiskLevels(check_count("levels", levels, least=2))
         self.each = check_count("each", each)
