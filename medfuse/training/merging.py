@@ -62,12 +62,17 @@ def spherical_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tenso
 
 
 def tuning_weights(members: Sequence[Member]) -> list[float]:
-    """Weights by how much each member's tuning score exceeded chance, at least 0.001; equal where one has no score."""
+    """Weights by how much each member's tuning score exceeded chance, at least 0.001; equal where one has no score.
+
+    Chance is 0.5 for survival and classes and 0 for values, whose score is explained variance.
+    """
     scores = [m.history[m.best_epoch - 1]["tuning_score"] if m.history else None for m in members]
     known = [score for score in scores if score is not None and math.isfinite(score)]
     if len(known) < len(members):
         return [1 / len(members)] * len(members)
-    merit = [max(score - 0.5, _LEAST_WEIGHT) for score in known]
+    heads = [[head.kind for head in member.heads.values()] for member in members]
+    chance = [sum(kind != "continuous" for kind in kinds) / (2 * len(kinds)) for kinds in heads]
+    merit = [max(score - c, _LEAST_WEIGHT) for score, c in zip(known, chance, strict=True)]
     return [m / sum(merit) for m in merit]
 
 

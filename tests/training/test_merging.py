@@ -11,7 +11,7 @@ import torch
 from medfuse.cli import main
 from medfuse.errors import CohortError, ConfigError, ModelError, StoreError
 from medfuse.merging import merge_folders
-from medfuse.models import ModelSettings
+from medfuse.models import HeadSettings, ModelSettings
 from medfuse.models.fusion.lego import merge_latents
 from medfuse.training import (
     FoldSettings,
@@ -213,7 +213,8 @@ def test_the_order_of_equally_weighted_members_does_not_matter(fold, cohort):
 
 def test_weights_come_from_tuning_scores(fold):
     members = parts(fold)
-    scores = [m.history[m.best_epoch - 1]["tuning_score"] - 0.5 for m in members]
+    chance = np.mean([0.0 if head.kind == "continuous" else 0.5 for head in members[0].heads.values()])
+    scores = [m.history[m.best_epoch - 1]["tuning_score"] - chance for m in members]
     expected = np.maximum(scores, 1e-3) / np.maximum(scores, 1e-3).sum()
     assert tuning_weights(members) == pytest.approx(expected.tolist())
     assert merge_members(members).state["fusion.share"].tolist() == pytest.approx(expected.tolist())
@@ -222,6 +223,12 @@ def test_weights_come_from_tuning_scores(fold):
     assert balanced_weights(members, said) == pytest.approx((np.array(tuning_weights(members)) / spread).tolist())
     assert balanced_weights(members, [None, *said[1:]]) == tuning_weights(members)
     assert tuning_weights([dataclasses.replace(members[0], history=()), members[1]]) == [0.5, 0.5]
+    values = {"size": HeadSettings(kind="continuous", name="gaussian")}
+    alone = [
+        dataclasses.replace(m, heads=values, history=({"tuning_score": share},), best_epoch=1)
+        for m, share in zip(members, (0.1, 0.3), strict=False)
+    ]
+    assert tuning_weights(alone) == pytest.approx([0.25, 0.75])  # chance is no explained variance
 
 
 def test_members_that_cannot_be_put_together_are_refused(fold):
