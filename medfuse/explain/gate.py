@@ -23,12 +23,12 @@ from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target
 from medfuse.training.combining import unseen_links
 from medfuse.training.fold import CHOSEN, FoldModel, presence, reads
+from medfuse.training.patterns import LEAST_EVENTS, count_events
 from medfuse.training.score import concordance
 from medfuse.training.shown import distinct_patterns
 from medfuse.types import OutcomeKind, PatientId
 
 Array = NDArray[np.float64]
-LEAST_EVENTS = 20
 LIMIT = 0.10  # of the calibration index, in probability (values: in standard deviations of the outcome)
 
 
@@ -170,7 +170,7 @@ def subset_gate(
     for number in range(c):
         rows = np.flatnonzero((owned & number == number) & target.observed)
         known = target.take(rows)
-        patients[number], events[number] = len(rows), _events(known)
+        patients[number], events[number] = len(rows), count_events(known)
         if len(rows):
             part = values.take(rows)
             link = values.values[rows, number]
@@ -227,14 +227,6 @@ def same_as_stored(plain: Coalitions, fold: FoldModel, *, tolerance: float = 1e-
         return bool(np.abs(risk - probability).max() <= tolerance)
     said = cast(Array, stored.value)
     return bool(np.abs(risk[:, 0] - said).max() <= tolerance * max(float(said.std()), 1e-9))
-
-
-def _events(target: Target) -> int:
-    if isinstance(target, Survival):
-        return target.n_events
-    if isinstance(target, Labels):
-        return int(np.bincount(target.label, minlength=len(target.classes)).min()) if len(target) else 0
-    return len(target)
 
 
 def _reason(events: int, index: Array, *, shown: bool, limit: float) -> str:

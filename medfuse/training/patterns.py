@@ -87,9 +87,9 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
         alike = next((s for s in smaller if np.abs(told - link[having, s]).max(initial=0.0) <= _SAME), None)
         if alike is not None:
             slope[number], level[number], fitted[number] = slope[alike], level[alike], fitted[alike]
-        elif _events(target.take(having[known])) >= LEAST_EVENTS:
+        elif count_events(target.take(having[known])) >= LEAST_EVENTS:
             centre, same = told.mean(axis=0), owned[having] == number
-            own = _events(target.take(having[known & same]))
+            own = count_events(target.take(having[known & same]))
             slope[number] = _slope(
                 target.take(having[known]),
                 (told - centre)[known],
@@ -175,7 +175,7 @@ def _kaplan_meier(time: Array, event: NDArray[np.bool_], at: Array) -> Array:
     return np.concatenate([[1.0], survival])[np.searchsorted(distinct, at, side="right")]
 
 
-def _events(target: Target) -> int:
+def count_events(target: Target) -> int:
     """Events of survival outcomes, patients of the rarest class, or all patients; all of them are observed."""
     if isinstance(target, Survival):
         return target.n_events
