@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCHES := losses metrics tracking startup slides volumes ehr store bags packed
 BENCHES_ONE_THREAD := ecg expression
+# A test takes one thread: two processes fill two cores, and a file stays in one, whose fixtures it shares.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 EXTRAS := test,slides,dicom-gpl,wsi-dicom,login,browser,pretrained
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: demo test lint bench long realdata freeze clean
+.PHONY: demo test slow lint bench long realdata freeze clean
 
 # pip would compile a gigabyte of Python on one core: the demo compiles what it imports as it imports it, the tests
 # everything on all cores.
@@ -45,14 +47,17 @@ demo: $(VENV)/.installed
 	@$(BIN)/medfuse demo
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+slow: $(VENV)/.tested
+	$(PYTEST) -m "slow and not realdata and not gpu"
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 realdata: $(VENV)/.tested
-	$(BIN)/python -m pytest -m "realdata and not gpu"
+	$(PYTEST) -m "realdata and not gpu"
 
 bench: $(VENV)/.tested
 	for script in $(BENCHES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
@@ -61,7 +66,7 @@ bench: $(VENV)/.tested
 # All tests with their full counts (10,000 mutants per loader, 50 kills, 20 fresh databases), 100 million events, and
 # what the extractors recover of the synthetic cohort's latents: hours on two cores.
 long: $(VENV)/.tested
-	MEDFUSE_LONG=1 $(BIN)/python -m pytest -m "not gpu"
+	MEDFUSE_LONG=1 $(PYTEST) -m "not gpu"
 	$(BIN)/python benchmarks/ehr.py --large
 	$(BIN)/python benchmarks/synthetic.py
 

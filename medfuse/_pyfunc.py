@@ -35,7 +35,7 @@ class MedfuseModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
 
         data = modalities_from_frame(model_input, self._run.read("modalities")["modalities"])
         ids = [PatientId(str(i)) for i in model_input["patient_id"]]
-        return prediction_table(apply_run(self._folds, data, ids), self._folds, classes=self._classes)
+        return prediction_table(apply_run(self._folds, data, ids), folds=self._folds, classes=self._classes)
 
 
 mlflow.models.set_model(MedfuseModel())

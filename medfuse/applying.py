@@ -7,6 +7,7 @@ by name.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,10 +158,35 @@ def read_for_run(
     """The patients of a card, their modalities in the run's coding, and the run's models.
 
     Raises:
-        CohortError: the card has none of the run's modalities, or one of other columns, units or features.
+        CohortError: as :func:`read_coded`.
         MedfuseError: what the card's files or the run's folder refuse.
     """
     specs = run.read("modalities")["modalities"]
+    cohort, data = read_coded(specs, card, data_root=data_root, store_root=store_root, need_outcomes=need_outcomes)
+    return cohort, data, [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
+
+
+def read_coded(
+    specs: Mapping[str, Any],
+    card: CohortCard,
+    *,
+    data_root: Path | None,
+    store_root: Path | None,
+    need_outcomes: bool,
+) -> tuple[Cohort, dict[str, ModalityData]]:
+    """The patients of a card, and their modalities in the coding of a run.
+
+    Args:
+        specs: the run's modalities, of :func:`medfuse.run.modality_specs`.
+        card: of the patients.
+        data_root: folder of the cohorts' files.
+        store_root: folder of the feature store.
+        need_outcomes: refuse a card whose outcomes cannot be read.
+
+    Raises:
+        CohortError: the card has none of the run's modalities, or one of other columns, units or features.
+        MedfuseError: what the card's files refuse.
+    """
     own = {name: modality.model_copy(update={"gmt": None}) for name, modality in card.modalities.items()}
     card = card.model_copy(update={"modalities": own})  # the members hold their gene sets: no GMT file is needed
     cohort = read_cohort(card, data_root=data_root, need_outcomes=need_outcomes)
@@ -182,8 +208,7 @@ def read_for_run(
         )
         for name, modality in loaded.items()
     }
-    folds = [load_fold(run.fold_folder(s["name"])) for s in run.read("splits")["splits"]]
-    return cohort, data, folds
+    return cohort, data
 
 
 def names_of(cohort: Cohort) -> str | None:
@@ -240,8 +265,9 @@ def apply_run(
 
 def prediction_table(
     predictions: Mapping[str, Prediction],
-    folds: Sequence[FoldModel],
     *,
+    folds: Sequence[FoldModel] = (),
+    unknown: str = "",
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """One row per patient and outcome, and a flag for ids seen in training.
@@ -250,7 +276,8 @@ def prediction_table(
 
     Args:
         predictions: by outcome.
-        folds: of the run.
+        folds: of the run, whose training patients are flagged.
+        unknown: why nobody can tell whom training has seen; stands in place of the flag.
         classes: names of the classes by outcome, of :func:`classes_of`; without them classes are numbered.
     """
     seen = {i for fold in folds for i in fold.train_ids}
@@ -261,7 +288,7 @@ def prediction_table(
             "+".join(m for m, has in zip(p.modalities, row, strict=True) if has) or "none: population estimate"
             for row in p.present
         ]
-        table["seen_in_training"] = [i in seen for i in p.patient_ids]
+        table["seen_in_training"] = f"unknown: {unknown}" if unknown else [i in seen for i in p.patient_ids]
         if p.survival is not None and p.times is not None:
             curves = pd.DataFrame(p.survival, columns=[f"survival@{t:g}" for t in p.times])
             table = pd.concat([table, curves], axis=1)

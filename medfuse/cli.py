@@ -165,6 +165,9 @@ def train(
         Path | None, typer.Option(help="New run directory, or one to go on with; default: runs/COHORT-RECIPE-TIME.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: the recipe's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Folds fitted side by side; default: one per core, one on a GPU.")
+    ] = None,
 ) -> None:
     """Train on the folds of a cohort, evaluate once on what was held out, and write a run directory with a report."""
     from medfuse.workflow import train as train_cohort
@@ -177,6 +180,7 @@ def train(
             data_root=data_root,
             out=out,
             seed=seed,
+            workers=workers,
             say=say,
             watch=watch,
         )
@@ -197,7 +201,9 @@ def demo(
     from medfuse.demo import missing_by
 
     with _bar() as (say, watch):
-        done = run_demo(out, patients=patients, seed=seed, missing=missing_by(missing), say=say, watch=watch)
+        done = run_demo(
+            out, patients=patients, seed=seed, missing=missing_by(missing), workers=None, say=say, watch=watch
+        )
     for line in done.lines:
         _say(line)
     _finish(done.run, places=f"MEDFUSE_DATA={out / 'cohort'} MEDFUSE_STORE={out / 'store'} ")
@@ -223,12 +229,12 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory, or what merge wrote.")],
     cohort: Cohort,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="New CSV file; default: predictions_COHORT.csv.")] = None,
 ) -> None:
-    """Apply a run to the patients of a card; outcomes are not needed, and patients may miss modalities."""
+    """Apply a run or a merged member to the patients of a card, who may miss modalities; outcomes are not needed."""
     from medfuse.workflow import predict as predict_cohort
 
     path = predict_cohort(run, cohort, data_root=data_root, out=out)

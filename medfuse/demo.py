@@ -21,6 +21,7 @@ from medfuse.dataset import load_modalities
 from medfuse.errors import ConfigError, DataError
 from medfuse.extraction import extract
 from medfuse.files import read_json, write_text
+from medfuse.folds import MODEL
 from medfuse.metrics.comparison import Interval, bootstrap_c, paired_differences
 from medfuse.outputs import require_free
 from medfuse.run import Run, open_run
@@ -31,7 +32,7 @@ from medfuse.synthetic.paper import TRUTH, facts_of
 from medfuse.synthetic.raw import write_cohort
 from medfuse.synthetic.recovery import recovered
 from medfuse.targets import Survival
-from medfuse.workflow import MODEL, Say, Watch, train
+from medfuse.workflow import Say, Watch, train
 
 PATIENTS = 200
 # Stronger than the defaults of Process: this cohort is small, and is to show something.
@@ -64,6 +65,7 @@ def demo(
     patients: int = PATIENTS,
     seed: int = 0,
     missing: Missing | None = None,
+    workers: int | None = 1,
     say: Say = lambda text: None,
     watch: Watch = lambda part, what: None,
 ) -> Demo:
@@ -74,6 +76,7 @@ def demo(
         patients: their number, 60 or more.
         seed: of the cohort and of the training.
         missing: how whole modalities come to be absent; default: 15 % of each completely at random.
+        workers: as :func:`medfuse.workflow.train` takes them.
         say: called with each line of progress.
         watch: called with the part of all steps that is done, and what is being done.
 
@@ -102,6 +105,7 @@ def demo(
             store_root=out / "store",
             out=out / "run",
             seed=seed,
+            workers=workers,
             say=say,
             watch=lambda part, what: watch(EXTRACTED + (1 - EXTRACTED) * part, what),
         )

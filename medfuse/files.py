@@ -58,9 +58,10 @@ def sha256_blocks(path: Path) -> list[str]:
         StoreError: when the file cannot be read.
     """
     try:
+        from medfuse.processes import usable_cores
+
         starts = range(0, path.stat().st_size, BLOCK)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = min(_MOST_THREADS, cores)
+        threads = min(_MOST_THREADS, usable_cores())
         if threads == 1 or len(starts) < 2:
             return [_sha256_block(path, start) for start in starts]
         from concurrent.futures import ThreadPoolExecutor

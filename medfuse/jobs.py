@@ -134,7 +134,7 @@ def check_job(job: Job, *, say: Say) -> None:
     settings = fold_settings(job.recipe, cards)
     for number, split in enumerate(job.splits):
         try:
-            check_fold(
+            notes = check_fold(
                 job.data,
                 outcomes_of(job),
                 train_ids=split.train,
@@ -145,6 +145,8 @@ def check_job(job: Job, *, say: Say) -> None:
         except MedfuseError as error:
             error.add_note(f"split {split.name}, {len(split.train)} training patients")
             raise
+        for note in notes:
+            say(f"warning: {note}")
 
 
 def first_tabular(card: CohortCard, data: Mapping[str, ModalityData]) -> str:

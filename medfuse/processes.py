@@ -1,4 +1,4 @@
-"""Which process something belongs to, and whether that process is known to be gone."""
+"""Which process something belongs to, whether that process is known to be gone, and what there is for more of them."""
 
 import ctypes
 import multiprocessing
@@ -53,6 +53,19 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it died before the call
         os._exit(1)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that could be had now without swapping; None where the system does not tell (not Linux)."""
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return None
 
 
 def process_tags() -> dict[str, str]:

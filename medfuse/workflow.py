@@ -6,8 +6,10 @@ Everything here is orchestration; each step is a public function of the module t
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,6 @@ from medfuse.applying import (
     require_same_outcome,
     same_names,
 )
-from medfuse.baselines import FoldData, fit_baselines
 from medfuse.card import CohortCard
 from medfuse.config import Recipe, read_card, read_recipe
 from medfuse.dataset import manifest
@@ -33,23 +34,14 @@ from medfuse.evaluation import (
     FoldPrediction,
     evaluate_outcome,
     from_json,
-    headline_score,
     in_words,
     summary_table,
 )
 from medfuse.files import json_bytes, sha256_bytes
-from medfuse.jobs import (
-    Job,
-    baseline_names,
-    check_job,
-    first_tabular,
-    fold_settings,
-    inner_of,
-    outcomes_of,
-    prepare_job,
-)
+from medfuse.folds import MODEL, FoldResult, FoldStep, run_folds, workers_of
+from medfuse.jobs import Job, check_job, prepare_job
+from medfuse.merging import is_member, predict_merged
 from medfuse.outputs import require_free, require_new, write_new
-from medfuse.prediction import Prediction
 from medfuse.report import write_report
 from medfuse.run import (
     Run,
@@ -61,24 +53,10 @@ from medfuse.run import (
     predictions_frame,
     set_status,
 )
-from medfuse.splits import Split
 from medfuse.tracking import Tracker, track
-from medfuse.training import (
-    CHOSEN,
-    FoldModel,
-    Progress,
-    competition,
-    cpu_threads,
-    encoder_notes,
-    fit_fold,
-    load_fold,
-    predict_variants,
-    save_fold,
-)
 
 Say = Callable[[str], None]
 Watch = Callable[[float, str], None]  # part of the fits done in [0, 1], and what is being fitted
-MODEL = "medfuse"  # name of the trained model beside the baselines
 
 
 def _silent(_: str) -> None:
@@ -87,105 +65,6 @@ def _silent(_: str) -> None:
 
 def _unwatched(part: float, what: str) -> None:
     """Show nothing."""
-
-
-@dataclass(kw_only=True)
-class _Results:
-    """Predictions as they come: outcome -> model -> folds."""
-
-    held_out: dict[str, dict[str, list[FoldPrediction]]]
-    inner: list[tuple[str, str, str, str, Prediction]]
-    notes: dict[str, dict[str, list[str]]]
-    tuning: dict[str, dict[str, list[float]]]
-
-    def add(self, outcome: str, model: str, fold: FoldPrediction, *, tuning: float, notes: Sequence[str]) -> None:
-        """Take in one model's fold."""
-        self.held_out[outcome].setdefault(model, []).append(fold)
-        self.tuning[outcome].setdefault(model, []).append(tuning)
-        self.notes[outcome].setdefault(model, []).extend(f"fold {fold.fold}: {note}" for note in notes)
-
-
-def _fit_network(
-    job: Job, run: Run, split: Split, inner: Sequence[Split], *, tracker: Tracker, show: Watch
-) -> FoldModel:
-    folder = run.fold_folder(split.name)
-    if (folder / "manifest.json").is_file():
-        return load_fold(folder)  # finished by an earlier process
-    specs = {name: job.cohort.card.outcomes[name] for name in job.outcomes}
-
-    settings = fold_settings(job.recipe, specs)
-    experts = 1 + len(job.data) * (settings.unimodal and len(job.data) > 1)
-    # Forests grow in no time, and count with the networks beside which they stand.
-    members, begun = experts * len(inner) * len(settings.seeds), list[str]()
-
-    def watch(member: str, progress: Progress) -> None:
-        if member not in begun:
-            begun.append(member)
-        what = f"fold {split.name}: member {len(begun)} of {members} ({member})"
-        show((len(begun) - 1 + progress.step / progress.steps) / members, what)
-        if progress.record is not None:
-            row = {"fold": split.name, "member": member, "step": progress.step, **progress.record}
-            run.append_curve(row)
-            tracker.epoch(split.name, member, progress.step, progress.record)
-
-    fold = fit_fold(
-        job.data,
-        outcomes_of(job),
-        train_ids=split.train,
-        inner=inner,
-        settings=settings,
-        folder=folder,
-        watch=watch,
-    )
-    save_fold(fold, folder)
-    return fold
-
-
-def _run_fold(job: Job, run: Run, split: Split, *, results: _Results, tracker: Tracker, show: Watch) -> None:
-    recipe, cohort = job.recipe, job.cohort
-    inner = inner_of(job, split)
-    fold = _fit_network(job, run, split, inner, tracker=tracker, show=show)
-    if recipe.train.balance == "agm":
-        before = run.read("competition")["folds"] if (run.path / "competition.json").is_file() else {}
-        run.write("competition", {"folds": {**before, split.name: competition(fold, job.data, inner)}})
-    for variant, predicted in predict_variants(fold, job.data, split.held_out).items():
-        for outcome in job.outcomes:
-            _take_variant(
-                fold, outcome, variant=variant, predicted=predicted[outcome], job=job, split=split, to=results
-            )
-    for outcome in job.outcomes:
-        context = FoldData(
-            cohort=cohort,
-            outcome=outcome,
-            data=job.data,
-            split=split,
-            inner=inner,
-            clinical=first_tabular(cohort.card, job.data),
-            seed=recipe.seed,
-        )
-        kind = cohort.card.outcomes[outcome].kind
-        for result in fit_baselines(context, kind=kind, names=baseline_names(recipe, kind)):
-            baseline = FoldPrediction(fold=split.name, prediction=result.prediction, train_ids=split.train)
-            results.add(outcome, result.name, baseline, tuning=result.tuning_score, notes=result.notes)
-
-
-def _take_variant(
-    fold: FoldModel, outcome: str, *, variant: str, predicted: Prediction, job: Job, split: Split, to: _Results
-) -> None:
-    """The model and, beside it, the joint network and the unimodal networks alone."""
-    oof = fold.out_of_fold[outcome][variant]
-    chosen = variant == CHOSEN
-    name = MODEL if chosen else f"{MODEL}:{variant}"
-    if chosen:
-        to.inner.append((MODEL, outcome, "inner", split.name, oof))
-    inner = FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids)
-    to.add(
-        outcome,
-        name,
-        FoldPrediction(fold=split.name, prediction=predicted, train_ids=split.train),
-        tuning=headline_score(inner, job.cohort, outcome),
-        notes=(*fold.describe(outcome), *encoder_notes(fold)) if chosen else (),
-    )
 
 
 def _default_out(card: CohortCard, recipe: Recipe) -> Path:
@@ -222,7 +101,7 @@ def _write_inputs(run: Run, job: Job, *, store_root: Path | None) -> None:
     run.write("audit", {**job.report.to_dict(), "allowed": job.recipe.allow_leaks})
 
 
-def train(
+def train(  # noqa: PLR0913  # what the command takes
     cohort: str | Path,
     *,
     recipe: str | Path = "default",
@@ -231,6 +110,7 @@ def train(
     store_root: Path | None = None,
     out: Path | None = None,
     seed: int | None = None,
+    workers: int | None = 1,
     say: Say = _silent,
     watch: Watch = _unwatched,
 ) -> Run:
@@ -248,6 +128,9 @@ def train(
         store_root: folder of the feature store; default ``MEDFUSE_STORE`` or ``.medfuse/store``.
         out: run directory; default ``runs/COHORT-RECIPE-TIME``.
         seed: of everything random; default the recipe's.
+        workers: folds fitted side by side, each in a process of its own (a script then guards its calls with ``if
+            __name__ == "__main__"``); 1: one after the other, in this process; None: as many as the machine carries.
+            Results are the same.
         say: called with each line of progress.
         watch: called often with the part of the fits that is done and what is being fitted, for a progress bar.
 
@@ -263,6 +146,8 @@ def train(
     require_free(path, own=("run.json",))
     job = prepare_job(card, settings, data_root=data_root, store_root=store_root, say=say)
     check_job(job, say=say)
+    side_by_side = workers_of(job, workers)
+    reopen = partial(prepare_job, card, settings, data_root=data_root, store_root=store_root, say=_silent)
     say(f"run directory: {path}")  # what an interrupted run goes on with
     data_keys = {name: m.key for name, m in job.data.items()}
     facts = {
@@ -277,33 +162,49 @@ def train(
         try:
             _write_inputs(run, job, store_root=store_root)
             with track(run, settings, card=card, folds=[s.name for s in job.splits], say=say) as tracker:
-                _fit_and_evaluate(job, run, tracker=tracker, say=say, watch=watch)
+                _fit_and_evaluate(job, run, tracker=tracker, workers=side_by_side, reopen=reopen, say=say, watch=watch)
         except MedfuseError as error:
             set_status(run, "failed", finished=now(), error=str(error))
             raise
     return run
 
 
-def _fit_and_evaluate(job: Job, run: Run, *, tracker: Tracker, say: Say, watch: Watch) -> None:
-    results = _Results(
-        held_out={o: {} for o in job.outcomes},
-        inner=[],
-        notes={o: {} for o in job.outcomes},
-        tuning={o: {} for o in job.outcomes},
-    )
+def _fit(
+    job: Job, run: Run, *, tracker: Tracker, workers: int, reopen: Callable[[], Job], say: Say, watch: Watch
+) -> list[FoldResult]:
+    """Results of all folds, in their order; curves go to the run and to MLflow as they come."""
+    parts = {split.name: 0.0 for split in job.splits}
+    started, total = time.perf_counter(), len(parts)
+
+    def step(at: FoldStep) -> None:
+        parts[at.fold] = at.part
+        watch(sum(parts.values()) / total, f"fold {at.fold}: member {at.number} of {at.members} ({at.member})")
+        if at.progress.record is not None:
+            row = {"fold": at.fold, "member": at.member, "step": at.progress.step, **at.progress.record}
+            run.append_curve(row)
+            tracker.epoch(at.fold, at.member, at.progress.step, at.progress.record)
+
+    how = f"{workers} side by side" if workers > 1 else "one after the other"
+    say(f"training on {total} folds, {how}; after each stands how long the others will take")
+    found: dict[str, FoldResult] = {}
+    with closing(run_folds(job, run.path, workers=workers, reopen=reopen, watch=step)) as results:
+        for result in results:
+            found[result.fold], parts[result.fold] = result, 1.0
+            if result.competition is not None:
+                before = run.read("competition")["folds"] if (run.path / "competition.json").is_file() else {}
+                run.write("competition", {"folds": {**before, result.fold: result.competition}})
+            spent, done = time.perf_counter() - started, sum(parts.values())
+            left = spent * (total - done) / done
+            rest = f"about {left:.0f} s left" if len(found) < total else "evaluating"
+            say(f"fold {result.fold}: done ({len(found)}/{total}), {spent:.0f} s, {rest}")
+    return [found[split.name] for split in job.splits]
+
+
+def _fit_and_evaluate(
+    job: Job, run: Run, *, tracker: Tracker, workers: int, reopen: Callable[[], Job], say: Say, watch: Watch
+) -> None:
     started = time.perf_counter()
-    say(f"training on {len(job.splits)} folds, one after the other; after each stands how long the others will take")
-    for number, split in enumerate(job.splits, 1):
-
-        def show(part: float, what: str, done: int = number - 1) -> None:
-            watch((done + part) / len(job.splits), what)
-
-        with cpu_threads(job.recipe.train.threads):
-            _run_fold(job, run, split, results=results, tracker=tracker, show=show)
-        spent = time.perf_counter() - started
-        left = spent / number * (len(job.splits) - number)
-        rest = f"about {left:.0f} s left" if number < len(job.splits) else "evaluating"
-        say(f"fold {split.name}: done ({number}/{len(job.splits)}), {spent:.0f} s, {rest}")
+    found = _fit(job, run, tracker=tracker, workers=workers, reopen=reopen, say=say, watch=watch)
     watch(1.0, "evaluating")
     settings = EvaluationSettings(
         horizons=None if job.recipe.evaluation.horizons is None else tuple(job.recipe.evaluation.horizons),
@@ -311,26 +212,31 @@ def _fit_and_evaluate(job: Job, run: Run, *, tracker: Tracker, say: Say, watch: 
         minimum_cell=job.recipe.evaluation.minimum_cell,
         seed=job.recipe.seed,
     )
-    metrics, rows = {}, list(results.inner)
+    metrics: dict[str, Any] = {}
+    rows = [
+        (MODEL, outcome, "inner", result.fold, result.out_of_fold[outcome])
+        for result in found
+        for outcome in job.outcomes
+    ]
     for outcome in job.outcomes:
+        held_out: dict[str, list[FoldPrediction]] = {}
+        tuning: dict[str, list[float | None]] = {}
+        notes: dict[str, list[str]] = {}
+        for score in (s for result in found for s in result.scores if s.outcome == outcome):
+            held_out.setdefault(score.model, []).append(score.held_out)
+            tuning.setdefault(score.model, []).append(None if np.isnan(score.tuning) else score.tuning)
+            notes.setdefault(score.model, []).extend(f"fold {score.held_out.fold}: {note}" for note in score.notes)
         evaluation = evaluate_outcome(
-            results.held_out[outcome],
+            held_out,
             job.cohort,
             outcome,
             carrying=MODEL,
             settings=settings,
-            notes=results.notes[outcome],
+            notes=notes,
             overlapping=job.overlapping,
         )
-        tuning = {
-            name: [None if np.isnan(v) else v for v in values] for name, values in results.tuning[outcome].items()
-        }
         metrics[outcome] = {**evaluation.to_json(), "tuning": tuning}
-        rows += [
-            (model, outcome, "held_out", f.fold, f.prediction)
-            for model, folds in results.held_out[outcome].items()
-            for f in folds
-        ]
+        rows += [(model, outcome, "held_out", f.fold, f.prediction) for model, folds in held_out.items() for f in folds]
         for line in summary_lines(evaluation):
             say(line)
     run.write("metrics", {"outcomes": metrics})
@@ -390,7 +296,8 @@ def predict(
     """Apply a run to the patients of a card; outcomes are not needed, and patients may miss modalities.
 
     Args:
-        run: run directory.
+        run: run directory, or a member of :func:`medfuse.merging.merge_folders`, whose predictions nothing
+            recalibrates.
         cohort: card of the patients; its modalities have the run's columns.
         data_root: folder of the cohorts' files.
         store_root: folder of the feature store.
@@ -402,14 +309,22 @@ def predict(
     Raises:
         MedfuseError: the run or the card cannot be read, they do not fit each other, or the file is there already.
     """
-    opened = run if isinstance(run, Run) else open_run(run)
+    merged = not isinstance(run, Run) and is_member(Path(run))
+    opened = run if merged or isinstance(run, Run) else open_run(run)
     card = read_card(cohort)
     path = out or Path(f"predictions_{card.name}.csv")
     require_new(path)
-    people, data, folds = read_for_run(opened, card, data_root=data_root, store_root=store_root, need_outcomes=False)
-    table = prediction_table(apply_run(folds, data, people.patient_ids), folds, classes=classes_of(opened))
-    if not same_names(opened, people):
-        table["seen_in_training"] = "unknown: pseudonyms of another key"
+    where = {"data_root": data_root, "store_root": store_root}
+    if isinstance(opened, Run):
+        people, data, folds = read_for_run(opened, card, **where, need_outcomes=False)
+        table = prediction_table(
+            apply_run(folds, data, people.patient_ids),
+            folds=folds,
+            unknown="" if same_names(opened, people) else "pseudonyms of another key",
+            classes=classes_of(opened),
+        )
+    else:
+        table = predict_merged(Path(opened), card, **where)
     # A cell that a spreadsheet would run as a formula is made text.
     for name in ("patient_id", "modalities"):
         table[name] = [f"'{v}" if v[:1] in "=+-@\t\r\0" else v for v in table[name]]

@@ -20,7 +20,6 @@ LAYERS = [
     {
         "dataset",
         "training",
-        "merging",
         "baselines",
         "evaluation",
         "audit",
@@ -39,6 +38,8 @@ LAYERS = [
         "frames",
         "applying",
         "jobs",
+        "folds",
+        "merging",
         "explaining_parts",
         "explaining_prototypes",
         "explained",

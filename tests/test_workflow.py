@@ -1,19 +1,26 @@
 """A run from card to report, on the cohort that needs no download."""
 
 import json
+import multiprocessing
 import re
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from medfuse import folds
 from medfuse.applying import apply_run
 from medfuse.cli import main
 from medfuse.cohort import read_cohort
-from medfuse.config import read_card
+from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
-from medfuse.errors import CohortError, LeakError, StoreError
+from medfuse.errors import CohortError, ConfigError, LeakError, ModelError, StoreError
 from medfuse.evaluation import from_json
+from medfuse.folds import run_folds
+from medfuse.jobs import prepare_job
 from medfuse.run import modalities_from_frame, modality_specs, only_writer, open_run
 from medfuse.training import load_fold
 from medfuse.workflow import evaluate, predict, train
@@ -29,6 +36,10 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(place):
     return train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "run")
+
+
+def no_words(*_):
+    """Say nothing."""
 
 
 def flat(cohort, data):
@@ -166,9 +177,7 @@ def test_a_finished_or_foreign_folder_is_not_overwritten(run, place):
 
 
 def test_the_same_seed_gives_the_same_predictions_and_an_interrupted_run_goes_on(run, place, monkeypatch):
-    from medfuse import workflow
-
-    real, calls = workflow._run_fold, []
+    real, calls = folds.run_fold, []
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -176,13 +185,107 @@ def test_the_same_seed_gives_the_same_predictions_and_an_interrupted_run_goes_on
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(workflow, "_run_fold", dies)
+    monkeypatch.setattr(folds, "run_fold", dies)
     with pytest.raises(KeyboardInterrupt):
         train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "again")
-    monkeypatch.setattr(workflow, "_run_fold", real)
+    monkeypatch.setattr(folds, "run_fold", real)
     again = train("transbig", recipe="smoke", overrides=SMALL, store_root=place / "store", out=place / "again")
     a, b = (r.predictions().set_index(["model", "partition", "fold", "patient_id"]).risk_score for r in (run, again))
     pd.testing.assert_series_equal(a, b, check_exact=True)
+
+
+def test_folds_side_by_side_are_the_folds_one_after_the_other(run, place):
+    said, parts = [], []
+    beside = train(
+        "transbig",
+        recipe="smoke",
+        overrides=SMALL,
+        store_root=place / "store",
+        out=place / "beside",
+        workers=2,
+        say=said.append,
+        watch=lambda part, what: parts.append(part),
+    )
+    beside.verify()
+    assert any("training on 2 folds, 2 side by side" in line for line in said)
+    index = ["model", "outcome", "partition", "fold", "patient_id"]
+    one, other = (r.predictions().set_index(index) for r in (run, beside))
+    assert list(one.index) == list(other.index)
+    pd.testing.assert_series_equal(one.risk_score, other.risk_score, check_exact=True)
+    assert all(np.array_equal(a, b) for a, b in zip(one.survival.dropna(), other.survival.dropna(), strict=True))
+    assert run.read("metrics") == beside.read("metrics")
+    rows, others = (sorted(json.dumps(row | {"seconds": 0}) for row in r.curves()) for r in (run, beside))
+    assert rows == others
+    assert parts == sorted(parts)
+    assert parts[-1] == 1.0
+
+
+@pytest.mark.slow  # processes import torch
+def test_a_process_that_dies_beside_another_stops_the_run_which_then_goes_on(run, place):
+    arguments = {"recipe": "smoke", "overrides": SMALL, "store_root": place / "store", "out": place / "killed"}
+
+    def kill(part, what):
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(ModelError, match=r"ended \(exit status -9\).*fewer --workers"):
+        train("transbig", **arguments, workers=2, watch=kill)
+    assert not multiprocessing.active_children()
+    assert open_run(place / "killed").read("run")["status"] == "failed"
+    again = train("transbig", **arguments)
+    a, b = (r.predictions().set_index(["model", "partition", "fold", "patient_id"]).risk_score for r in (run, again))
+    pd.testing.assert_series_equal(a, b, check_exact=True)
+
+
+@pytest.mark.slow  # processes import torch
+def test_a_process_that_finds_other_data_refuses_them(place):
+    def job(*overrides):
+        return partial(
+            prepare_job,
+            read_card("transbig"),
+            read_recipe("smoke", [*SMALL, *overrides]),
+            data_root=None,
+            store_root=place / "store",
+            say=no_words,
+        )
+
+    changed = job("modalities=[expression]")
+    with pytest.raises(StoreError, match="data that training began with"):
+        list(run_folds(job()(), place / "other", workers=2, reopen=changed, watch=no_words))
+    assert not multiprocessing.active_children()
+
+
+def test_as_many_folds_side_by_side_as_cores_and_memory_carry(place, monkeypatch):
+    job = prepare_job(
+        read_card("transbig"),
+        read_recipe("default", ["train.device=cpu"]),
+        data_root=None,
+        store_root=place / "store",
+        say=no_words,
+    )
+
+    def found(cores, memory, *, wanted=None, **train):
+        monkeypatch.setattr(folds, "usable_cores", lambda: cores)
+        monkeypatch.setattr(folds, "free_memory", lambda: memory)
+        recipe = job.recipe.model_copy(update={"train": job.recipe.train.model_copy(update=train)})
+        return folds.workers_of(replace(job, recipe=recipe), wanted)
+
+    assert len(job.splits) == 5
+    assert found(16, 64 * 2**30) == 5
+    assert found(2, 64 * 2**30) == 2
+    assert found(16, 7 * 2**30) == 3
+    assert found(16, 2**30) == 1
+    assert found(16, None) == 5
+    assert found(4, None, threads=2) == 2
+    assert found(16, None, threads=0) == 1  # every fit takes all cores already
+    assert found(1, 2**30, wanted=3) == 3
+    assert found(1, 2**30, wanted=9) == 5
+    with pytest.raises(ConfigError, match="workers: expected a number >= 1, found 0"):
+        found(1, None, wanted=0)
+    assert found(16, None, epochs=1) == 1  # over before a process has started
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert found(16, None, device="auto") == 1
+    assert found(16, None, device="cpu") == 5
 
 
 def test_a_leak_stops_the_run_unless_it_is_allowed_and_recorded(place):

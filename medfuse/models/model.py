@@ -41,6 +41,15 @@ class MultimodalModel(nn.Module):
         self.heads = nn.ModuleList(heads.values())
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the run must know of encoders (``MODALITY: NOTE``) and fusion."""
+        named = zip(self.modalities, self.encoders, strict=True)
+        return (
+            *(f"{name}: {note}" for name, encoder in named for note in cast(Encoder, encoder).notes),
+            *self.fusion.notes,
+        )
+
+    @property
     def bags(self) -> tuple[str, ...]:
         """Modalities whose patients differ in the number of tokens."""
         layouts = [cast(Encoder, encoder).layouts for encoder in self.encoders]
@@ -146,7 +155,9 @@ class MultimodalModel(nn.Module):
             if name not in batch.targets:
                 msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
                 raise ModelError(msg)
-        fused = self.fuse(batch)
+        fused = (
+            self.fusion.told(*self.encode(batch), batch.present, batch.targets) if self.training else self.fuse(batch)
+        )
         logits: Mapping[str, Tensor] = self.decode(fused)
         total = self.loss_of(logits if adjust is None else adjust(logits), batch.targets)
         if not self.training:

@@ -73,8 +73,20 @@ class PrototypeBlock(nn.Module):
             self.centre.add_(found[mask].mean(0))
         self.mean.copy_(level_directions(found, mask, share))
 
-    def forward(self, tokens: Tensor, mask: Tensor, used: Tensor, *, keep: float, temperature: float) -> Opinion:
-        """Opinion on B patients from tokens (B, T, D), mask (B, T) and the levels in use (R,)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        used: Tensor,
+        *,
+        keep: float,
+        temperature: float,
+        told: Tensor | None = None,
+    ) -> Opinion:
+        """Opinion on B patients from tokens (B, T, D), mask (B, T) and the levels in use (R,).
+
+        ``told`` (B, R) are shares of the levels for patients of whom these need not be inferred, zeros for the others.
+        """
         found = self.instances(tokens)
         similarity = cosine(found, self.mean)
         level = top_mean(similarity, mask, keep=keep)
@@ -82,6 +94,8 @@ class PrototypeBlock(nn.Module):
         index, kept = select(best, mask, keep=keep)
         chosen = found.gather(1, index[..., None].expand(-1, -1, found.shape[2]))
         weight = masked_softmax(level / temperature, used.expand_as(level)) if temperature else _hardest(level, used)
+        if told is not None:
+            weight = torch.where(told.any(1, keepdim=True), told, weight)
         mean = weight @ self.mean
         # The variance of the mixture: a patient between two levels is described less surely.
         variance = weight @ (self.spread.square() + self.mean.square()) - mean.square()

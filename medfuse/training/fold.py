@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from medfuse.batch import Batch
 from medfuse.errors import ConfigError, ModelError, StoreError, nearest
 from medfuse.files import read_json, seal, verify, write_json
-from medfuse.models.encoders import Encoder
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, Values
@@ -122,7 +121,7 @@ def predict_variants(
     found: dict[str, dict[str, Prediction]] = {}
     for outcome, ensembles in fold.ensembles.items():
         own = [(k, rows, said[outcome]) for k, rows, said in links]
-        kind = _KINDS[fold.members[0].heads[outcome].kind]
+        kind = KINDS[fold.members[0].heads[outcome].kind]
         for variant in variants or ensembles:
             ensemble = ensembles[variant]
             outputs = outputs_of(ensemble.combine(own, has, shown=present), kind)
@@ -132,7 +131,7 @@ def predict_variants(
     return found
 
 
-_KINDS: dict[str, type[Target]] = {"survival": Survival, "binary": Labels, "multiclass": Labels, "continuous": Values}
+KINDS: dict[str, type[Target]] = {"survival": Survival, "binary": Labels, "multiclass": Labels, "continuous": Values}
 
 
 def _listen(
@@ -154,14 +153,9 @@ def _listen(
     return said
 
 
-def encoder_notes(fold: FoldModel) -> tuple[str, ...]:
-    """What the members' encoders left out, each once: ``MODALITY: NOTE``."""
-    notes: dict[str, None] = {}
-    for member in fold.members:
-        model = member.build()
-        for name, encoder in zip(model.modalities, model.encoders, strict=True):
-            notes |= dict.fromkeys(f"{name}: {note}" for note in cast(Encoder, encoder).notes)
-    return tuple(notes)
+def model_notes(fold: FoldModel) -> tuple[str, ...]:
+    """What a reader must know of the members' encoders and fusions, each once."""
+    return tuple(dict.fromkeys(note for member in fold.members for note in member.build().notes))
 
 
 def chunks(member: Member, data: Mapping[str, ModalityData], ids: Sequence[PatientId]) -> Sequence[Batch]:

@@ -185,8 +185,10 @@ def predict_batch(
     }
 
 
-def save_member(member: Member, folder: Path, *, fingerprint: str = "") -> None:
-    """Write a member as a sealed folder, at once or not at all."""
+def save_member(
+    member: Member, folder: Path, *, fingerprint: str = "", more: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write a member as a sealed folder, at once or not at all; ``more`` are further JSON parts by name."""
     with new_folder(folder) as temporary:
         write_bytes(temporary / "weights.safetensors", tensor_bytes(member.state))
         arrays: dict[str, NDArray[Any]] = {}
@@ -209,7 +211,8 @@ def save_member(member: Member, folder: Path, *, fingerprint: str = "") -> None:
             "best_epoch": member.best_epoch,
             "expert": member.expert,
         }
-        write_json(temporary / "member.json", content)
+        for name, part in {"member": content, **(more or {})}.items():
+            write_json(temporary / f"{name}.json", part)
         seal(temporary, {"format_version": FORMAT_VERSION, "fingerprint": fingerprint})
 
 

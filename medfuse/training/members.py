@@ -378,7 +378,7 @@ def check_fold(
     inner: Sequence[InnerSplit],
     settings: FoldSettings,
     build: bool = True,
-) -> None:
+) -> tuple[str, ...]:
     """Raise what :func:`fit_fold` would raise before its first step, so that nothing is written for a hopeless fit.
 
     Args:
@@ -389,6 +389,9 @@ def check_fold(
         settings: see :class:`FoldSettings`.
         build: also build the model of the first inner fold, which tells unknown components and options.
 
+    Returns:
+        What must be known of the fusions before they are fitted; nothing unless ``build``.
+
     Raises:
         CohortError, ConfigError, DataError, ModelError: as :func:`fit_fold`.
     """
@@ -396,6 +399,7 @@ def check_fold(
     _require_fittable(targets, where="outer training side")
     for split in inner:
         _require_fittable(outcomes.take(split.train), where="inner training side")
+    notes: tuple[str, ...] = ()
     if build:
         grids = {
             name: event_time_grid(t, intervals=settings.intervals)
@@ -406,13 +410,15 @@ def check_fold(
         heads = head_settings(outcomes.take(ids), heads=settings.heads, time_grid=grids)
         with torch.random.fork_rng(devices=[]):
             shapes = shapes_of(fit_preprocessings(data, ids), data)
-            build_model(settings.model, shapes=shapes, heads=heads)
+            notes = build_model(settings.model, shapes=shapes, heads=heads).fusion.notes
             for number, fusion in enumerate(settings.committee):
                 try:
-                    build_model(dataclasses.replace(settings.model, fusion=fusion), shapes=shapes, heads=heads)
+                    model = build_model(dataclasses.replace(settings.model, fusion=fusion), shapes=shapes, heads=heads)
                 except ConfigError as error:
                     error.add_note(f"model.committee, fusion {number + 1} of {len(settings.committee)}")
                     raise
+                notes += model.fusion.notes
+    return notes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ CASES = [
     ("lego", {"combine": "weave", "depth": 2, "heads": 1}),
     ("prototype", {}),
     ("prototype", {"levels": 3, "keep": 0.2, "positive": "argmax", "weights": {"disentangle": 0, "level": 0}}),
+    ("prototype", {"positive": "oracle"}),
     ("prototype_additive", {}),
     ("prototype_additive", {"levels": 2, "each": 1, "keep": 1.0}),
     ("transformer", {}),

@@ -354,9 +354,42 @@ def test_labels_change_the_loss_and_never_the_forward_pass(name):
     assert losses[0] != losses[1]
 
 
-def test_the_oracle_of_the_paper_is_refused():
-    with pytest.raises(ConfigError, match="feeds the true label to the model"):
-        prototype_model(positive="oracle")
+def test_the_oracle_of_the_paper_reads_labels_in_training_steps_alone_and_warns():
+    model, batch = prototype_model(positive="oracle"), make_batch()
+    model.begin(batch)
+    labels = {k: t.apply(lambda v: v.flip(0)) for k, t in batch.targets.items()}  # those of other patients
+    assert any("feeds the true level of risk" in note for note in model.notes)
+    assert not any("level of risk" in note for note in prototype_model().notes)
+
+    def states(read, targets):
+        torch.manual_seed(3)
+        shown = replace(batch, targets=targets)
+        return (model.fusion.told(*model.encode(shown), shown.present, targets) if read else model.fuse(shown)).states
+
+    model.train()
+    assert not torch.allclose(states(True, batch.targets), states(True, labels))
+    assert torch.equal(states(False, batch.targets), states(False, labels))
+    asked = []
+    told, model.fusion.told = model.fusion.told, lambda *parts: asked.append(1) or told(*parts)
+    model.loss(batch)
+    assert asked  # a training step is told
+    del model.fusion.told
+    model.eval()
+    model.loss(batch)
+    model.predict(batch)
+    assert len(asked) == 1
+
+
+def test_what_the_oracle_tells_is_the_level_of_the_patient():
+    model, batch = prototype_model(positive="oracle"), make_batch()
+    model.begin(batch)
+    fusion = model.fusion
+    share, known = fusion.risk.of(batch.targets)
+    tokens, masks = model.encode(batch)
+    told = fusion.opinions(tokens, masks, torch.where(known[:, None], share, 0.0))
+    for block, said, inferred in zip(fusion.prototypes, told, fusion.opinions(tokens, masks), strict=True):
+        assert torch.allclose(said.mean[known], share[known] @ block.mean)
+        assert torch.equal(said.mean[~known], inferred.mean[~known])
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from medfuse.training import (
     FoldSettings,
     Outcomes,
     TrainSettings,
-    encoder_notes,
     fit_fold,
     load_fold,
+    model_notes,
     predict_fold,
     save_fold,
 )
@@ -66,7 +66,7 @@ def test_pathways_are_cut_to_the_genes_that_preprocessing_kept(cohort):
     assert encoder.left_out == ("gone", "thin")
     genes = [[shape.names[i] for i in row[real]] for row, real in zip(encoder.index, encoder.real, strict=True)]
     assert [sorted(row) for row in genes] == [sorted(SETS["alpha"]), sorted(SETS["zeta"][:3])]
-    assert encoder_notes(fold) == ("expression: 2 pathways with fewer than 3 genes left out: gone, thin",)
+    assert model_notes(fold) == ("expression: 2 pathways with fewer than 3 genes left out: gone, thin",)
 
 
 def test_a_fold_with_pathways_comes_back_from_disk_exactly(cohort, tmp_path):

@@ -46,12 +46,14 @@ class Fusion(nn.Module):
     """Tokens of all modalities to states. A patient without any modality gets a learned state.
 
     Attributes:
+        notes: what a reader of the run must know, such as labels that are read in training.
         reads_order: the order of a bag's tokens may matter.
         idle: names of parameters that receive no gradient by design, such as what is fitted before the first step.
     """
 
     reads_order: ClassVar[bool] = False
     idle: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
@@ -62,6 +64,17 @@ class Fusion(nn.Module):
             masks: per modality (B, K_m) bool, all False where the modality is absent.
             present: (B, M) bool.
         """
+
+    def told(
+        self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor, targets: Mapping[str, TargetTensors]
+    ) -> Fused:
+        """What stands for ``forward`` in a training step; the default is ``forward``, which reads no label.
+
+        A fusion that reads labels here says so in ``notes``: what it learned to be told, nobody tells it afterwards.
+        """
+        del targets
+        fused: Fused = self(tokens, masks, present)
+        return fused
 
     def uses(self, present: Tensor) -> Tensor:
         """(B, M) bool: the present modalities on which predictions in evaluation depend; by default all of them."""

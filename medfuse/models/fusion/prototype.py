@@ -20,9 +20,14 @@ from medfuse.models.settings import check_choice, check_count, check_rate
 
 WEIGHTS = {"prototype": 0.1, "level": 0.01, "bound": 0.0003, "disentangle": 0.01}
 
+_ORACLE = (
+    "fusion prototype with positive oracle: training feeds the true level of risk to the model, as in the paper, so "
+    "training losses flatter it and new patients get another pass than it was trained with; inferred reads no label"
+)
+
 
 class PrototypeFusion(Fusion):
-    """Prototypical information bottleneck and disentangling, label-free in training and evaluation.
+    """Prototypical information bottleneck and disentangling, label-free unless told otherwise.
 
     Per modality: instances z, prototypes N(mu_j, sigma_j^2) of the levels j of risk, similarity A_ij = cos(z_i, mu_j).
     The ``keep`` part of a bag with the highest max_j A_ij is selected. pi = softmax_j(mean of the best A_ij / tau) says
@@ -35,8 +40,9 @@ class PrototypeFusion(Fusion):
         width: D.
         levels: R levels of risk of the leading outcome, fitted on train.
         keep: part of a bag's instances that is selected, rounded up.
-        positive: ``inferred`` (pi) or ``argmax`` (its largest entry). The ``oracle`` of the paper reads the label in
-            the forward pass, which no fusion of medfuse can: it is refused.
+        positive: ``inferred`` (pi), ``argmax`` (its largest entry), or, as in the paper, ``oracle``: training steps
+            are told the levels that the label leaves possible, everything afterwards infers pi. With a warning: the
+            state that the heads learn from holds the answer, which nobody tells them of a new patient.
         temperature: tau of pi.
         dropout: in all parts.
         weights: of the terms of the loss: ``prototype`` (best instances near their level's prototype and far from the
@@ -63,8 +69,10 @@ class PrototypeFusion(Fusion):
         super().__init__()
         _check(keep=keep, positive=positive, temperature=temperature, weights=weights or {})
         check_rate("dropout", dropout)
-        self.keep, self.temperature = keep, temperature if positive == "inferred" else 0.0
+        self.keep, self.temperature = keep, 0.0 if positive == "argmax" else temperature
         self.weights = {**WEIGHTS, **(weights or {})}
+        self.oracle = positive == "oracle"
+        self.notes = (_ORACLE,) if self.oracle else ()
         self.risk = RiskLevels(check_count("levels", levels, least=2))
         self.fitted: Tensor
         self.register_buffer("fitted", torch.zeros(32, dtype=torch.uint8))  # SHA-256 of what begin has read
@@ -104,16 +112,26 @@ class PrototypeFusion(Fusion):
         """Those of each modality."""
         return cast(list[PrototypeBlock], list(self.blocks))
 
-    def opinions(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Opinion]:
-        """What each modality's prototypes say."""
+    def opinions(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], told: Tensor | None = None) -> list[Opinion]:
+        """What each modality's prototypes say; ``told`` as in :class:`PrototypeBlock`."""
         return [
-            block(t, mask, self.risk.used, keep=self.keep, temperature=self.temperature)
+            block(t, mask, self.risk.used, keep=self.keep, temperature=self.temperature, told=told)
             for block, t, mask in zip(self.prototypes, tokens, masks, strict=True)
         ]
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient."""
-        said = self.opinions(tokens, masks)
+        return self._fused(masks, present, self.opinions(tokens, masks))
+
+    def told(
+        self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor, targets: Mapping[str, TargetTensors]
+    ) -> Fused:
+        """As ``forward``; with ``positive: oracle`` the levels of the patients are not inferred."""
+        known = self.risk.of(targets) if self.oracle else None
+        share = None if known is None else torch.where(known[1][:, None], known[0], 0.0)
+        return self._fused(masks, present, self.opinions(tokens, masks, share))
+
+    def _fused(self, masks: Sequence[Tensor], present: Tensor, said: Sequence[Opinion]) -> Fused:
         mean, variance = product_of_experts(
             torch.stack([o.mean for o in said], 1), torch.stack([o.variance for o in said], 1), present
         )
@@ -200,13 +218,7 @@ def _heads(width: int) -> int:
 
 
 def _check(*, keep: float, positive: str, temperature: float, weights: Mapping[str, float]) -> None:
-    if positive == "oracle":
-        msg = (
-            "model.fusion.positive: expected inferred or argmax, found oracle: it feeds the true label to the model in "
-            "training, and no fusion of medfuse is handed labels in its forward pass"
-        )
-        raise ConfigError(msg)
-    check_choice("positive", positive, ("inferred", "argmax"))
+    check_choice("positive", positive, ("inferred", "argmax", "oracle"))
     if not isinstance(keep, int | float) or not 0 < keep <= 1 or not temperature > 0:
         msg = f"prototype: expected keep in (0, 1] and temperature > 0, found {keep} and {temperature}"
         raise ConfigError(msg)
