@@ -61,11 +61,16 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that could be had now without swapping; None where the system does not tell (not Linux)."""
-    for line in _text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return None
+    """Bytes of memory that could be had now without swapping; None where the system does not tell (not Linux).
+
+    In a container no more than its limit leaves, where pages of files count as used.
+    """
+    available = next((line for line in _text("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")), "")
+    if not available:
+        return None
+    limit, used = (_text(f"/sys/fs/cgroup/memory.{what}") for what in ("max", "current"))
+    free = 1024 * int(available.split()[1])
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
 
 
 def process_tags() -> dict[str, str]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from medfuse import folds
+from medfuse import folds, processes
 from medfuse.applying import apply_run
 from medfuse.cli import main
 from medfuse.cohort import read_cohort
@@ -286,6 +286,18 @@ def test_as_many_folds_side_by_side_as_cores_and_memory_carry(place, monkeypatch
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert found(16, None, device="auto") == 1
     assert found(16, None, device="cpu") == 5
+
+
+def test_free_memory_is_what_a_container_leaves(monkeypatch):
+    texts = {"/proc/meminfo": "MemTotal: 32000 kB\nMemFree: 100 kB\nMemAvailable:   16000 kB\n"}
+    monkeypatch.setattr(processes, "_text", lambda path: texts.get(path, ""))
+    assert processes.free_memory() == 16_000 * 1024
+    texts |= {"/sys/fs/cgroup/memory.max": "max", "/sys/fs/cgroup/memory.current": "5"}
+    assert processes.free_memory() == 16_000 * 1024
+    texts["/sys/fs/cgroup/memory.max"] = "4005"
+    assert processes.free_memory() == 4000
+    texts.clear()
+    assert processes.free_memory() is None
 
 
 def test_a_leak_stops_the_run_unless_it_is_allowed_and_recorded(place):

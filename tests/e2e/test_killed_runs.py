@@ -124,7 +124,7 @@ def test_a_training_killed_before_the_seal_goes_on(tmp_path):
     run = open_run(tmp_path / "run")
     assert run.read("run")["status"] == "finished"
     assert not run.finished
-    with patch("medfuse.workflow.fit_fold", side_effect=AssertionError):  # nothing is trained twice
+    with patch("medfuse.folds.fit_fold", side_effect=AssertionError):  # nothing is trained twice
         train(card, recipe="smoke", overrides=words, **places)
     run.verify()
     with pytest.raises(StoreError, match="holds a finished run"):
