@@ -26,7 +26,7 @@ from medfuse.config import CohortCard, ModalityCard
 from medfuse.errors import ConfigError, DataError, MedfuseError, StoreError, nearest
 from medfuse.extractors import DEFAULTS, Extractor, build_extractor
 from medfuse.limits import LARGEST_FOLDER, files_below
-from medfuse.processes import end_with_parent
+from medfuse.processes import end_with_parent, one_thread
 from medfuse.sample import RawSample
 from medfuse.sources import SourceHashes, read_checksums
 from medfuse.store import FeatureStore, StoredItem, entry_key
@@ -573,6 +573,7 @@ def _run(
 def _begin(begun: Any) -> None:  # noqa: ANN401  # an event of a context
     """In a child process, before its first item."""
     end_with_parent()
+    one_thread()
     begun.set()
 
 

@@ -20,7 +20,7 @@ from medfuse.errors import ConfigError, MedfuseError, ModelError, StoreError
 from medfuse.evaluation import FoldPrediction, headline_score
 from medfuse.jobs import Job, baseline_names, first_tabular, fold_settings, inner_of, outcomes_of
 from medfuse.prediction import Prediction
-from medfuse.processes import end_with_parent, free_memory, usable_cores
+from medfuse.processes import end_with_parent, free_memory, one_thread, usable_cores
 from medfuse.splits import Split
 from medfuse.training import (
     CHOSEN,
@@ -291,6 +291,7 @@ def _heard(connection: Connection, process: BaseProcess) -> FoldStep | FoldResul
 def _work(connection: Connection, reopen: Callable[[], Job], keys: Mapping[str, str], folder: Path) -> None:
     """In a process of its own: fit the folds whose names come in, until no more come."""
     end_with_parent()
+    one_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, who hears it too, ends this process
     try:
         job = reopen()

@@ -73,6 +73,18 @@ def free_memory() -> int | None:
     return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
 
 
+def one_thread() -> None:
+    """Called in a child process: its libraries compute on one thread, for there is a process per core.
+
+    Several processes of several threads each wait for one another: matrix products then take three times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of what is loaded later
+        os.environ.setdefault(name, "1")
+    threadpool_limits(1)
+
+
 def process_tags() -> dict[str, str]:
     """Tags that tell this process from every other: host, number, machine, boot, container and time of start."""
     here = (_text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id"), _namespace(), _started(os.getpid()))

@@ -160,11 +160,20 @@ def _kernels(shape: Sequence[int], spacing: NDArray[np.float64], scale: float) -
     return tuple(kernels)
 
 
-def _filtered(patch: Array, kernel: _Kernel, orders: Sequence[int]) -> Array:
-    out = patch
-    for axis, order in enumerate(orders):
-        out = np.moveaxis(np.tensordot(kernel[axis][order], out, axes=(1, axis)), 0, axis)
-    return out
+def _along(patch: Array, matrix: Array, axis: int) -> Array:
+    return np.moveaxis(np.tensordot(matrix, patch, axes=(1, axis)), 0, axis)
+
+
+def _derivatives(patch: Array, kernel: _Kernel, order: int) -> list[Array]:
+    """The derivative of this order along each axis, smoothed along the others; what they share is computed once."""
+    (across, *_), (down, *_), (along, *_) = kernel
+    smooth = _along(patch, across, 0)
+    smoother = _along(smooth, down, 1)
+    return [
+        _along(_along(_along(patch, kernel[0][order], 0), down, 1), along, 2),
+        _along(_along(smooth, kernel[1][order], 1), along, 2),
+        _along(smoother, kernel[2][order], 2),
+    ]
 
 
 def _edges_and_blobs(patch: Array, kernel: _Kernel, scale: float) -> list[float]:
@@ -172,9 +181,8 @@ def _edges_and_blobs(patch: Array, kernel: _Kernel, scale: float) -> list[float]
 
     Both are normalised by the scale (times sigma, times sigma squared), so that scales compare.
     """
-    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-    gradient = sum(_filtered(patch, kernel, orders) ** 2 for orders in axes) ** 0.5 * scale
-    laplacian = sum(_filtered(patch, kernel, [2 * o for o in orders]) for orders in axes) * scale**2
+    gradient = sum(one**2 for one in _derivatives(patch, kernel, 1)) ** 0.5 * scale
+    laplacian = sum(_derivatives(patch, kernel, 2)) * scale**2
     return [
         float(np.mean(gradient)),
         float(np.percentile(gradient, 95)),
