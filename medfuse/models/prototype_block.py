@@ -86,7 +86,15 @@ class PrototypeBlock(nn.Module):
         """Opinion on B patients from tokens (B, T, D), mask (B, T) and the levels in use (R,).
 
         ``told`` (B, R) are shares of the levels for patients of whom these need not be inferred, zeros for the others.
+        In full precision under autocast, too: which instance is the best, and the variance of a mixture, are small
+        differences of large numbers.
         """
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._opinion(tokens.float(), mask, used, keep=keep, temperature=temperature, told=told)
+
+    def _opinion(
+        self, tokens: Tensor, mask: Tensor, used: Tensor, *, keep: float, temperature: float, told: Tensor | None
+    ) -> Opinion:
         found = self.instances(tokens)
         similarity = cosine(found, self.mean)
         level = top_mean(similarity, mask, keep=keep)

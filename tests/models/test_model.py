@@ -180,10 +180,10 @@ def test_bfloat16_autocast_stays_close(fusion):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def ranks(device, fusion):
+def both_precisions(device, settings):
     """Predictions of 400 patients by a network whose every weight was drawn, in float32 on the CPU and in bfloat16."""
     torch.manual_seed(0)
-    model, batch = build_model(settings_for(fusion), shapes=SHAPES, heads=HEADS_OF), make_batch(400)
+    model, batch = build_model(settings, shapes=SHAPES, heads=HEADS_OF), make_batch(400)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -192,6 +192,12 @@ def ranks(device, fusion):
     model, there = model.to(device), batch.to(device)
     with torch.autocast(device, dtype=torch.bfloat16):
         rough = model.predict(there)
+    return batch, exact, rough
+
+
+def ranks(device, fusion):
+    """Per survival outcome: Kendall's tau, difference of C, and the part of different scores that stay different."""
+    batch, exact, rough = both_precisions(device, settings_for(fusion))
     for outcome in ("os", "dfs"):
         one, other = (found[outcome]["risk_score"].float().cpu().numpy() for found in (exact, rough))
         target = batch.targets[outcome]
@@ -210,6 +216,13 @@ def test_bfloat16_keeps_the_order_of_patients(fusion):
         assert tau >= 0.99
         assert gap <= 0.005
         assert distinct > 0.99  # the heads stay in full precision: no ties
+
+
+def test_prototypes_are_told_apart_in_full_precision():
+    """In bfloat16 other instances were the best ones: tau was .971."""
+    _, exact, rough = both_precisions("cpu", replace(settings_for("prototype"), width=64))
+    taus = [kendalltau(exact[o]["risk_score"].numpy(), rough[o]["risk_score"].float().numpy()).statistic for o in exact]
+    assert min(taus) >= 0.985
 
 
 @pytest.mark.gpu
