@@ -40,7 +40,7 @@ $(VENV)/.lint: $(VENV)/.tested
 
 demo: export PYTHONDONTWRITEBYTECODE :=
 demo: $(VENV)/.installed
-	@echo "medfuse: 1 of 2: training on 198 real breast cancer patients, about two minutes"
+	@echo "medfuse: 1 of 2: training on 198 real breast cancer patients, one to two minutes"
 	@$(BIN)/medfuse train --cohort transbig
 	@echo
 	@echo "medfuse: 2 of 2: a synthetic cohort, from raw files of seven modalities to a report, about two minutes"

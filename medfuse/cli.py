@@ -254,6 +254,7 @@ def merge(
     shares = merged.state["fusion.share"].tolist()
     _say(", ".join(f"{name} {share:.3f}" for name, share in zip(merged.shapes, shares, strict=True)))
     _say(f"written: {out}")
+    _say(f"next: {_command('medfuse')} predict {out} --cohort CARD   # ranks: nothing recalibrated it")
 
 
 @app.command()
