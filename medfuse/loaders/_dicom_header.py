@@ -27,9 +27,11 @@ _LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT"
 _BRIEF = frozenset((b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH"))
 _BRIEF |= {b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}  # VRs with 16 bits of length (PS3.5, 7.1.2)
 _SHORT, _LENGTH = struct.Struct("<HH2sH").unpack_from, struct.Struct("<I").unpack_from
+_ITEM = struct.Struct("<HHI").unpack_from  # items and delimiters have no VR
 _DEPTH = 32
 _FIRST, _MOST_HEADER = 16 << 10, 64 << 20
 _MOST_ITEMS = 1_000_000  # elements and items that are walked through
+_TOO_MANY = f"expected at most {_MOST_ITEMS} elements in the header, found more"
 _UNDEFINED = 0xFFFFFFFF
 
 # keyword -> tag of what is kept
@@ -226,13 +228,13 @@ def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int, count:
     if depth > _DEPTH:
         msg = f"expected sequences nested at most {_DEPTH} deep, found more"
         raise DataError(msg)
-    while True:
-        _counted(count)
-        tag, _, length, at = _element(buffer, at, implicit=True)
-        if tag == 0xFFFEE0DD:
-            return at
-        if tag != 0xFFFEE000:
+    for _ in count:
+        group, number, length = _ITEM(buffer, at)
+        at += 8
+        if group != 0xFFFE or number not in (0xE000, 0xE0DD):
             raise Unusual
+        if number == 0xE0DD:
+            return at
         if length != _UNDEFINED:
             at += length
             continue
@@ -245,12 +247,12 @@ def _past_sequence(buffer: bytes, at: int, *, implicit: bool, depth: int, count:
                 at = _past_sequence(buffer, at, implicit=implicit or vr == b"UN", depth=depth + 1, count=count)
             else:
                 at += length
+    raise DataError(_TOO_MANY)
 
 
 def _counted(count: Iterator[int]) -> None:
     if next(count, None) is None:
-        msg = f"expected at most {_MOST_ITEMS} elements in the header, found more"
-        raise DataError(msg)
+        raise DataError(_TOO_MANY)
 
 
 def _walk(buffer: bytes, at: int, *, implicit: bool) -> tuple[dict[str, bytes], int, int, int]:
