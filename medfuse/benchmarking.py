@@ -17,13 +17,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medfuse.baselines import BASELINES, FoldData, fit_baselines
+from medfuse.baselines import BASELINES, fit_baselines
 from medfuse.benchmark_table import benchmark_table, table_text
 from medfuse.config import Recipe, read_card, read_recipe, recipe_names
 from medfuse.errors import ConfigError, StoreError, nearest
-from medfuse.evaluation import EvaluationSettings, FoldPrediction, headline_score
+from medfuse.evaluation import EvaluationSettings, FoldPrediction
 from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, write_json, write_text
-from medfuse.jobs import Job, first_tabular, fold_settings, inner_of, outcomes_of, prepare_job
+from medfuse.folds import baseline_data, inner_score
+from medfuse.jobs import Job, fold_settings, inner_of, outcomes_of, prepare_job
 from medfuse.models import FUSIONS
 from medfuse.models.cost import cost
 from medfuse.outputs import require_free
@@ -254,7 +255,7 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
             settings=fold_settings(trial(plan.recipes[name], number), cards),
             folder=work / str(number),
         )
-        score = _tuning(job, fold, job.outcomes[0], variant=_variant(plan.recipes[name], fold))
+        score = inner_score(job, fold, job.outcomes[0], variant=_variant(plan.recipes[name], fold))
         tried.append((score if np.isfinite(score) else -np.inf, -number, fold))
     _, number, fold = max(tried, key=lambda t: t[:2])
     fitted = time.perf_counter() - started
@@ -273,7 +274,7 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
         "trial_scores": [_defined(t[0]) for t in tried],
         "results": {
             name: {
-                o: {"tuning": _defined(_tuning(job, fold, o, variant=variant)), **_to_json(predicted[o])}
+                o: {"tuning": _defined(inner_score(job, fold, o, variant=variant)), **_to_json(predicted[o])}
                 for o in job.outcomes
             },
         },
@@ -292,23 +293,9 @@ def _variant(recipe: Recipe, fold: FoldModel) -> str:
     return JOINT if merged and all(JOINT in variants for variants in fold.ensembles.values()) else CHOSEN
 
 
-def _tuning(job: Job, fold: FoldModel, outcome: str, *, variant: str) -> float:
-    """Score of the inner out-of-fold predictions."""
-    oof = fold.out_of_fold[outcome][variant]
-    return headline_score(FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), job.cohort, outcome)
-
-
 def _baseline_cell(plan: _Plan, outcome: str, split: Split, inner: Sequence[Split]) -> dict[str, Any]:
     job = plan.job
-    context = FoldData(
-        cohort=job.cohort,
-        outcome=outcome,
-        data=job.data,
-        split=split,
-        inner=inner,
-        clinical=first_tabular(job.cohort.card, job.data),
-        seed=job.recipe.seed,
-    )
+    context = baseline_data(job, split, inner, outcome=outcome)
     results: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     memory: dict[str, float | None] = {}

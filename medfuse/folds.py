@@ -201,20 +201,25 @@ def _variant(
     job: Job, fold: FoldModel, split: Split, *, outcome: str, variant: str, predicted: Prediction
 ) -> FoldScore:
     """The model, or beside it the joint network or the unimodal networks alone."""
-    oof = fold.out_of_fold[outcome][variant]
-    inner = FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids)
     chosen = variant == CHOSEN
     return FoldScore(
         outcome=outcome,
         model=MODEL if chosen else f"{MODEL}:{variant}",
         held_out=FoldPrediction(fold=split.name, prediction=predicted, train_ids=split.train),
-        tuning=headline_score(inner, job.cohort, outcome),
+        tuning=inner_score(job, fold, outcome, variant=variant),
         notes=(*fold.describe(outcome), *model_notes(fold)) if chosen else (),
     )
 
 
-def _baselines(job: Job, split: Split, inner: Sequence[Split], *, outcome: str) -> list[FoldScore]:
-    context = FoldData(
+def inner_score(job: Job, fold: FoldModel, outcome: str, *, variant: str) -> float:
+    """Tuning score of a fold's model: that of its out-of-fold predictions of training patients."""
+    oof = fold.out_of_fold[outcome][variant]
+    return headline_score(FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), job.cohort, outcome)
+
+
+def baseline_data(job: Job, split: Split, inner: Sequence[Split], *, outcome: str) -> FoldData:
+    """What the baselines of a fold are fitted on: the patients and inner folds of its models."""
+    return FoldData(
         cohort=job.cohort,
         outcome=outcome,
         data=job.data,
@@ -223,6 +228,10 @@ def _baselines(job: Job, split: Split, inner: Sequence[Split], *, outcome: str) 
         clinical=first_tabular(job.cohort.card, job.data),
         seed=job.recipe.seed,
     )
+
+
+def _baselines(job: Job, split: Split, inner: Sequence[Split], *, outcome: str) -> list[FoldScore]:
+    context = baseline_data(job, split, inner, outcome=outcome)
     kind = job.cohort.card.outcomes[outcome].kind
     return [
         FoldScore(

@@ -80,7 +80,7 @@ def predict_merged(
 ) -> pd.DataFrame:
     """What a merged member says of the patients of a card, as :func:`medfuse.applying.prediction_table`.
 
-    No patient had all the modalities, so nothing could be recalibrated on any: ranks are what to rely on.
+    Its members may have seen no patient in common, and nothing recalibrated it: ranks are what to rely on.
 
     Raises:
         StoreError: a damaged folder, or a member that does not know how to read patients.
