@@ -9,6 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes do not name a test: a gzip header holds the second it was made in, and processes side by side differ."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def one_torch_thread():
     """Numba's pool sets torch's number of threads to all cores, whatever the environment says."""
