@@ -156,8 +156,27 @@ def stress(
 # --- predicting -------------------------------------------------------------------------------------------------
 
 
-def _alias(number: int, patient: PatientId) -> PatientId:
-    return PatientId(f"{number}\x1f{patient}")
+@dataclass(kw_only=True)
+class _Shown:
+    """Patients as scenarios show them, each once: hiding shows the same few subsets of a patient again and again."""
+
+    samples: Samples
+    aliases: list[PatientId] = field(default_factory=list)  # a patient with other modalities is another patient
+    rows: dict[tuple[object, ...], int] = field(default_factory=dict)  # place in ``aliases`` of patient and samples
+    orders: dict[int, list[int]] = field(default_factory=dict)  # scenario -> place of each of its patients
+
+    def add(self, number: int, ids: Sequence[PatientId], samples: Samples) -> None:
+        """The patients of a scenario."""
+        order = []
+        for i in ids:
+            own = {name: found[i] for name, found in samples.items() if i in found}
+            key = (i, *((name, id(sample)) for name, sample in own.items()))  # what is kept here keeps its id
+            order.append(self.rows.setdefault(key, len(self.rows)))
+            if len(self.rows) > len(self.aliases):
+                self.aliases.append(PatientId(f"{order[-1]}\x1f{i}"))
+                for name, sample in own.items():
+                    self.samples[name][self.aliases[-1]] = sample
+        self.orders[number] = order
 
 
 def _predict_fold(
@@ -169,29 +188,25 @@ def _predict_fold(
     settings: StressSettings,
     into: _Measured,
 ) -> None:
-    """All scenarios of one fold, as many at a time as memory takes: the patients of each are patients of their own."""
+    """All scenarios of one fold, as many at a time as memory takes."""
     width = sum(len(m.columns) or m.features * max(1, len(m.identities)) for m in held.data.values())
-    at_once = max(1, _CELLS // (max(width, 1) * max(len(held.ids), 1)))
-    for start in range(0, len(scenarios), at_once):
-        part = scenarios[start : start + at_once]
-        shown: Samples = {name: {} for name in held.data}
-        for k, scenario in enumerate(part):
-            samples, touched = show(scenario, held)
-            for name, own in samples.items():
-                shown[name] |= {_alias(k, i): sample for i, sample in own.items()}
-            has = np.array([[i in own for own in samples.values()] for i in held.ids]).reshape(len(held.ids), -1)
-            had = sum(i in m.samples for m in held.data.values() for i in held.ids)
-            into.hidden[start + k][0] += float(had - has.sum())
-            into.hidden[start + k][1] += float(had)
-            into.empty[start + k] += int((~has.any(axis=1)).sum())
-            into.touched[start + k] += int(touched.any(axis=1).sum())
-        aliases = tuple(_alias(k, i) for k in range(len(part)) for i in held.ids)
-        for model, prediction in _models(fold, held, shown, aliases, cohort=cohort, settings=settings).items():
-            into.told.setdefault(model, [[] for _ in scenarios])
-            told = _told(prediction, held.middle)
-            for k in range(len(part)):
-                rows = slice(k * len(held.ids), (k + 1) * len(held.ids))
-                into.told[model][start + k].append(_Told(risk=told.risk[rows], share=told.share[rows]))
+    shown = _Shown(samples={name: {} for name in held.data})
+    for k, scenario in enumerate(scenarios):
+        samples, touched = show(scenario, held)
+        has = np.array([[i in own for own in samples.values()] for i in held.ids]).reshape(len(held.ids), -1)
+        had = sum(i in m.samples for m in held.data.values() for i in held.ids)
+        into.hidden[k][0] += float(had - has.sum())
+        into.hidden[k][1] += float(had)
+        into.empty[k] += int((~has.any(axis=1)).sum())
+        into.touched[k] += int(touched.any(axis=1).sum())
+        shown.add(k, held.ids, samples)
+        if (len(shown.aliases) + len(held.ids)) * max(width, 1) > _CELLS or k + 1 == len(scenarios):
+            models = _models(fold, held, shown.samples, tuple(shown.aliases), cohort=cohort, settings=settings)
+            for model, prediction in models.items():
+                told, rows = _told(prediction, held.middle), into.told.setdefault(model, [[] for _ in scenarios])
+                for number, order in shown.orders.items():
+                    rows[number].append(_Told(risk=told.risk[order], share=told.share[order]))
+            shown = _Shown(samples={name: {} for name in held.data})
 
 
 def _models(

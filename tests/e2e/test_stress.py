@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medfuse import stress as stress_module
 from medfuse.cli import main
 from medfuse.errors import ConfigError, StoreError
 from medfuse.run import open_run
 from medfuse.scenarios import MECHANISMS
 from medfuse.stressing import stress_run
+from medfuse.training import predict_variants
 from medfuse.workflow import read_evaluations, train
 
 
@@ -85,6 +87,28 @@ def test_random_removal_with_intervals_and_the_same_twice(run, place):
     assert (out / "mcar.json").read_bytes() == (place / "again" / "mcar.json").read_bytes()
     assert again.paths[1].read_text() == one.paths[1].read_text()
     assert not (run.path / "stress" / "mcar.json").exists()
+
+
+def test_a_subset_of_a_patient_is_predicted_once_and_memory_changes_nothing(run, place, monkeypatch):
+    asked = []
+
+    def counted(model, data, ids):
+        asked.append(len(ids))
+        return predict_variants(model, data, ids)
+
+    monkeypatch.setattr(stress_module, "predict_variants", counted)
+    whole = rows_of(stressed(run, place, "mcar", rates=[0.2, 0.5, 0.8], draws=3, out=place / "whole"))
+    fits = len(asked)  # two folds for each of two outcomes
+    assert fits == 4
+    assert max(asked) <= 60 * 2**3  # subsets of three modalities, for 10 scenarios with 60 patients each
+    asked.clear()
+    monkeypatch.setattr(stress_module, "_CELLS", 1)
+    parts = rows_of(stressed(run, place, "mcar", rates=[0.2, 0.5, 0.8], draws=3, out=place / "parts"))
+    assert len(asked) == 10 * fits
+    assert set(asked) == {60}
+    numbers = list(whole.select_dtypes("number"))
+    assert whole.drop(columns=numbers).equals(parts.drop(columns=numbers))
+    np.testing.assert_allclose(whole[numbers], parts[numbers], rtol=1e-4, atol=1e-5)
 
 
 def test_every_other_mechanism_runs_on_one_modality(run, place):
