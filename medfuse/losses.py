@@ -18,25 +18,30 @@ Ties = Literal["efron", "breslow"]
 
 # exp(-650) is still a normal float64. Log hazards further apart than this are treated as this far apart.
 _LARGEST_GAP = 650.0
+_NO_CLASS = -100  # a label that cross_entropy leaves out
 
 
 @dataclass(frozen=True, kw_only=True)
 class RiskSets:
     """Who is at risk when whom dies: all that Cox's likelihood needs of events and times, latest time first.
 
+    No size depends on values, so that making and using it never makes the CPU wait for a GPU.
+
     Attributes:
         order: (n,) patients by falling time.
         group: (n,) tied time that each stands in, 0 = latest.
-        events: (d,) places in ``order`` of those who died.
-        last: (d,) place of the last one at risk with each of them.
-        share: (d,) part of the tied deaths that Efron takes out of the risk set; empty without ties or for Breslow.
+        last: (n,) place in ``order`` of the last one at risk with each.
+        event: (n,) bool, in ``order``.
+        held: (n,) bool, False for who left before the first death: no risk set holds them.
+        share: (n,) part of the tied deaths that Efron takes out of the risk set of each death; None for Breslow.
     """
 
     order: Tensor
     group: Tensor
-    events: Tensor
     last: Tensor
-    share: Tensor
+    event: Tensor
+    held: Tensor
+    share: Tensor | None
 
 
 def risk_sets(event: Tensor, time: Tensor, *, ties: Ties = "efron") -> RiskSets:
@@ -56,19 +61,22 @@ def risk_sets(event: Tensor, time: Tensor, *, ties: Ties = "efron") -> RiskSets:
     if ties not in ("efron", "breslow"):
         msg = f'cox_loss: expected ties "efron" or "breslow", found "{ties}"'
         raise ModelError(msg)
-    n = len(time)
     falling, order = torch.sort(time, descending=True)
-    group = torch.zeros(n, dtype=torch.int64, device=time.device)
+    group = torch.zeros_like(order)
     torch.cumsum(falling[1:] != falling[:-1], 0, out=group[1:])
-    events = torch.nonzero(event.bool()[order]).squeeze(1)
-    of_event = group[events]
-    last = (torch.bincount(group, minlength=n).cumsum(0) - 1)[of_event]
-    share = torch.zeros(0, dtype=torch.float64, device=time.device)
-    if ties == "efron" and bool((of_event[1:] == of_event[:-1]).any()):
-        deaths = torch.bincount(of_event, minlength=n)
-        rank = torch.arange(len(events), device=time.device) - (deaths.cumsum(0) - deaths)[of_event]
-        share = rank.double() / deaths[of_event]
-    return RiskSets(order=order, group=group, events=events, last=last, share=share)
+    died, share = event.bool()[order], None
+    end = torch.zeros_like(order).index_add_(0, group, torch.ones_like(order)).cumsum_(0) - 1  # (n,) of each group
+    if ties == "efron":
+        deaths = died.cumsum(0)  # so far, in order
+        until = deaths.index_select(0, end)
+        before = torch.cat([until.new_zeros(1), until[:-1]])
+        rank = deaths - 1 - before.index_select(0, group)
+        share = rank / (until - before).double().index_select(0, group)
+        share.masked_fill_(~died, 0.0)
+    last = end.index_select(0, group)
+    place = torch.arange(len(order), device=order.device)
+    held = place <= torch.where(died, last, -1).max()
+    return RiskSets(order=order, group=group, last=last, event=died, held=held, share=share)
 
 
 class _CoxPartialLikelihood(torch.autograd.Function):
@@ -76,25 +84,30 @@ class _CoxPartialLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_hazard: Tensor, sets: RiskSets) -> Tensor:  # noqa: ANN401
-        eta = log_hazard.detach().double()
-        eta = (eta - eta.max()).index_select(0, sets.order)
-        weight = torch.exp(eta.clamp(min=-_LARGEST_GAP))  # (n,), the largest is 1
-        of_event, dying = sets.group[sets.events], weight[sets.events]
-        risk = weight.cumsum(0)[sets.last]
-        if len(sets.share):
-            risk -= sets.share * torch.zeros_like(weight).index_add_(0, of_event, dying)[of_event]
-        inverse = risk.reciprocal()
-        total = torch.zeros_like(weight).index_add_(0, of_event, inverse)  # summed over the deaths of each time
-        gradient = weight * total.flip(0).cumsum(0).flip(0)[sets.group]
-        own = torch.ones_like(inverse)
-        if len(sets.share):
-            own += dying * torch.zeros_like(weight).index_add_(0, of_event, sets.share * inverse)[of_event]
-        gradient.index_add_(0, sets.events, own, alpha=-1.0)
-        scale = 1.0 / max(len(sets.events), 1)
+        eta = log_hazard.detach().double().index_select(0, sets.order).masked_fill_(~sets.held, -torch.inf)
+        eta -= eta.max().clamp(min=torch.finfo(eta.dtype).min)  # nobody is held without a death
+        weight = eta.clamp(min=-_LARGEST_GAP).exp_()  # (n,), the largest is 1
+        died = sets.event.to(weight.dtype)
+
+        def per_time(values: Tensor) -> Tensor:
+            return torch.zeros_like(weight).index_add_(0, sets.group, values)
+
+        def of_own_time(values: Tensor) -> Tensor:
+            return values.index_select(0, sets.group)
+
+        risk = weight.cumsum(0).index_select(0, sets.last)
+        if sets.share is not None:
+            risk.addcmul_(sets.share, of_own_time(per_time(weight * died)), value=-1.0)
+        inverse = died / risk
+        gradient = of_own_time(per_time(inverse).flip(0).cumsum(0).flip(0))
+        if sets.share is not None:
+            gradient.addcmul_(died, of_own_time(per_time(sets.share * inverse)), value=-1.0)
+        scale = 1.0 / died.sum().clamp(min=1.0)
         back = torch.empty_like(log_hazard)
-        back[sets.order] = gradient.mul_(scale).to(log_hazard.dtype)
+        back[sets.order] = gradient.mul_(weight).sub_(died).mul_(scale).to(log_hazard.dtype)
         ctx.save_for_backward(back)
-        return ((torch.log(risk) - eta[sets.events]).sum() * scale).to(log_hazard.dtype)
+        loss = (risk.log_().sub_(eta).masked_fill_(~sets.event, 0.0)).sum() * scale
+        return loss.to(log_hazard.dtype)
 
     @staticmethod
     @once_differentiable
@@ -104,7 +117,13 @@ class _CoxPartialLikelihood(torch.autograd.Function):
 
 
 def cox_loss(
-    log_hazard: Tensor, event: Tensor, time: Tensor, *, ties: Ties = "efron", sets: RiskSets | None = None
+    log_hazard: Tensor,
+    event: Tensor,
+    time: Tensor,
+    *,
+    ties: Ties = "efron",
+    sets: RiskSets | None = None,
+    observed: Tensor | None = None,
 ) -> Tensor:
     """Negative log partial likelihood of Cox's model, divided by the number of events.
 
@@ -117,6 +136,7 @@ def cox_loss(
         time: (n,) any unit; equal numbers are ties.
         ties: ``efron`` or ``breslow``.
         sets: ``risk_sets(event, time, ties=ties)`` when it is known already; then ``ties`` is not read.
+        observed: (n,) bool, who counts; what else stands of the others is not read. Default all. Not with ``sets``.
 
     Returns:
         Scalar of the dtype of ``log_hazard``; an exact zero tied to the graph without events.
@@ -136,6 +156,8 @@ def cox_loss(
         raise ModelError(msg)
     if not len(log_hazard):
         return log_hazard.sum()
+    if observed is not None:  # one of whom nothing is known is one who left before everybody else
+        event, time = event & observed, torch.where(observed, time, -torch.inf)
     if log_hazard.device.type == "mps":  # it has no float64
         log_hazard, event, time, sets = log_hazard.cpu(), event.cpu(), time.cpu(), None
     sets = risk_sets(event, time, ties=ties) if sets is None else sets
@@ -173,7 +195,9 @@ def _lived_and_died(event: Tensor, time: Tensor, edges: Tensor) -> tuple[Tensor,
     return lived, died
 
 
-def discrete_hazard_loss(logits: Tensor, event: Tensor, time: Tensor, edges: Tensor) -> Tensor:
+def discrete_hazard_loss(
+    logits: Tensor, event: Tensor, time: Tensor, edges: Tensor, *, observed: Tensor | None = None
+) -> Tensor:
     """Mean negative log likelihood of discrete hazards, with a constant hazard inside each interval.
 
     A patient who dies in interval k contributes h_k prod_{j<k} (1 - h_j); one who is censored after the part f of it,
@@ -186,9 +210,10 @@ def discrete_hazard_loss(logits: Tensor, event: Tensor, time: Tensor, edges: Ten
         event: (n,) bool.
         time: (n,) days.
         edges: (K,) right edges in days, increasing, the first above 0.
+        observed: (n,) bool, who counts; event and time of the others are not read. Default all.
 
     Returns:
-        Scalar float32 (float64 for float64 logits); an exact zero tied to the graph for n = 0.
+        Scalar float32 (float64 for float64 logits); an exact zero tied to the graph where nobody counts.
 
     Raises:
         ModelError: when the number of logits and edges differ.
@@ -201,13 +226,18 @@ def discrete_hazard_loss(logits: Tensor, event: Tensor, time: Tensor, edges: Ten
         msg = f"discrete_hazard_loss: expected logits (n, {len(edges)}), found {tuple(logits.shape)}"
         raise ModelError(msg)
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    if not len(wide):
-        return wide.sum()
-    edges = edges.to(wide.dtype)
-    lived, died = _lived_and_died(event.bool(), time.to(wide.dtype), edges)
+    event, time, edges = event.bool(), time.to(wide.dtype), edges.to(wide.dtype)
+    if observed is not None:  # one of whom nothing is known is one who was lost at time 0
+        event, time = event & observed, torch.where(observed, time, 0.0)
+    lived, died = _lived_and_died(event, time, edges)
     # -log h (died) or -log(1 - h) from the logit, in one pass; the interval of the event has weight 1
     weight = torch.maximum(lived, died)
-    return functional.binary_cross_entropy_with_logits(wide, died, weight, reduction="sum") / len(wide)
+    return functional.binary_cross_entropy_with_logits(wide, died, weight, reduction="sum") / _count(wide, observed)
+
+
+def _count(rows: Tensor, observed: Tensor | None) -> Tensor | int:
+    """How many rows count, at least 1."""
+    return max(len(rows), 1) if observed is None else observed.sum().clamp(min=1)
 
 
 def discrete_hazard_prior(event: Tensor, time: Tensor, edges: Tensor) -> Tensor:
@@ -226,21 +256,28 @@ def discrete_hazard_prior(event: Tensor, time: Tensor, edges: Tensor) -> Tensor:
     return torch.logit((deaths + 0.5 * overall) / (trials + 0.5)).float()
 
 
-def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, label: Tensor, *, observed: Tensor | None = None) -> Tensor:
     """Mean cross entropy.
 
     Args:
         logits: (n, C) with C >= 2 classes.
         label: (n,) int64 class index.
+        observed: (n,) bool, who counts; labels of the others are not read. Default all.
 
     Returns:
-        Scalar; an exact zero tied to the graph for n = 0.
+        Scalar; an exact zero tied to the graph where nobody counts.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(wide, label) if len(wide) else wide.sum()
+    if observed is not None:
+        label = torch.where(observed, label, _NO_CLASS)
+    total = functional.cross_entropy(wide, label, ignore_index=_NO_CLASS, reduction="sum")
+    return total / _count(wide, observed)
 
 
-def regression_loss(prediction: Tensor, value: Tensor) -> Tensor:
-    """Mean squared error, (n,) each in the same unit; an exact zero tied to the graph for n = 0."""
+def regression_loss(prediction: Tensor, value: Tensor, *, observed: Tensor | None = None) -> Tensor:
+    """Mean squared error, (n,) each in the same unit, of those observed (default all); as above where nobody counts."""
     wide = prediction if prediction.dtype == torch.float64 else prediction.float()
-    return functional.mse_loss(wide, value.to(wide.dtype)) if len(wide) else wide.sum()
+    gap = wide - value.to(wide.dtype)
+    if observed is not None:
+        gap = torch.where(observed, gap, 0.0)
+    return gap.square().sum() / _count(wide, observed)

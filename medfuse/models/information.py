@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class Dependence(nn.Module):
@@ -29,29 +28,32 @@ class Dependence(nn.Module):
         layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
         self.mean = nn.Sequential(*layers) if hidden else nn.Sequential(nn.Linear(inputs, outputs))
 
-    def fit_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean over patients and numbers of (m(x) - y)^2; its gradient reaches m alone."""
-        if not len(x):
-            return torch.stack([p.sum() for p in self.parameters()]).sum() * 0.0
-        return functional.mse_loss(self.mean(x.detach()), y.detach())
+    def fit_loss(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """Mean over patients (B,) that count and numbers of (m(x) - y)^2; its gradient reaches m alone."""
+        return _mean_of((self.mean(x.detach()) - y.detach()).square(), rows).mean()
 
-    def estimate(self, x: Tensor, y: Tensor) -> Tensor:
+    def estimate(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """Estimate in nats per number of y, with m frozen; 0 for fewer than two patients.
 
         Args:
             x: (B, inputs).
             y: (B, outputs).
+            rows: (B,) bool, which patients count.
         """
-        if len(x) < 2:
-            return (x.sum() + y.sum()) * 0.0
         frozen = {name: p.detach() for name, p in self.mean.named_parameters()}
         said = torch.func.functional_call(self.mean, frozen, (x,))
-        own = (said - y).square().mean()
+        own = _mean_of((said - y).square(), rows)
         # The mean over all pairs of (m(x_b) - y_b')^2 needs no pairs: it is (m - mean y)^2 + var y.
-        others = (said - y.mean(0)).square().mean() + y.var(0, correction=0).mean()
-        found: Tensor = 0.5 * (others - own)
+        centre = _mean_of(y, rows)
+        others = _mean_of((said - centre).square() + (y - centre).square(), rows)
+        found: Tensor = 0.5 * (others - own).mean()
         return found
 
-    def bound(self, x: Tensor, y: Tensor) -> Tensor:
+    def bound(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """The estimate, not below 0; its gradient reaches x and y alone."""
-        return self.estimate(x, y).clamp(min=0.0)
+        return self.estimate(x, y, rows).clamp(min=0.0)
+
+
+def _mean_of(values: Tensor, rows: Tensor) -> Tensor:
+    """(L,) mean of values (B, L) over the rows that count; zeros where none does."""
+    return torch.where(rows[:, None], values, 0.0).sum(0) / rows.sum().clamp(min=1)

@@ -104,7 +104,7 @@ class RiskLevels(nn.Module):
         return share, target.observed
 
     def _one(self, level: Tensor) -> Tensor:
-        return functional.one_hot(level, self.levels).to(self.mass.dtype)
+        return (level[:, None] == torch.arange(self.levels, device=level.device)).to(self.mass.dtype)
 
     def _still_possible(self, time: Tensor, level: Tensor) -> Tensor:
         """(B, R) shares of a patient censored at ``time``, of whose own level only the rest is left."""
@@ -119,7 +119,8 @@ class RiskLevels(nn.Module):
 
 def top_count(mask: Tensor, keep: float) -> Tensor:
     """(B,) ceil(keep x real instances): how many of each bag are selected."""
-    return torch.ceil(mask.sum(1) * keep - _TINY).long()
+    # In float64, as the largest count is computed: 200 x 0.3 is a little more than 60 in float32, and would make 61.
+    return torch.ceil(mask.sum(1).double() * keep - _TINY).long()
 
 
 def select(score: Tensor, mask: Tensor, *, keep: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from invariants import assert_keeps_its_promises, outputs
+from invariants import assert_keeps_its_promises, assert_never_waits_for_the_device, outputs
 from model_cases import HEADS_OF, PATHWAYS, RAW_SHAPES, make_batch, settings_for
 from model_cases import SHAPES as FEATURE_SHAPES
 
@@ -12,6 +12,7 @@ from medfuse.models import ENCODERS, build_model, default_encoder
 from medfuse.models.encoders import ALONE
 
 SHAPES = {**FEATURE_SHAPES, **RAW_SHAPES}
+WAITS = {"prototype_tokens", "ecg_resnet", "volume_resnet"}  # for which items are real: the others cost nothing
 BAGS = {"bag", "prototype_tokens", "ecg_resnet", "volume_resnet"}
 CASES = [
     ("table", {}, "table"),
@@ -61,6 +62,15 @@ def test_encoder_keeps_its_promises(name, options, modality):
         return build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
 
     assert_keeps_its_promises(build, batch, bags=(modality,) if name in BAGS else ())
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), [case for case in CASES if case[0] not in WAITS])
+def test_a_training_step_never_waits_for_the_device(name, options, modality):
+    settings = settings_for("late", **{modality: {"name": name, **options}})
+    model = build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
+    batch = make_batch(names=(modality,))
+    model.begin(batch)
+    assert_never_waits_for_the_device(model, batch)
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from invariants import assert_keeps_its_promises, outputs, pad
+from invariants import assert_keeps_its_promises, assert_never_waits_for_the_device, outputs, pad
 from model_cases import HEADS_OF, SHAPES, make_batch
 
 from medfuse.batch import without_modality
@@ -58,6 +58,17 @@ def test_every_fusion_has_a_case():
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_fusion_keeps_its_promises(name, options):
     assert_keeps_its_promises(lambda: make(name, options), make_batch(), bags=("bag", "stains"))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_a_training_step_never_waits_for_the_device(name, options):
+    model = make(name, options)
+    model.begin(make_batch())
+    if options.get("packed"):  # lengths are read back once a step, to lay out the tokens without padding
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            assert_never_waits_for_the_device(model, make_batch())
+    else:
+        assert_never_waits_for_the_device(model, make_batch())
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

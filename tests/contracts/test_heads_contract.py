@@ -98,13 +98,21 @@ def test_unobserved_patients_are_not_read(outcome, options):
     g = torch.Generator().manual_seed(0)
     target, states = targets_of(20, g)[outcome], torch.randn(20, 16, generator=g)
     rows = target.observed.nonzero()[:, 0]
-    expected = head.loss(head(states[rows]), target.apply(lambda t: t[rows]))
-    assert torch.equal(head.loss(head(states), target), expected)
+    alone = head.loss(head(states[rows]), target.apply(lambda t: t[rows]))
+    expected = head.loss(head(states), target)
+    assert torch.allclose(expected, alone, rtol=1e-6)
 
     def spoil(t):
-        return t if t.dtype == torch.bool else torch.where(target.observed, t, t.new_tensor(-7))
+        wrong = t.new_tensor(torch.nan if t.is_floating_point() else -7)
+        return t if t.dtype == torch.bool else torch.where(target.observed, t, wrong)
 
     assert torch.equal(head.loss(head(states), target.apply(spoil)), expected)
+    lost = replace(target, observed=torch.zeros_like(target.observed))
+    logits = head(states).detach().requires_grad_()
+    nothing = head.loss(logits, lost.apply(spoil))
+    nothing.backward()
+    assert nothing.item() == 0.0
+    assert (logits.grad == 0).all()
 
 
 @pytest.mark.parametrize(("outcome", "options"), CASES)

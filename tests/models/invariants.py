@@ -1,11 +1,13 @@
 """The promises of design 4, as assertions over any model; the contract tests run them on every component."""
 
+import contextlib
 from dataclasses import replace
+from unittest import mock
 
 import torch
 from safetensors.torch import load, save
 
-from medfuse.batch import Batch
+from medfuse.batch import Batch, drop_modalities
 
 
 def outputs(model, batch):
@@ -131,6 +133,19 @@ def assert_saves_and_loads_exactly(build, batch):
     assert not torch.equal(outputs(model, batch), outputs(other, batch))
     other.load_state_dict(load(save(model.state_dict())), strict=True)
     assert torch.equal(outputs(model, batch), outputs(other, batch))
+
+
+def assert_never_waits_for_the_device(model, batch):
+    """A training step, with the values on a device that cannot be asked for one.
+
+    On "meta" tensors have shapes alone: a size that depends on values, a number read back (on CUDA both make the CPU
+    wait) or a tensor left on the CPU raises. It has no autocast, whose switches are no part of this.
+    """
+    model, batch = model.train().to("meta"), batch.to("meta")
+    with mock.patch("torch.autocast", return_value=contextlib.nullcontext()):
+        batch = drop_modalities(batch, generator=torch.Generator().manual_seed(0), keep_all=0.5)
+        model.loss(batch).backward()
+    assert all(p.grad is None or p.grad.is_meta for p in model.parameters())
 
 
 def assert_keeps_its_promises(build, batch, *, bags=()):

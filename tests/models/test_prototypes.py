@@ -19,7 +19,7 @@ from medfuse.models.contributions import terms
 from medfuse.models.exemplars import collapse, exemplars, likeness
 from medfuse.models.information import Dependence
 from medfuse.models.prototype_block import product_of_experts
-from medfuse.models.prototypes import RiskLevels, select, top_mean
+from medfuse.models.prototypes import RiskLevels, select, top_count, top_mean
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,19 @@ def test_each_instance_is_selected_at_most_once_and_padding_never():
     index, kept = select(score, mask, keep=0.5)
     assert [sorted(i[k].tolist()) for i, k in zip(index, kept, strict=True)] == [[1, 2], [0, 1, 2], []]
     assert top_mean(score[..., None], mask, keep=0.5)[:, 0].tolist() == pytest.approx([0.7, 0.2, 0.0])
+
+
+def test_how_many_are_kept_is_exact_and_does_not_depend_on_padding():
+    sizes = torch.arange(1, 3001)
+    mask = torch.arange(3000) < sizes[:, None]
+    for tenths in range(1, 11):
+        keep = tenths / 10
+        assert torch.equal(top_count(mask, keep), -(-sizes * tenths // 10))  # whole numbers, rounded up
+    ones = torch.ones(1, 240, 2)
+    for keep, size in ((0.3, 200), (0.6, 100)):
+        real = torch.arange(240)[None] < size
+        assert torch.equal(top_mean(ones, real, keep=keep), torch.ones(1, 2))
+        assert torch.equal(top_mean(ones[:, :size], real[:, :size], keep=keep), torch.ones(1, 2))
 
 
 def planted_bags(n, *, size=60, informative=3, features=16, seed=0):
@@ -175,13 +188,17 @@ def test_the_informative_instances_of_unseen_bags_are_selected():
 # --- information ------------------------------------------------------------------------------------------------
 
 
+def everyone(x):
+    return torch.ones(len(x), dtype=torch.bool)
+
+
 def fit_estimator(x, y, *, steps=300, seed=0):
     torch.manual_seed(seed)
     estimator = Dependence(x.shape[1], y.shape[1], hidden=16)
     optimizer = torch.optim.Adam(estimator.parameters(), lr=2e-2)
     for _ in range(steps):
         optimizer.zero_grad()
-        estimator.fit_loss(x, y).backward()
+        estimator.fit_loss(x, y, everyone(x)).backward()
         optimizer.step()
     return estimator
 
@@ -193,7 +210,7 @@ def test_the_estimate_rises_with_the_correlation():
         x, noise = torch.randn(4000, 1, generator=g), torch.randn(4000, 1, generator=g)
         y = rho * x + math.sqrt(1 - rho**2) * noise
         estimator = fit_estimator(x[:2000], y[:2000])
-        found.append(float(estimator.estimate(x[2000:], y[2000:]).detach()))
+        found.append(float(estimator.estimate(x[2000:], y[2000:], everyone(x[2000:])).detach()))
         assert found[-1] == pytest.approx(rho**2, abs=0.08)  # what q of unit variance must give
     assert found == sorted(found)
 
@@ -202,16 +219,16 @@ def test_the_bound_moves_the_representations_and_the_fit_moves_the_estimator():
     torch.manual_seed(0)
     estimator = Dependence(3, 3, hidden=8)
     x, y = torch.randn(32, 3, requires_grad=True), torch.randn(32, 3, requires_grad=True)
-    estimator.estimate(x, y).backward()
+    estimator.estimate(x, y, everyone(x)).backward()
     assert all(p.grad is None for p in estimator.parameters())
     assert (x.grad != 0).any()
     assert (y.grad != 0).any()
     x.grad = y.grad = None
-    estimator.fit_loss(x, y).backward()
+    estimator.fit_loss(x, y, everyone(x)).backward()
     assert x.grad is None
     assert y.grad is None
     assert all((p.grad != 0).any() for p in estimator.parameters())
-    assert float(estimator.bound(x[:1], y[:1]).detach()) == 0.0
+    assert float(estimator.bound(x[:1], y[:1], everyone(x[:1])).detach()) == 0.0
 
 
 def test_the_estimate_is_the_mean_over_all_pairs():
@@ -221,7 +238,7 @@ def test_the_estimate_is_the_mean_over_all_pairs():
     said = estimator.mean(x)
     pairs = (said[:, None] - y[None]).square().mean(2)
     expected = 0.5 * (pairs.mean() - pairs.diagonal().mean())
-    assert float(estimator.estimate(x, y).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(estimator.estimate(x, y, everyone(x)).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def lower_dependence(*, task, bound, steps=300):
@@ -255,14 +272,15 @@ def lower_dependence(*, task, bound, steps=300):
         with torch.no_grad():
             (a, b), own = look(2000)
         judge = fit_estimator(a[:1000], b[:1000], steps=150)
-        return float(judge.estimate(a[1000:], b[1000:]).detach()), float(told((a, b), own).detach()) / 2
+        left = judge.estimate(a[1000:], b[1000:], everyone(a[1000:]))
+        return float(left.detach()), float(told((a, b), own).detach()) / 2
 
     before, _ = held_out()
     for _ in range(steps):
         (a, b), own = look(128)
         optimizer.zero_grad()
-        loss = task * told((a, b), own) + estimator.fit_loss(a, b)
-        (loss + estimator.bound(a, b) if bound else loss).backward()
+        loss = task * told((a, b), own) + estimator.fit_loss(a, b, everyone(a))
+        (loss + estimator.bound(a, b, everyone(a)) if bound else loss).backward()
         optimizer.step()
     return before, *held_out()
 
@@ -295,7 +313,7 @@ def test_shrinking_is_no_reward_as_it_is_in_a_joint_update():
     assert float(scale.grad) > 0.1  # falling scale lowers it
     fresh = torch.ones((), requires_grad=True)
     a, b = (functional.layer_norm(v * fresh, v.shape[-1:]) for v in (x, y))
-    estimator.bound(a, b).backward()
+    estimator.bound(a, b, everyone(a)).backward()
     assert abs(float(fresh.grad)) < 1e-3
 
 

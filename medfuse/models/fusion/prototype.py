@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from medfuse.batch import TargetTensors
 from medfuse.errors import ConfigError
+from medfuse.losses import classification_loss
 from medfuse.models.attention import masked_mean
 from medfuse.models.encoders.linear import perceptron
 from medfuse.models.fusion.base import Fused, Fusion
@@ -180,11 +181,11 @@ class PrototypeFusion(Fusion):
 
     def _level(self, teller: nn.Module) -> Tensor:
         """Cross entropy of a sample of every prototype against its own level."""
-        used = self.risk.used.nonzero()[:, 0]
+        levels = torch.arange(self.risk.levels, device=self.risk.used.device)
         terms = []
         for block in self.prototypes:
             drawn = block.mean + block.spread * torch.randn_like(block.mean)
-            terms.append(functional.cross_entropy(teller(drawn[used]), used))
+            terms.append(classification_loss(teller(drawn), levels, observed=self.risk.used))
         return torch.stack(terms).sum()
 
     def _bound(self) -> Tensor:
@@ -193,7 +194,7 @@ class PrototypeFusion(Fusion):
         for block in self.prototypes:
             variance = block.spread.square()
             kl = 0.5 * (variance + block.mean.square() - 1.0 - variance.log())
-            terms.append(kl.sum(1)[self.risk.used].mean())
+            terms.append((kl.sum(1) * self.risk.used).sum() / self.risk.used.sum().clamp(min=1))
         return torch.stack(terms).sum()
 
     def _disentangle(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -207,8 +208,8 @@ class PrototypeFusion(Fusion):
             last = number == len(self.apart) - 1
             others = [m for m in range(count) if last or m != number]
             rows = present[:, others].any(1) if last else present[:, others].any(1) & present[:, number]
-            x, y = shown[rows][:, others].flatten(1), streams[rows][:, count if last else number]
-            total = total + estimator.fit_loss(x, y) + estimator.bound(x, y)
+            x, y = shown[:, others].flatten(1), streams[:, count if last else number]
+            total = total + estimator.fit_loss(x, y, rows) + estimator.bound(x, y, rows)
         return total
 
 

@@ -44,7 +44,7 @@ class ClassificationHead(Head):
 
     def loss(self, logits: Tensor, target: TargetTensors) -> Tensor:
         """Cross entropy of the observed patients."""
-        return classification_loss(logits[target.observed], field_of(target, "label"))
+        return classification_loss(logits, field_of(target, "label"), observed=target.observed)
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``probability`` (B, C); ``risk_score`` = probability of not being in class 0, of the event when binary."""

@@ -40,7 +40,7 @@ class CoxHead(Head):
     def loss(self, logits: Tensor, target: TargetTensors) -> Tensor:
         """Negative log partial likelihood per event of the observed patients."""
         event, time = field_of(target, "event"), field_of(target, "time")
-        return cox_loss(logits[target.observed, 0].float(), event, time, ties=self.ties)
+        return cox_loss(logits[:, 0].float(), event, time, ties=self.ties, observed=target.observed)
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``risk_score`` (B,) = log hazard."""

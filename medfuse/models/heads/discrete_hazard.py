@@ -53,7 +53,7 @@ class DiscreteHazardHead(Head):
     def loss(self, logits: Tensor, target: TargetTensors) -> Tensor:
         """Discrete-time likelihood of the observed patients."""
         event, time = field_of(target, "event"), field_of(target, "time")
-        return discrete_hazard_loss(logits[target.observed], event, time, self.edges)
+        return discrete_hazard_loss(logits, event, time, self.edges, observed=target.observed)
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``survival`` (B, K) at the edges; ``risk_score`` = mean over the edges of the cumulative hazard -log S."""

@@ -35,7 +35,7 @@ class RegressionHead(Head):
     def loss(self, logits: Tensor, target: TargetTensors) -> Tensor:
         """Mean squared error of the observed patients, in units of the train variance."""
         value = (field_of(target, "value") - self.mean) / self.scale
-        return regression_loss(logits[target.observed, 0], value)
+        return regression_loss(logits[:, 0], value, observed=target.observed)
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``value`` (B,) in the unit of the outcome, which is also the ``risk_score``."""
