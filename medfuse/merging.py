@@ -10,7 +10,7 @@ import pandas as pd
 from medfuse.applying import classes_of, prediction_table, read_coded, require_same_outcome
 from medfuse.card import CohortCard
 from medfuse.config import read_card
-from medfuse.errors import StoreError
+from medfuse.errors import ModelError, StoreError
 from medfuse.files import read_json
 from medfuse.outputs import require_new
 from medfuse.prediction import Prediction
@@ -19,7 +19,8 @@ from medfuse.training import cpu_threads, load_member, save_member
 from medfuse.training.ensemble import outputs_of
 from medfuse.training.fold import KINDS, chunks, presence, speak
 from medfuse.training.member import Member
-from medfuse.training.merging import merge_members, spherical_mean, tuning_weights
+from medfuse.training.merging import merge_members as merge_before_tuning
+from medfuse.training.merging import spherical_mean, tuning_weights
 
 __all__ = ["is_member", "merge_folders", "merge_members", "predict_merged", "spherical_mean", "tuning_weights"]
 
@@ -29,6 +30,29 @@ _READING = "reading"  # what it takes to read patients: the JSON part of a merge
 def is_member(folder: Path) -> bool:
     """Whether a folder holds a member."""
     return (folder / "member.json").is_file()
+
+
+def merge_members(members: Sequence[Member], *, weights: Sequence[float] | None = None) -> Member:
+    """:func:`medfuse.training.merging.merge_members` of members that nobody will train together afterwards.
+
+    Args:
+        members: two or more, with disjoint modalities, the same fusion and width, and the same outcomes in any order.
+        weights: per member; default: by tuning score.
+
+    Raises:
+        ModelError: members that cannot be put together, or that ``combine`` their blocks otherwise than by ``merge``:
+            a latent that goes through blocks which never met is no mean of anything.
+    """
+    for member in members:
+        combine = member.settings.fusion.get("combine", "merge")
+        if combine != "merge":
+            msg = (
+                f"merge: expected members of model.fusion.combine merge, found {combine} ({', '.join(member.shapes)}), "
+                "which needs training together after the merge; train the members with model.fusion.combine=merge, or "
+                "all modalities in one run with train.merge=true and train.tune_epochs"
+            )
+            raise ModelError(msg)
+    return merge_before_tuning(members, weights=weights)
 
 
 def merge_folders(folders: Sequence[Path], *, out: Path, weights: Sequence[float] | None = None) -> Member:

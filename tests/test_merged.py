@@ -1,6 +1,7 @@
 """Members of two runs that never met, put together on disk and applied to patients."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,3 +102,34 @@ def test_runs_whose_cards_mean_different_outcomes_are_not_merged(place, members)
     with pytest.raises(CohortError, match=rf"outcome '{OUTCOME}': expected survival"):
         merge_folders([members[0], moved], out=place / "mixed")
     assert not (place / "mixed").exists()
+
+
+def test_runs_that_list_the_outcomes_in_another_order_keep_them_apart(place):
+    """What is said of patients with one modality is what that block says, of every outcome, under its classes."""
+    text = (Path(__file__).parents[1] / "data_cards" / "transbig.md").read_text()
+    text = text.replace("      er: {kind: categorical, levels: [negative, positive]}\n", "").replace("[er, ", "[")
+    start, rest = text.split("outcomes:\n")
+    survival, rest = rest.split("modalities:\n", maxsplit=1)
+    binary = "  receptor: {kind: binary, column: er, classes: [negative, positive], description: x}\n"
+    cards = []
+    for name, outcomes in (("clinical", survival + binary), ("expression", binary + survival)):
+        card = place / f"{name}.md"
+        card.write_text(f"{start}outcomes:\n{outcomes}modalities:\n{rest}".replace("name: transbig", f"name: {name}"))
+        listed = f"outcomes=[{', '.join(read_card(card).outcomes)}]"
+        settings = (*LEGO, listed, f"modalities=[{name}]")
+        train(card, recipe="smoke", overrides=settings, store_root=place / "store", out=place / f"two-{name}")
+        cards.append(read_card(card))
+    folders = [next((place / f"two-{c.name}" / "folds" / "0" / "members").iterdir()) for c in cards]
+    assert [next(iter(load_member(folder).heads)) for folder in folders] == [OUTCOME, "receptor"]
+    merge_folders(folders, out=place / "two", weights=[1, 1])
+    for card, folder in zip(cards, folders, strict=True):
+        left = card.model_copy(update={"modalities": {card.name: card.modalities[card.name]}})
+        table = predict_merged(place / "two", left, store_root=place / "store")
+        member, cohort = load_member(folder), read_cohort(left)
+        own = speak(member, chunks(member, load_modalities(cohort, store_root=place / "store"), cohort.patient_ids))
+        for outcome, column, link in (
+            (OUTCOME, "risk_score", own[OUTCOME].mean(axis=1)),
+            ("receptor", "probability@positive", np.diff(own["receptor"], axis=1).ravel()),
+        ):
+            said = table.loc[table.outcome == outcome, column]
+            assert said.corr(pd.Series(link, index=said.index), method="spearman") > 0.999, (card.name, outcome)

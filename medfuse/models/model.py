@@ -1,6 +1,6 @@
 """The model: an encoder per modality, a fusion, a head per outcome."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -11,7 +11,7 @@ from medfuse.batch import Batch, ModalityShape, TargetTensors
 from medfuse.errors import ConfigError, ModelError, nearest
 from medfuse.models.encoders import ALONE, DEFAULTS, ENCODERS, Encoder, encoder_options
 from medfuse.models.fusion import FUSIONS, Fused, Fusion
-from medfuse.models.heads import HEADS, Head
+from medfuse.models.heads import HEADS, CoxHead, Head
 from medfuse.models.settings import HeadSettings, ModelSettings, construct
 
 _LONG = 256  # tokens; asking how many are padding makes a GPU wait, which shorter bags do not repay
@@ -65,8 +65,12 @@ class MultimodalModel(nn.Module):
         return fused
 
     @torch.no_grad()
-    def begin(self, train: Batch) -> None:
+    def begin(self, train: Batch, *, targets: Mapping[str, TargetTensors] | None = None) -> None:
         """Let encoders and fusion fit what must stand before the first step, on training patients alone.
+
+        Args:
+            train: training patients, or some of them where not all fit into memory.
+            targets: outcomes of all training patients; default those of ``train``.
 
         Raises:
             ModelError: when the batch has other modalities than the model.
@@ -78,7 +82,8 @@ class MultimodalModel(nn.Module):
         for column, encoder in enumerate(self.encoders):
             cast(Encoder, encoder).begin(*self.door(train, column))
         if type(self.fusion).begin is not Fusion.begin:  # most fit nothing, and encoding the whole cohort is dear
-            self.fusion.begin(*self.encode(train), train.present, train.targets)
+            everyone = train.targets if targets is None else targets
+            self.fusion.begin(*self.encode(train), train.present, train.targets, everyone)
 
     def _check(self, batch: Batch) -> None:
         if batch.modalities != self.modalities:
@@ -137,15 +142,38 @@ class MultimodalModel(nn.Module):
             raise ModelError(msg)
         return cast(Head, self.heads[self.outcomes.index(outcome)])
 
-    def loss(
-        self, batch: Batch, *, adjust: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
-    ) -> Tensor:
+    def loss(self, batch: Batch, *, of: Batch | None = None) -> Tensor:
         """Mean over the outcomes of each one's loss over its observed patients.
 
         While training, the readouts of the fusion add the same loss of their states, and the fusion its penalties.
 
         Args:
             batch: with all outcomes of the model.
+            of: the batch that ``batch`` is a micro-batch of; then this is its part of a sum over the micro-batches.
+                That sum is the loss of the whole but for what no micro-batch knows: risk sets of Cox's likelihood, and
+                whom readouts and penalties are means over.
+
+        Raises:
+            ModelError: when the batch lacks a modality or an outcome of the model.
+        """
+        return self.loss_of_tokens(*self.encode(batch), batch, of=of)
+
+    def loss_of_tokens(
+        self,
+        tokens: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        batch: Batch,
+        *,
+        of: Batch | None = None,
+        adjust: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:
+        """As :meth:`loss`, of a batch that is encoded.
+
+        Args:
+            tokens: as :meth:`encode` gives them.
+            masks: as :meth:`encode` gives them.
+            batch: of which ``present`` and the outcomes are read.
+            of: as in :meth:`loss`.
             adjust: given the logits, returns equal ones whose gradients differ; for the balance of modalities.
 
         Raises:
@@ -155,11 +183,14 @@ class MultimodalModel(nn.Module):
             if name not in batch.targets:
                 msg = f'model: the batch has no outcome "{name}"; {nearest(name, batch.targets)}'
                 raise ModelError(msg)
-        fused = (
-            self.fusion.told(*self.encode(batch), batch.present, batch.targets) if self.training else self.fuse(batch)
+        fused: Fused = (
+            self.fusion.told(tokens, masks, batch.present, batch.targets)
+            if self.training
+            else self.fusion(tokens, masks, batch.present)
         )
         logits: Mapping[str, Tensor] = self.decode(fused)
-        total = self.loss_of(logits if adjust is None else adjust(logits), batch.targets)
+        shares = None if of is None else self._shares(batch, of)
+        total = self.loss_of(logits if adjust is None else adjust(logits), batch.targets, shares=shares)
         if not self.training:
             return total
         for readout in fused.readouts:
@@ -168,14 +199,35 @@ class MultimodalModel(nn.Module):
                 name: replace(target, observed=target.observed & readout.included)
                 for name, target in batch.targets.items()
             }
-            total = total + readout.weight * self.loss_of(read, seen)
+            total = total + readout.weight * self.loss_of(read, seen, shares=shares)
         for penalty in self.fusion.penalties(fused, batch.targets).values():
-            total = total + penalty
+            total = total + (penalty if of is None else penalty * (len(batch) / len(of)))
         return total
 
-    def loss_of(self, logits: Mapping[str, Tensor], targets: Mapping[str, TargetTensors]) -> Tensor:
-        """Mean over the outcomes of each one's loss, of logits that are known."""
-        return torch.stack([self.head(name).loss(logits[name], targets[name]) for name in self.outcomes]).mean()
+    def loss_of(
+        self,
+        logits: Mapping[str, Tensor],
+        targets: Mapping[str, TargetTensors],
+        *,
+        shares: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Mean over the outcomes of each one's loss, of logits that are known; ``shares`` are factors of the losses."""
+        each = [self.head(name).loss(logits[name], targets[name]) for name in self.outcomes]
+        if shares is not None:
+            each = [loss * shares[name] for loss, name in zip(each, self.outcomes, strict=True)]
+        return torch.stack(each).mean()
+
+    def _shares(self, batch: Batch, of: Batch) -> dict[str, Tensor]:
+        """Per outcome, the part of those whom the loss of ``of`` is a mean over (Cox: deaths) that ``batch`` has."""
+
+        def count(name: str, target: TargetTensors) -> Tensor:
+            deaths = target.event if isinstance(self.head(name), CoxHead) else None
+            return (target.observed if deaths is None else target.observed & deaths).sum()
+
+        return {
+            name: count(name, batch.targets[name]) / count(name, of.targets[name]).clamp(min=1)
+            for name in self.outcomes
+        }
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, dict[str, Tensor]]:

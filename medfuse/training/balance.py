@@ -8,24 +8,24 @@ epoch, and the gradient through phi_m is multiplied by kappa_m = exp(alpha (tau_
 References:
     Li et al. (2023), Boosting multi-modal model performance with adaptive gradient modulation, eqs. 3 to 8.
     NOTE[DIFF]: f(none) is the population's logit, not zero, or every branch of a survival model would be judged by a
-    share of the baseline hazard. NOTE[DIFF]: the muted passes carry gradient and share the full pass's dropout; without
-    a gradient they would turn the method into a change of the learning rate, and with other dropout a modality that a
-    patient lacks would seem to say something. With more than three modalities phi is that of two orders, one random
-    and its reverse, which sum exactly as well.
+    share of the baseline hazard. NOTE[DIFF]: encoders run once, and the muted passes of the fusion carry gradient and
+    share the full pass's dropout; without a gradient they would turn the method into a change of the learning rate, and
+    with other dropout a modality that a patient lacks would seem to say something. With more than three modalities phi
+    is that of two orders, one random and its reverse, which sum exactly as well. Only the logits are modulated: what a
+    fusion adds to the loss by readouts and penalties is not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from medfuse.batch import Batch
-
-if TYPE_CHECKING:
-    from medfuse.models import MultimodalModel
+from medfuse.models import Fusion, MultimodalModel
+from medfuse.models.fusion.transformer import TransformerFusion
 
 Logits = Mapping[str, Tensor]
 EXACT = 3  # modalities up to which every order is taken
@@ -51,35 +51,43 @@ class Balancer:
     def __post_init__(self) -> None:
         self.sums = torch.zeros(3, len(self.modalities), dtype=torch.float64)
 
-    def loss(self, model: "MultimodalModel", batch: Batch) -> Tensor:
-        """The model's training loss, with the same value and modulated gradients."""
-        before = _random_state(batch.device)
+    def loss(self, model: MultimodalModel, batch: Batch, *, of: Batch | None = None) -> Tensor:
+        """The model's training loss, with the same value and modulated gradients.
 
-        def adjust(logits: Logits) -> Logits:
-            after = _random_state(batch.device)
-            try:
-                return self._modulated(model, batch, logits, before=before)
-            finally:
-                _set_random_state(after, batch.device)
+        Args:
+            model: in training.
+            batch: with all outcomes of the model.
+            of: as in :meth:`medfuse.models.MultimodalModel.loss`.
+        """
+        with _unpacked(model.fusion):
+            tokens, masks = model.encode(batch)
+            before = _random_state(batch.device)
 
-        return model.loss(batch, adjust=adjust)
+            def adjust(logits: Logits) -> Logits:
+                after = _random_state(batch.device)
+                known = {(True,) * len(self.modalities): logits}
 
-    def _modulated(self, model: "MultimodalModel", batch: Batch, logits: Logits, *, before: list[Tensor]) -> Logits:
-        cache: dict[tuple[bool, ...], Logits] = {(True,) * len(self.modalities): logits}
+                def visible(subset: tuple[bool, ...]) -> Logits:
+                    if subset not in known:
+                        _set_random_state(before, batch.device)  # dropout and order of reading of the full pass
+                        shown = muted(tokens, masks, batch.present, subset)
+                        known[subset] = model.decode(model.fusion(*shown))
+                    return known[subset]
 
-        def visible(subset: tuple[bool, ...]) -> Logits:
-            if subset not in cache:
-                _set_random_state(before, batch.device)  # the dropout of the full pass
-                shown = batch.present & torch.tensor(subset, device=batch.device)
-                cache[subset] = model(replace(batch, present=shown))
-            return cache[subset]
+                try:
+                    return self._modulated(model, batch, visible)
+                finally:
+                    _set_random_state(after, batch.device)
 
+            return model.loss_of_tokens(tokens, masks, batch, of=of, adjust=adjust)
+
+    def _modulated(self, model: MultimodalModel, batch: Batch, visible: Callable[[tuple[bool, ...]], Logits]) -> Logits:
         phi = shapley(visible, list(self._orders()))
         nobody = visible((False,) * len(self.modalities))
         factors = self._factors(self._strengths(model, batch, phi, nobody))
         return {
-            outcome: nobody[outcome] + sum(_scaled(p[outcome], float(k)) for p, k in zip(phi, factors, strict=True))
-            for outcome in logits
+            outcome: start + sum(_scaled(p[outcome], k) for p, k in zip(phi, factors, strict=True))
+            for outcome, start in nobody.items()
         }
 
     def _orders(self) -> Iterator[tuple[int, ...]]:
@@ -92,41 +100,39 @@ class Balancer:
         yield tuple(reversed(order))
 
     @torch.no_grad()
-    def _strengths(
-        self, model: "MultimodalModel", batch: Batch, phi: list[dict[str, Tensor]], nobody: Logits
-    ) -> Tensor:
-        """(M,) negative log-likelihood of each modality's own share; NaN where nobody in the batch has it."""
+    def _strengths(self, model: MultimodalModel, batch: Batch, phi: list[dict[str, Tensor]], nobody: Logits) -> Tensor:
+        """(M,) negative log-likelihood of each modality's own share; NaN where nobody in the batch has it.
+
+        Like everything here, it stays on the device: no number is asked for before the epoch ends.
+        """
         found = []
         for column, share in enumerate(phi):
             has = batch.present[:, column]
-            seen = {name: replace(t, observed=t.observed & has) for name, t in batch.targets.items()}
-            losses = [
-                model.head(name).loss(nobody[name] + share[name], seen[name])
-                for name in share
-                if bool(seen[name].observed.any())
-            ]
-            found.append(torch.stack(losses).mean() if losses else torch.tensor(float("nan")))
-        return torch.stack([value.double().cpu() for value in found])
+            seen = {name: replace(t, observed=t.observed & has) for name, t in batch.targets.items() if name in share}
+            losses = torch.stack([model.head(name).loss(nobody[name] + share[name], t) for name, t in seen.items()])
+            known = torch.stack([t.observed.any() for t in seen.values()])
+            found.append(torch.where(known, losses, 0.0).sum() / known.sum())
+        return torch.stack(found).double()
 
     def _factors(self, strength: Tensor) -> Tensor:
         """(M,) factors of the gradients; updates the running sums."""
         seen = strength.isfinite()
-        self.sums[0] += torch.where(seen, strength, 0.0)
-        self.sums[2] += seen
-        habit = _leads(torch.where(self.sums[2] > 0, self.sums[0] / self.sums[2].clamp(min=1), float("nan")))
+        strengths, factors, steps = self.sums.to(strength)
+        strengths, steps = strengths + torch.where(seen, strength, 0.0), steps + seen
+        # Both leads are over the modalities of this batch: over others the means of all would differ, not the habits.
+        habit = _leads(torch.where(seen, strengths / steps.clamp(min=1), float("nan")))
         exponent = (self.alpha * (habit - _leads(strength))).clamp(-_CAP, _CAP)
-        factors = torch.where(exponent.isfinite(), exponent.exp(), 1.0)
-        self.sums[1] += torch.where(seen, factors, 0.0)
-        return factors
+        factor = torch.where(seen, exponent.exp(), 1.0)
+        self.sums = torch.stack([strengths, factors + torch.where(seen, factor, 0.0), steps])
+        return factor
 
     def close_epoch(self) -> dict[str, float | None]:
         """Mean strength and factor of each modality in the epoch, which starts anew."""
-        count = self.sums[2].tolist()
+        *sums, count = self.sums.tolist()
         record: dict[str, float | None] = {}
-        for row, name in ((0, "strength"), (1, "factor")):
-            for column, modality in enumerate(self.modalities):
-                value = float(self.sums[row, column])
-                record[f"{name}.{modality}"] = value / count[column] if count[column] else None
+        for name, values in zip(("strength", "factor"), sums, strict=True):
+            for modality, value, steps in zip(self.modalities, values, count, strict=True):
+                record[f"{name}.{modality}"] = value / steps if steps else None
         self.sums = torch.zeros_like(self.sums)
         return record
 
@@ -152,18 +158,63 @@ def shapley(visible: Callable[[tuple[bool, ...]], Logits], orders: list[tuple[in
     return phi
 
 
+def muted(
+    tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor, subset: Sequence[bool]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Encodings as a fusion receives them when only the modalities in ``subset`` are visible: zeros, masked.
+
+    Where a patient lacks a modality nothing changes at all, so that muting it changes nothing for him.
+    """
+    shown = torch.stack([there & seen for there, seen in zip(present.unbind(1), subset, strict=True)], dim=1)
+    hidden = (present & ~shown).unbind(1)
+    return (
+        [
+            token if seen else torch.where(gone[:, None, None], 0.0, token)
+            for token, gone, seen in zip(tokens, hidden, subset, strict=True)
+        ],
+        [mask & seen for mask, seen in zip(masks, subset, strict=True)],
+        shown,
+    )
+
+
+@contextmanager
+def _unpacked(fusion: Fusion) -> Iterator[None]:
+    """Without packed attention, which draws dropout for visible tokens alone: no two subsets would share theirs."""
+    if not (isinstance(fusion, TransformerFusion) and fusion.packed):
+        yield
+        return
+    fusion.packed = False
+    try:
+        yield
+    finally:
+        fusion.packed = True
+
+
 def _leads(strength: Tensor) -> Tensor:
     """(M,) lead of each modality over the mean; NaN for one without a strength, 1 for all when only one has one."""
-    seen = strength[strength.isfinite()]
-    if len(seen) < 2:
-        return torch.where(strength.isfinite(), 1.0, float("nan"))
-    exponent = (seen.mean() - strength) * len(seen) / (len(seen) - 1)
-    return exponent.clamp(-_CAP, _CAP).exp()
+    seen = strength.isfinite()
+    count = seen.sum()
+    mean = torch.where(seen, strength, 0.0).sum() / count
+    return ((mean - strength) * count / (count - 1).clamp(min=1)).clamp(-_CAP, _CAP).exp()
 
 
-def _scaled(value: Tensor, factor: float) -> Tensor:
+def _scaled(value: Tensor, factor: Tensor) -> Tensor:
     """The same value; its gradient times ``factor``."""
-    return value if factor == 1.0 else value.detach() + factor * (value - value.detach())
+    return value.detach() + factor * (value - value.detach())
+
+
+def balance_notes(fusions: Iterable[str], *, together: bool = True) -> tuple[str, ...]:
+    """Where adaptive gradient modulation changes nothing that a modality learns, for whoever asked for it.
+
+    Args:
+        fusions: names, of joint networks.
+        together: whether these are trained at all, rather than merged from networks of one modality each.
+    """
+    if not together:
+        return ("train.balance: agm has no effect: merged networks are not trained together (train.tune_epochs is 0)",)
+    if "stacked" in fusions:
+        return ("train.balance: agm reaches no modality of fusion stacked, where each learns by itself",)
+    return ()
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

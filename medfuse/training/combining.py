@@ -11,7 +11,7 @@ from medfuse.errors import CohortError
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
 from medfuse.targets import Target
-from medfuse.training.ensemble import Ensemble, OutOfFold, fit_ensembles, outputs_of
+from medfuse.training.ensemble import Ensemble, OutOfFold, cross_fitted, fit_ensembles, outputs_of
 from medfuse.training.fold import FoldModel, Links, presence, reads
 from medfuse.training.member import Member
 from medfuse.training.patterns import MOST_MODALITIES, fit_patterns
@@ -57,6 +57,7 @@ def combine(
     inner_of = np.array([m.inner for m in members], dtype=np.int64)
     links = {outcome: [(k, rows[k], one[outcome]) for k, _, one in said] for outcome in targets}
     ensembles: dict[str, dict[str, Ensemble]] = {}
+    judged: dict[str, dict[str, NDArray[np.float64]]] = {}
     for outcome, target in targets.items():
         oof = OutOfFold(
             links=links[outcome],
@@ -68,6 +69,7 @@ def combine(
         )
         try:
             ensembles[outcome] = fit_ensembles(oof)
+            judged[outcome] = cross_fitted(oof, ensembles[outcome])
         except CohortError as error:
             error.add_note(f'outcome "{outcome}"')
             raise
@@ -77,24 +79,31 @@ def combine(
         modalities=modalities,
         ensembles=ensembles,
         out_of_fold={},
+        cross_fitted={},
         skipped=dict(skipped),
     )
     joint = {members[k].inner: patients for k, patients, _ in said if not members[k].expert}
     unseen = [joint.get(inner, ()) for inner in range(max(joint, default=-1) + 1)]
     fold = _with_patterns(fold, data, unseen, targets=targets, device=device)
     spoken = np.unique([row_of[i] for part in unseen for i in part]).astype(np.intp)
+
+    def predictions(link: NDArray[np.float64], outcome: str, ensemble: Ensemble) -> Prediction:
+        return Prediction(
+            patient_ids=tuple(train_ids[row] for row in spoken),
+            present=present[spoken],
+            modalities=modalities,
+            times=ensemble.times,
+            **outputs_of(link[spoken], type(targets[outcome])),
+        )
+
     out_of_fold: dict[str, dict[str, Prediction]] = {}
+    crossed: dict[str, dict[str, Prediction]] = {}
     for outcome, variants in fold.ensembles.items():
         for variant, ensemble in variants.items():
-            outputs = outputs_of(ensemble.combine(links[outcome], has, shown=present)[spoken], type(targets[outcome]))
-            out_of_fold.setdefault(outcome, {})[variant] = Prediction(
-                patient_ids=tuple(train_ids[row] for row in spoken),
-                present=present[spoken],
-                modalities=modalities,
-                times=ensemble.times,
-                **outputs,
-            )
-    return dataclasses.replace(fold, out_of_fold=out_of_fold)
+            link = ensemble.combine(links[outcome], has, shown=present)
+            out_of_fold.setdefault(outcome, {})[variant] = predictions(link, outcome, ensemble)
+            crossed.setdefault(outcome, {})[variant] = predictions(judged[outcome][variant], outcome, ensemble)
+    return dataclasses.replace(fold, out_of_fold=out_of_fold, cross_fitted=crossed)
 
 
 def _with_patterns(

@@ -5,7 +5,7 @@ Everything happens on the outcome's link scale: log cumulative hazard, log proba
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +140,22 @@ class OutOfFold:
             rows.setdefault(int(self.inner_of[k]), set()).update(spoken_of.tolist())
         return [np.array(sorted(r), dtype=np.intp) for _, r in sorted(rows.items())]
 
+    def without(self, inner: int) -> "OutOfFold | None":
+        """The same without the members and patients of an inner fold; None where nobody else has said anything."""
+        members = np.flatnonzero(self.inner_of != inner)
+        kept = [(k, rows, link) for k, rows, link in self.links if k in members]
+        if not kept:
+            return None
+        rows = np.unique(np.concatenate([rows for _, rows, _ in kept]))
+        return replace(
+            self,
+            links=[(int(np.searchsorted(members, k)), np.searchsorted(rows, own), link) for k, own, link in kept],
+            has=self.has[:, rows],
+            expert_of=self.expert_of[members],
+            inner_of=self.inner_of[members],
+            target=self.target.take(rows),
+        )
+
     def concordance(self, deviation: Array, keep: NDArray[np.bool_] | None = None) -> float:
         """Mean over the inner folds of the concordance of a deviation (n, L) of all patients or of those to ``keep``.
 
@@ -191,6 +207,28 @@ def fit_ensembles(oof: OutOfFold) -> dict[str, Ensemble]:
     best = max((s * joint + (1 - s) * unimodal for s in SHARES), key=lambda weight: oof.concordance(mixed(weight)))
     chosen = best if _clearly_better(oof, mixed(best), mixed(own)) else own
     return {"chosen": fitted(chosen), "joint": fitted(joint), "unimodal": fitted(unimodal)}
+
+
+def cross_fitted(oof: OutOfFold, ensembles: Mapping[str, Ensemble]) -> dict[str, Array]:
+    """(n, L) links of each variant, where experts are weighed for each inner fold by what the other folds say.
+
+    A score of what weights were chosen on flatters a model that has weights to choose: on noise, 150 patients with
+    four modalities gave an inner concordance of .57. Slope and level are those of the whole, and no pattern is moved.
+    """
+    found = {}
+    for variant, whole in ensembles.items():
+        plain = replace(whole, patterns=None)
+        found[variant] = plain.combine(oof.links, oof.has, shown=np.zeros((oof.has.shape[1], 0), dtype=bool))
+    for inner in np.unique(oof.inner_of) if len(oof.has) > 1 else ():
+        rest, own = oof.without(int(inner)), [one for one in oof.links if oof.inner_of[one[0]] == inner]
+        if rest is None or not own:
+            continue
+        rows = np.unique(np.concatenate([rows for _, rows, _ in own]))
+        for variant, fitted in fit_ensembles(rest).items():
+            judged = replace(ensembles[variant], weight=fitted.weight, patterns=None)
+            link = judged.combine(own, oof.has, shown=np.zeros((oof.has.shape[1], 0), dtype=bool))
+            found[variant][rows] = link[rows]
+    return found
 
 
 def _clearly_better(oof: OutOfFold, one: Array, other: Array) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning_fabric import Fabric
@@ -54,7 +55,7 @@ class FittedMember:
         state: weights of the selected epoch, on the CPU.
         history: per epoch: epoch, train_loss, tuning_loss, tuning_score, lr, gradient_norm, seconds; ``kept.MODALITY``
             with ``presence: balanced``, ``strength.MODALITY`` and ``factor.MODALITY`` with ``balance: agm``.
-        best_epoch: the selected epoch, from 1.
+        best_epoch: the selected epoch, from 1; 0 = the weights it went on from, which no epoch made better.
         tuning_loss: at the selected epoch; None without tuning patients.
         tuning_score: at the selected epoch; None when undefined.
     """
@@ -89,6 +90,7 @@ class _Loop:
     losses: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     history: list[dict[str, float | None]] = field(default_factory=list)
+    start: list[float | None] | None = None  # tuning loss and score of the weights it went on from
     best: dict[str, Tensor] | None = None
     best_epoch: int = 0
     best_value: float | None = None
@@ -122,7 +124,7 @@ class _Loop:
             tensors["order"] = self.order
         if self.losses:
             tensors |= {"losses": torch.stack(self.losses), "norms": torch.stack(self.norms)}
-        names = ("epoch", "step", "micro", "lr", "history", "best_epoch", "best_value")
+        names = ("epoch", "step", "micro", "lr", "history", "start", "best_epoch", "best_value")
         return Checkpoint(tensors=tensors, state={name: getattr(self, name) for name in names})
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -219,6 +221,8 @@ def fit_member(
         saver = _resume(loop, workdir, settings=settings, seed=seed, data=(train, tuning))
         train = train.to(fabric.device)
         tuning = None if tuning is None else tuning.to(fabric.device)
+        if tuning is not None and loop.step == 0 and loop.model.begun:
+            _judge_start(loop, tuning, settings=settings)
         batches = math.ceil(len(train) / settings.batch_size)
         steps = batches * settings.epochs
         while loop.epoch < settings.epochs and not _out_of_patience(loop, settings):
@@ -288,7 +292,10 @@ def _start(
     seed: int,
 ) -> _Loop:
     model = build()
-    model.begin(train if isinstance(train, Batch) else train.beginning(seed=seed))
+    if isinstance(train, Batch):
+        model.begin(train)
+    else:  # bags of some patients, but outcomes of all: a rare class need not be among some
+        model.begin(train.beginning(seed=seed), targets=train.targets)
     model = model.to(fabric.device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -356,12 +363,16 @@ def _resume(
 
 
 def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings: TrainSettings) -> None:
-    """One optimiser step; when memory runs out, the same step again in twice as many micro-batches."""
+    """One optimiser step; when memory runs out, the same step again in twice as many micro-batches.
+
+    Which is the same but for rounding and what :class:`TrainSettings` says of ``accumulate``.
+    """
     loop.lr = lr
     for group in loop.optimizer.param_groups:
         group["lr"] = lr
     if not loop.model.training:  # a walk over all modules
         loop.model.train()
+    counted = None if loop.balancer is None else loop.balancer.sums
     while True:
         for parameter in loop.parameters:
             parameter.grad = None
@@ -373,6 +384,8 @@ def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings:
                 msg = "training: a single patient does not fit into memory; cap the tokens per modality or the width"
                 raise ModelError(msg) from error
             loop.micro *= 2
+            if loop.balancer is not None and counted is not None:
+                loop.balancer.sums = counted  # the strengths of this step are found again
     parameters = [p for p in loop.parameters if p.grad is not None]
     # A norm that is not finite is found at the end of the epoch: asking here would wait for the device at every step.
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
@@ -386,13 +399,12 @@ def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings:
 
 
 def _backward(fabric: Fabric, loop: _Loop, batch: Batch) -> Tensor:
-    """Gradients of the mean loss over ``loop.micro`` micro-batches; returns that loss, detached, on the device."""
+    """Gradients of the loss, summed over ``loop.micro`` micro-batches; returns that loss, detached, on the device."""
     total = torch.zeros((), device=loop.device)
+    loss_of = loop.model.loss if loop.balancer is None else functools.partial(loop.balancer.loss, loop.model)
     for rows in torch.arange(len(batch)).tensor_split(min(loop.micro, len(batch))):
-        part = batch if len(rows) == len(batch) else batch.select(rows)
         with fabric.autocast():
-            plain = loop.model.loss(part) if loop.balancer is None else loop.balancer.loss(loop.model, part)
-            loss = plain * (len(rows) / len(batch))
+            loss = loss_of(batch) if len(rows) == len(batch) else loss_of(batch.select(rows), of=batch)
         fabric.backward(loss)
         total += loss.detach()
     return total
@@ -454,14 +466,32 @@ def _close_epoch(
     }
     loop.history.append(record)
     loop.order, loop.losses, loop.norms = None, [], []
-    value = score if settings.select_by == "score" else None
-    if value is None and loss is not None:
-        value = -loss
+    value = _value(loss, score, settings)
     last = tuning is None or settings.select_by == "last"
     if last or (value is not None and (loop.best_value is None or value > loop.best_value)):
-        loop.best_value, loop.best_epoch = value, loop.epoch
-        loop.best = {k: v.detach().clone() for k, v in loop.selected.state_dict().items()}
+        _keep(loop, value)
     return record
+
+
+def _judge_start(loop: _Loop, tuning: Batch | Patients, *, settings: TrainSettings) -> None:
+    """The weights that a fit goes on from (merged networks) are a candidate as those of any epoch are."""
+    loss, score = _evaluate(loop.selected, tuning)
+    value = _value(loss, score, settings)
+    if settings.select_by != "last" and value is not None:
+        loop.start = [loss, score]
+        _keep(loop, value)
+
+
+def _value(loss: float | None, score: float | None, settings: TrainSettings) -> float | None:
+    """What is to be as large as possible: the score where asked for and known, else the negative loss."""
+    if settings.select_by == "score" and score is not None:
+        return score
+    return None if loss is None else -loss
+
+
+def _keep(loop: _Loop, value: float | None) -> None:
+    loop.best_value, loop.best_epoch = value, loop.epoch
+    loop.best = {k: v.detach().clone() for k, v in loop.selected.state_dict().items()}
 
 
 def _out_of_patience(loop: _Loop, settings: TrainSettings) -> bool:
@@ -472,11 +502,12 @@ def _finish(loop: _Loop) -> FittedMember:
     if loop.best is None:
         msg = "training: expected a finite loss on the tuning patients, found none in any epoch; lower train.lr"
         raise ModelError(msg)
-    best: dict[str, Any] = loop.history[loop.best_epoch - 1]
+    best = loop.history[loop.best_epoch - 1]
+    loss, score = (best["tuning_loss"], best["tuning_score"]) if loop.best_epoch else loop.start or (None, None)
     return FittedMember(
         state={k: v.cpu() for k, v in loop.best.items()},
         history=tuple(loop.history),
         best_epoch=loop.best_epoch,
-        tuning_loss=best["tuning_loss"],
-        tuning_score=best["tuning_score"],
+        tuning_loss=loss,
+        tuning_score=score,
     )

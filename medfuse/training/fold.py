@@ -16,6 +16,7 @@ from medfuse.files import read_json, seal, verify, write_json
 from medfuse.prediction import Prediction
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, Values
+from medfuse.training.balance import balance_notes
 from medfuse.training.checkpoint import FORMAT_VERSION, read_arrays, supported, weights_sha256, write_arrays
 from medfuse.training.ensemble import Ensemble, link_of, outputs_of
 from medfuse.training.member import Member, load_member, predict_batch, save_member
@@ -38,6 +39,7 @@ class FoldModel:
         modalities: names, in the order of ``present``.
         ensembles: per outcome, ``chosen`` (the model) and, where there are several experts, ``joint`` and ``unimodal``.
         out_of_fold: like ``ensembles``, predictions of the training patients by those members that never saw them.
+        cross_fitted: the same, the experts of each inner fold weighed by the others: what inner scores are of.
         skipped: modalities without an expert of their own, or ``forests``, with the reason.
     """
 
@@ -46,6 +48,7 @@ class FoldModel:
     modalities: tuple[str, ...]
     ensembles: Mapping[str, Mapping[str, Ensemble]]
     out_of_fold: Mapping[str, Mapping[str, Prediction]]
+    cross_fitted: Mapping[str, Mapping[str, Prediction]]
     skipped: Mapping[str, str]
 
     @property
@@ -154,8 +157,10 @@ def _listen(
 
 
 def model_notes(fold: FoldModel) -> tuple[str, ...]:
-    """What a reader must know of the members' encoders and fusions, each once."""
-    return tuple(dict.fromkeys(note for member in fold.members for note in member.build().notes))
+    """What a reader must know of the members' encoders and fusions, and of their balance, each once."""
+    own = dict.fromkeys(note for member in fold.members for note in member.build().notes)
+    balanced = [m for m in fold.members if any(key.startswith("strength.") for row in m.history[:1] for key in row)]
+    return (*own, *balance_notes(str(member.settings.fusion.get("name")) for member in balanced))
 
 
 def chunks(member: Member, data: Mapping[str, ModalityData], ids: Sequence[PatientId]) -> Sequence[Batch]:
@@ -199,12 +204,12 @@ def save_fold(fold: FoldModel, folder: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     for number, outcome in enumerate(fold.ensembles):
         for variant, ensemble in fold.ensembles[outcome].items():
-            found = fold.out_of_fold[outcome][variant]
+            said = {"oof": fold.out_of_fold[outcome][variant], "crossed": fold.cross_fitted[outcome][variant]}
             parts: dict[str, Any] = {f.name: getattr(ensemble, f.name) for f in fields(ensemble)}
             patterns = parts.pop("patterns")
             if patterns is not None:
                 parts |= {f"patterns.{f.name}": getattr(patterns, f.name) for f in fields(patterns)}
-            parts |= {f"oof.{key}": getattr(found, key) for key in _PREDICTED}
+            parts |= {f"{name}.{key}": getattr(one, key) for name, one in said.items() for key in _PREDICTED}
             arrays |= {f"{number}.{variant}.{k}": np.atleast_1d(v) for k, v in parts.items() if v is not None}
     first = next(iter(fold.out_of_fold.values()))[CHOSEN]
     arrays["present"] = first.present
@@ -237,25 +242,29 @@ def load_fold(folder: Path) -> FoldModel:
         modalities = tuple(content["modalities"])
         ensembles: dict[str, dict[str, Ensemble]] = {}
         out_of_fold: dict[str, dict[str, Prediction]] = {}
+        crossed: dict[str, dict[str, Prediction]] = {}
         for number, (outcome, variants) in enumerate(content["outcomes"]):
-            ensembles[outcome], out_of_fold[outcome] = {}, {}
+            ensembles[outcome], out_of_fold[outcome], crossed[outcome] = {}, {}, {}
             for variant in variants:
                 start = f"{number}.{variant}."
                 parts: dict[str, Any] = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-                oof = {key: parts.pop(f"oof.{key}", None) for key in _PREDICTED}
+                oof: dict[str, Any] = {key: parts.pop(f"oof.{key}", None) for key in _PREDICTED}
+                other: dict[str, Any] = {key: parts.pop(f"crossed.{key}", None) for key in _PREDICTED}
                 numbers = {key: float(parts[key][0]) for key in ("slope", "tuning_score")}
                 moved = {f.name: parts.pop(f"patterns.{f.name}", None) for f in fields(Patterns)}
                 patterns = None if moved["fitted"] is None else Patterns(**moved)  # folds of before have none
                 ensembles[outcome][variant] = Ensemble(**{**parts, **numbers}, patterns=patterns)
-                out_of_fold[outcome][variant] = Prediction(
-                    patient_ids=ids, present=arrays["present"], modalities=modalities, **oof
-                )
+                about: dict[str, Any] = {"patient_ids": ids, "present": arrays["present"], "modalities": modalities}
+                out_of_fold[outcome][variant] = Prediction(**about, **oof)
+                known = other["risk_score"] is not None  # folds of before have none
+                crossed[outcome][variant] = Prediction(**about, **(other if known else oof))
         return FoldModel(
             members=tuple(load_member(folder / "members" / name) for name in content["members"]),
             train_ids=tuple(PatientId(i) for i in content["train_ids"]),
             modalities=modalities,
             ensembles=ensembles,
             out_of_fold=out_of_fold,
+            cross_fitted=crossed,
             skipped=content["skipped"],
         )
     except (KeyError, TypeError, AttributeError) as error:

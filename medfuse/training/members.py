@@ -25,6 +25,7 @@ from medfuse.models.encoders import ALONE
 from medfuse.models.settings import Options
 from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
+from medfuse.training.balance import balance_notes
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.combining import combine
 from medfuse.training.fit import Progress, fit_member
@@ -283,7 +284,8 @@ def _fit_one(
 ) -> _Fitted:
     """A member of one inner fold and seed, and what it says of the patients it never saw."""
     merged = parts.get((seed, prepared.member.inner), ())
-    member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=merged)
+    judges = [ones for (own, inner), ones in parts.items() if own == seed and inner != prepared.member.inner]
+    member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=merged, judges=judges)
     device = make_fabric(settings.train).device
     links = speak(member, prepared.unseen, device=device) if prepared.unseen else None
     return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
@@ -418,6 +420,9 @@ def check_fold(
                     error.add_note(f"model.committee, fusion {number + 1} of {len(settings.committee)}")
                     raise
                 notes += model.fusion.notes
+        if settings.train.balance == "agm":
+            fusions = [str(fusion.get("name")) for fusion in (settings.model.fusion, *settings.committee)]
+            notes += balance_notes(fusions, together=not settings.merge or settings.tune_epochs > 0)
     return notes
 
 
@@ -477,15 +482,20 @@ def _member(
     folder: Path | None,
     watch: Callable[[str, Progress], None],
     parts: Sequence[_Fitted] = (),
+    judges: Sequence[Sequence[_Fitted]] = (),
 ) -> Member:
-    """Fit a member, or read it when an earlier process finished it; with ``parts``, start from their merger."""
+    """Fit a member, or read it when an earlier process finished it; with ``parts``, start from their merger.
+
+    Each part weighs what its like of the other inner folds, ``judges``, are worth.
+    """
     model = prepared.member.settings
     if not prepared.member.expert:
         model = settings.joint(seed)
     blank = dataclasses.replace(prepared.member, seed=seed, settings=model)
     if parts:
         apart = [one.member for one in parts]
-        blank = merge_members(apart, weights=balanced_weights(apart, [one.links for one in parts]))
+        others = [[one.member for one in ones] for ones in judges]
+        blank = merge_members(apart, weights=balanced_weights(apart, [one.links for one in parts], judges=others))
     # The one modality of a unimodal network is there for everyone it is fitted on: hiding it would only waste patients.
     train = dataclasses.replace(settings.train, modality_dropout=settings.train.modality_dropout and not blank.expert)
     if parts:

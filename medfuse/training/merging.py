@@ -66,7 +66,7 @@ def tuning_weights(members: Sequence[Member]) -> list[float]:
 
     Chance is 0.5 for survival and classes and 0 for values, whose score is explained variance.
     """
-    scores = [m.history[m.best_epoch - 1]["tuning_score"] if m.history else None for m in members]
+    scores = [m.history[m.best_epoch - 1]["tuning_score"] if m.history and m.best_epoch else None for m in members]
     known = [score for score in scores if score is not None and math.isfinite(score)]
     if len(known) < len(members):
         return [1 / len(members)] * len(members)
@@ -76,7 +76,12 @@ def tuning_weights(members: Sequence[Member]) -> list[float]:
     return [m / sum(merit) for m in merit]
 
 
-def balanced_weights(members: Sequence[Member], links: Sequence[Mapping[str, Array] | None]) -> list[float]:
+def balanced_weights(
+    members: Sequence[Member],
+    links: Sequence[Mapping[str, Array] | None],
+    *,
+    judges: Sequence[Sequence[Member]] = (),
+) -> list[float]:
     """:func:`tuning_weights` over the spread of what each member says of patients it never saw.
 
     Networks that stopped at different times differ in the scale of their logits by factors; a mean of the logits would
@@ -85,8 +90,10 @@ def balanced_weights(members: Sequence[Member], links: Sequence[Mapping[str, Arr
     Args:
         members: to merge.
         links: per member and outcome (n, L), on the link scale; where one is None, tuning weights are all there is.
+        judges: the same members of other inner folds, whose mean tuning weights count then: weights from a fold's own
+            tuning patients would flatter the merged network in every score on these. Default the members themselves.
     """
-    merit = tuning_weights(members)
+    merit = [float(m) for m in np.mean([tuning_weights(one) for one in (judges or [members])], axis=0)]
     spreads = [_spread(one) for one in links if one is not None]
     if len(spreads) < len(members) or min(spreads) <= 0:
         return merit
@@ -105,11 +112,16 @@ def merge_members(members: Sequence[Member], *, weights: Sequence[float] | None 
     Every block keeps its weights. Heads are merged: matrices W by their spherical mean, constants by their mean. So
     that blocks whose heads read different directions can share one head, the latent of block m is multiplied by
     R_m = 1 + W^+ (W_m - W), which makes W R_m = W_m: with ``domain: none`` the merged logit is the weighted mean of the
-    members' logits over what a patient has. Copies of a block are merged to that block, R = 1. Members of different
-    patients have different time grids, which :func:`medfuse.training.regridding.common_grids` makes one.
+    members' logits over what a patient has, and that of a patient without any modality the mean of what all members
+    say of him. Copies of a block are merged to that block, R = 1. Members of different patients have different time
+    grids, which :func:`medfuse.training.regridding.common_grids` makes one.
+
+    With ``combine`` stack or weave the merger means nothing before it is trained together: that it will be is the
+    caller's to see to (``FoldSettings``); :func:`medfuse.merging.merge_members` refuses it.
 
     Args:
-        members: two or more, with disjoint modalities, the same fusion, width and outcomes.
+        members: two or more, with disjoint modalities, the same fusion and width, and the same outcomes in any order
+            (the result has the first member's).
         weights: >= 0, need not sum to 1; default: :func:`tuning_weights`.
 
     Raises:
@@ -189,16 +201,17 @@ def _merged_heads(members: Sequence[Member], share: Sequence[float]) -> dict[str
 
 
 def _head_states(member: Member, heads: Mapping[str, HeadSettings]) -> dict[str, Tensor]:
-    """Weights of a member's heads, by name in the state, in the units of the merged heads."""
+    """Weights of a member's heads, by name in the merged state, in the units of the merged heads."""
     found = {}
     for number, (outcome, head) in enumerate(heads.items()):
         own = member.heads[outcome]
+        where = f"heads.{list(member.heads).index(outcome)}."  # each run numbers outcomes in the order of its own card
         for key, tensor in member.state.items():
-            if key.startswith(f"heads.{number}."):
+            if key.startswith(where):
                 tensor = tensor * (own.scale / head.scale)
                 if key.endswith("bias") and head.kind == "continuous":
                     tensor = tensor + (own.mean - head.mean) / head.scale
-                found[key] = tensor
+                found[f"heads.{number}.{key.removeprefix(where)}"] = tensor
     return found
 
 
@@ -216,6 +229,7 @@ def _merged_state(
     matrices = [key for key, tensor in state.items() if tensor.ndim == 2]
     common = torch.cat([state[key] for key in matrices]).double()
     back, place, blocks = torch.linalg.pinv(common), 0, list[Tensor]()
+    nobody = torch.zeros(common.shape[1], dtype=torch.float64)
     for member, own, weight in zip(members, each, share, strict=True):
         apart = torch.cat([own[key] for key in matrices]).double() - common
         turn = torch.eye(common.shape[1], dtype=torch.float64) + back @ apart
@@ -230,10 +244,11 @@ def _merged_state(
             )
             state[f"{part}.{number + place}.{rest}"] = moved.clone()
         blocks.append(weight * member.state["fusion.share"])
+        # The heads read it as they read a block's latent: without the turn, the mean of two bases would mean nothing.
+        nobody += weight * (turn @ member.state["fusion.nobody"].double())
         place += len(member.shapes)
     state["fusion.share"] = torch.cat(blocks)
-    nobody = torch.stack([m.state["fusion.nobody"] for m in members])
-    state["fusion.nobody"] = torch.tensor(share, dtype=nobody.dtype) @ nobody
+    state["fusion.nobody"] = nobody.to(members[0].state["fusion.nobody"].dtype)
     return state
 
 

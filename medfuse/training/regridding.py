@@ -21,7 +21,7 @@ def common_grids(members: Sequence[Member]) -> list[Member]:
         ModelError: grids without an edge in common time.
     """
     found = list(members)
-    for number, (outcome, head) in enumerate(members[0].heads.items()):
+    for outcome, head in members[0].heads.items():
         grids = [member.heads[outcome].time_grid for member in members]
         if all(grid == head.time_grid for grid in grids):
             continue
@@ -30,13 +30,14 @@ def common_grids(members: Sequence[Member]) -> list[Member]:
         if not all(grids) or not edges:
             msg = f"merge: expected a time grid of every member for {outcome}, found one without; train it again"
             raise ModelError(msg)
-        found = [_on(member, outcome, number, edges) for member in found]
+        found = [_on(member, outcome, edges) for member in found]
     return found
 
 
-def _on(member: Member, outcome: str, number: int, edges: tuple[float, ...]) -> Member:
+def _on(member: Member, outcome: str, edges: tuple[float, ...]) -> Member:
     """A member with one outcome on a finer (and perhaps shorter) grid."""
     head = member.heads[outcome]
+    where = f"heads.{list(member.heads).index(outcome)}."  # each run numbers outcomes in the order of its own card
     old = torch.tensor((0.0, *head.time_grid), dtype=torch.float64)
     new = torch.tensor((0.0, *edges), dtype=torch.float64)
     index = torch.searchsorted(old[1:], new[1:])  # the old interval that holds each new one
@@ -44,9 +45,7 @@ def _on(member: Member, outcome: str, number: int, edges: tuple[float, ...]) -> 
     prior = tuple(_part(torch.tensor(head.prior, dtype=torch.float64)[index], share).tolist()) if head.prior else ()
     heads: dict[str, HeadSettings] = dict(member.heads)
     heads[outcome] = dataclasses.replace(head, time_grid=edges, prior=prior)
-    return dataclasses.replace(
-        member, heads=heads, state=_state(member.state, f"heads.{number}.", index=index, share=share)
-    )
+    return dataclasses.replace(member, heads=heads, state=_state(member.state, where, index=index, share=share))
 
 
 def _state(state: Mapping[str, Tensor], where: str, *, index: Tensor, share: Tensor) -> dict[str, Tensor]:

@@ -32,13 +32,15 @@ class TrainSettings:
         most_tokens: in training, tokens of a bag (tiles of a slide) that a step reads, drawn anew each time; 0 = all.
             Evaluation reads every token.
         clip: largest gradient norm; 0 = no clipping.
-        accumulate: micro-batches per optimiser step; exact for losses that are sums over patients, not for ``cox``.
+        accumulate: micro-batches per optimiser step; exact for the loss of each outcome, a mean over its observed
+            patients, but for ``cox``, whose risk sets are those of a micro-batch. Readouts and penalties of a fusion
+            are means over each micro-batch, too.
         modality_dropout: hide whole modalities in training.
         keep_all: probability that a patient keeps every modality.
         presence: ``balanced`` hides modalities of training patients further, until who has them no longer goes with
             the outcome (:mod:`medfuse.training.presence`).
         balance: ``agm`` modulates gradients so that no modality runs ahead (:mod:`medfuse.training.balance`), at the
-            cost of a forward pass per subset of the modalities.
+            cost of a pass through the fusion per subset of the modalities. It reaches no modality of ``stacked``.
         balance_alpha: strength of ``agm``.
         ema: decay of an exponential moving average of the weights, which is then what is selected; 0 = off.
         precision: ``auto`` is bf16-mixed on CUDA and 32-true elsewhere.

@@ -268,7 +268,7 @@ class Staged(LateFusion):
         super().__init__(**given, dropout=0.0)
         self.register_buffer("centre", torch.zeros(given["width"]))
 
-    def begin(self, tokens, masks, present, targets):
+    def begin(self, tokens, masks, present, targets, everyone):
         self.centre.copy_(tokens[0][present[:, 0]].mean((0, 1)))
 
     def forward(self, tokens, masks, present):

@@ -21,6 +21,14 @@ def test_every_fusion_has_a_recipe_and_a_page():
             assert part in page, f"{name}: {part}"
 
 
+def test_prototype_tokens_is_the_default_recipe_but_for_its_bags():
+    default, tokens = (read_recipe(name).model_dump() for name in ("default", "prototype_tokens"))
+    default["name"] = "prototype_tokens"
+    assert default["model"]["defaults"] == {}
+    default["model"]["defaults"] = {"bag": {"name": "prototype_tokens", "prototypes": 16}}
+    assert tokens == default
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_a_model_for_all_modalities_and_for_each(name):
     recipe = read_recipe(name).model

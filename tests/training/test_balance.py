@@ -1,5 +1,6 @@
 """Adaptive gradient modulation: shares sum to the output, no value changes, gradients scale as promised."""
 
+import dataclasses
 import sys
 from dataclasses import replace
 from itertools import permutations
@@ -9,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from medfuse.batch import ModalityShape
+from medfuse.batch import ModalityShape, without_modality
 from medfuse.errors import ConfigError
 from medfuse.models import FUSIONS, Fused, Fusion, HeadSettings, ModelSettings, MultimodalModel, build_model
 from medfuse.models.encoders import ENCODERS
 from medfuse.models.heads import HEADS
-from medfuse.training import TrainSettings, fit_member
-from medfuse.training.balance import Balancer, shapley
+from medfuse.training import FoldSettings, TrainSettings, check_fold, fit_fold, fit_member, model_notes
+from medfuse.training.balance import Balancer, balance_notes, muted, shapley
 from medfuse.training.competition import unexplained
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from model_cases import HEADS_OF, SHAPES, make_batch
+from invariants import assert_never_waits_for_the_device
+from model_cases import HEADS_OF, RAW_SHAPES, SHAPES, make_batch
 
 THREE = ("table", "bag", "stains")
 
@@ -82,6 +84,91 @@ def test_shares_sum_to_the_output_and_an_absent_modality_has_none(fusion):
             assert float(share[outcome][batch.present[:, column]].detach().abs().max()) > 1e-4
 
 
+def with_long_bags(batch, tokens=300):
+    """Bags beyond the length up to which padding is looked at anyway."""
+    g = torch.Generator().manual_seed(5)
+    mask = torch.rand(len(batch), tokens, generator=g) < 0.8
+    mask &= batch.present[:, batch.modalities.index("bag"), None]
+    return replace(
+        batch,
+        tokens={**batch.tokens, "bag": torch.randn(len(batch), tokens, 5, generator=g) * mask[..., None]},
+        token_mask={**batch.token_mask, "bag": mask},
+        position={**batch.position, "bag": torch.zeros(len(batch), tokens, 2)},
+    )
+
+
+ABSENT = [
+    ("transformer", {}, ("bag", "table")),
+    ("transformer", {"packed": True}, ("table", "stains")),
+    ("transformer", {"recovery": 1.0}, ("table", "bag")),
+    ("concat", {}, ("table", "bag")),
+    ("concat", {}, ("ecg", "table")),
+    ("cascade", {"residual": True}, THREE),
+    ("sequential", {}, THREE),
+    ("prototype", {}, ("bag", "table")),
+]
+
+
+@pytest.mark.parametrize(("fusion", "options", "names"), ABSENT)
+def test_a_modality_that_a_patient_lacks_has_a_share_of_exactly_nothing(monkeypatch, fusion, options, names):
+    """Long bags, raw items and packed tokens as well, of which muted passes would draw less dropout."""
+    torch.manual_seed(0)
+    shapes = {name: {**SHAPES, **RAW_SHAPES}[name] for name in names}
+    model = build_model(
+        ModelSettings(width=16, fusion={"name": fusion, **options}), shapes=shapes, heads={"os": HEADS_OF["os"]}
+    )
+    batch = only_os(make_batch(names=names))
+    batch = with_long_bags(batch) if "bag" in names else batch
+    model.begin(batch)
+    found, encoded = [], []
+    strengths = Balancer._strengths
+
+    def seen(self, model, batch, phi, nobody):
+        found.append(phi)
+        return strengths(self, model, batch, phi, nobody)
+
+    monkeypatch.setattr(Balancer, "_strengths", seen)
+    for encoder in model.encoders:
+        encoder.register_forward_hook(lambda *parts: encoded.append(1))
+    model.train()
+    torch.manual_seed(1)
+    plain = float(model.loss(batch).detach())
+    encoded.clear()
+    torch.manual_seed(1)
+    loss = balancer_of(names).loss(model, batch).item()
+    if options.get("packed"):
+        assert model.fusion.packed  # again
+    else:  # which draws dropout for other tokens than packed attention does
+        assert loss == pytest.approx(plain, rel=1e-5)
+    for column, share in enumerate(found[0]):
+        has = batch.present[:, column]
+        assert not share["os"][~has].any()
+        assert share["os"][has].detach().abs().max() > 1e-4
+    assert len(encoded) == len(names)  # once each
+
+
+def test_what_stood_in_a_muted_slot_changes_nothing():
+    batch = make_batch(names=THREE)
+    tokens, masks = model_of("concat").encode(batch)
+    shown = muted(tokens, masks, batch.present, (True, False, True))
+    expected = without_modality(batch, "bag").present
+    assert torch.equal(shown[2], expected)
+    assert not shown[0][1][batch.present[:, 1]].any()
+    assert torch.equal(shown[0][1][~batch.present[:, 1]], tokens[1][~batch.present[:, 1]])
+    assert not shown[1][1].any()
+    for column in (0, 2):
+        assert torch.equal(shown[0][column], tokens[column])
+        assert torch.equal(shown[1][column], masks[column])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_modulated_step_never_waits_for_the_device(monkeypatch, fusion):
+    model, balancer = model_of(fusion), balancer_of()
+    monkeypatch.setattr(model, "loss", lambda batch: balancer.loss(model, batch))
+    assert_never_waits_for_the_device(model, make_batch(names=THREE))
+    assert balancer.sums.is_meta
+
+
 class AdditiveFusion(Fusion):
     """The sum of the modalities' mean tokens: each one's Shapley value is its own term."""
 
@@ -121,6 +208,60 @@ def test_a_modality_ahead_of_its_habit_is_slowed():
     assert record["strength.a"] == pytest.approx(0.6)
     assert set(record) == {"strength.a", "strength.b", "factor.a", "factor.b"}
     assert not balancer.sums.any()
+
+
+def test_a_batch_that_lacks_a_modality_changes_no_habit():
+    """Strengths exactly as always: nobody runs ahead, whoever else is in the batch."""
+    balancer = balancer_of(("a", "b", "c"), 2.5)
+    steady = torch.tensor([0.5, 0.55, 0.9], dtype=torch.float64)
+    for _ in range(20):
+        assert balancer._factors(steady).tolist() == pytest.approx([1, 1, 1])
+    lacking = torch.tensor([0.5, 0.55, float("nan")], dtype=torch.float64)
+    assert balancer._factors(lacking).tolist() == pytest.approx([1, 1, 1])
+    alone = torch.tensor([float("nan"), 0.7, float("nan")], dtype=torch.float64)
+    assert balancer._factors(alone).tolist() == [1, 1, 1]
+    assert balancer._factors(torch.full((3,), float("nan"), dtype=torch.float64)).tolist() == [1, 1, 1]
+
+
+def test_a_step_that_runs_out_of_memory_is_counted_once(monkeypatch):
+    train = only_os(make_batch(48, names=("table", "bag")))
+    original, close, counted, refused = Balancer.loss, Balancer.close_epoch, [], []
+
+    def loss(self, model, batch, **of):
+        found = original(self, model, batch, **of)
+        if len(batch) > 10:
+            refused.append(1)
+            raise torch.OutOfMemoryError
+        return found
+
+    monkeypatch.setattr(Balancer, "loss", loss)
+    monkeypatch.setattr(Balancer, "close_epoch", lambda self: counted.append(self.sums[2].tolist()) or close(self))
+    for micro in (1, 2):
+        settings = TrainSettings(
+            epochs=2, batch_size=16, balance="agm", modality_dropout=False, accumulate=micro, device="cpu"
+        )
+        fit_member(train, None, build=small(), settings=settings, seed=3)
+    assert len(refused) == 1
+    assert counted[:2] == counted[2:]
+
+
+def test_where_nothing_is_balanced_a_run_says_so():
+    assert balance_notes(["transformer", "lego"]) == ()
+    (note,) = balance_notes(["transformer", "stacked"])
+    assert "reaches no modality of fusion stacked" in note
+    (note,) = balance_notes(["lego"], together=False)
+    assert "train.tune_epochs is 0" in note
+    model, batch = model_of("stacked"), make_batch(names=THREE)
+    found = []
+    for alpha in (0.0, 5.0):
+        balancer = balancer_of(alpha=alpha)
+        balancer.sums = torch.tensor([[1.0, 2.0, 3.0], [1.0] * 3, [1.0] * 3])  # a habit to differ from
+        torch.manual_seed(1)
+        found.append(gradients(model, balancer.loss(model, batch)))
+    for name, gradient in found[0].items():
+        if name.startswith("encoders"):
+            torch.testing.assert_close(found[1][name], gradient, atol=0, rtol=0)
+    assert not torch.equal(found[0]["fusion.preference"], found[1]["fusion.preference"])
 
 
 def only_os(batch):
@@ -192,3 +333,28 @@ def test_competition_strength_is_what_the_state_no_longer_holds():
         left.append(y[i] - np.r_[1, x[i]] @ beta)
         alone.append(y[i] - mean)
     assert unexplained(x, y, penalty=penalty) == pytest.approx(np.square(left).sum() / np.square(alone).sum())
+
+
+def test_the_note_reaches_the_console_and_the_report(cohort):
+    ids = cohort.ids[:90]
+    outcomes = dataclasses.replace(cohort.outcomes, targets={"os": cohort.outcomes.targets["os"]})
+    settings = FoldSettings(
+        model=ModelSettings(width=8, fusion={"name": "late"}),
+        committee=({"name": "stacked"},),
+        train=TrainSettings(epochs=1, batch_size=64, balance="agm", device="cpu"),
+        seeds=(0, 1),
+        unimodal=False,
+    )
+    given = {"train_ids": ids, "inner": cohort.inner(ids)}
+    expected = balance_notes(["stacked"])
+    assert check_fold(cohort.data, outcomes, settings=settings, **given) == expected
+    assert model_notes(fit_fold(cohort.data, outcomes, settings=settings, **given)) == expected
+    plain = dataclasses.replace(settings, train=dataclasses.replace(settings.train, balance="none"))
+    assert check_fold(cohort.data, outcomes, settings=plain, **given) == ()
+    assert model_notes(fit_fold(cohort.data, outcomes, settings=plain, **given)) == ()
+    merged = dataclasses.replace(
+        settings, model=ModelSettings(width=8, fusion={"name": "lego"}), committee=(), unimodal=True, merge=True
+    )
+    assert check_fold(cohort.data, outcomes, settings=merged, **given) == balance_notes([], together=False)
+    tuned = dataclasses.replace(merged, tune_epochs=1)
+    assert check_fold(cohort.data, outcomes, settings=tuned, **given) == ()

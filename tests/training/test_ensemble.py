@@ -7,7 +7,7 @@ import pytest
 
 from medfuse.errors import CohortError
 from medfuse.targets import Labels, Survival, Values
-from medfuse.training.ensemble import OutOfFold, fit_ensembles, link_of, outputs_of
+from medfuse.training.ensemble import OutOfFold, cross_fitted, fit_ensembles, link_of, outputs_of
 
 N, FOLDS = 600, 3
 
@@ -154,3 +154,43 @@ def test_one_expert_is_the_model():
     found = fit_ensembles(alone)
     assert set(found) == {"chosen"}
     assert found["chosen"].weight.tolist() == [1]
+
+
+def test_inner_scores_of_noise_are_those_of_chance_only_where_weights_are_cross_fitted():
+    """Planted: six experts who know nothing. Weights find the luckiest, and a score on its rows believes it."""
+    n, experts, flattered, honest = 120, 6, [], []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        time, censoring = draw.exponential(size=n), draw.exponential(2.0, size=n)
+        pairs = [(e, inner) for e in range(experts) for inner in range(FOLDS)]
+        oof = OutOfFold(
+            links=[
+                (k, rows := np.flatnonzero(np.arange(n) % FOLDS == inner), draw.normal(size=(len(rows), 1)))
+                for k, (_, inner) in enumerate(pairs)
+            ],
+            has=np.ones((experts, n), dtype=bool),
+            expert_of=np.array([e for e, _ in pairs]),
+            inner_of=np.array([inner for _, inner in pairs]),
+            target=Survival(event=time <= censoring, time=np.minimum(time, censoring)),
+            times=np.array([0.5]),
+        )
+        found = fit_ensembles(oof)
+        flattered.append(found["chosen"].tuning_score)
+        honest.append(oof.concordance(cross_fitted(oof, found)["chosen"]))
+    assert np.mean(flattered) > 0.54
+    assert np.mean(honest) == pytest.approx(0.5, abs=3 * np.std(honest) / np.sqrt(60))
+
+
+def test_cross_fitted_links_are_those_of_the_whole_where_no_weight_is_chosen():
+    oof = world()
+    found = fit_ensembles(oof)
+    judged = cross_fitted(oof, found)
+    whole = found["joint"].combine(oof.links, oof.has, shown=np.zeros((N, 0), dtype=bool))
+    np.testing.assert_array_equal(judged["joint"], whole)
+    assert oof.concordance(judged["chosen"]) == pytest.approx(found["chosen"].tuning_score, abs=0.01)
+    first = [(e, rows, link) for e, (_, rows, link) in enumerate(oof.links[::3])]
+    single = dataclasses.replace(oof, links=first, expert_of=np.arange(3), inner_of=np.zeros(3, int))
+    alone = fit_ensembles(single)  # one inner fold: there is no other to choose weights on
+    plain = alone["chosen"].combine(single.links, single.has, shown=np.zeros((N, 0), dtype=bool))
+    np.testing.assert_array_equal(cross_fitted(single, alone)["chosen"], plain)
+    assert single.without(0) is None

@@ -13,9 +13,13 @@ import torch
 
 from medfuse.batch import without_modality
 from medfuse.errors import ModelError, StoreError
+from medfuse.models import ModelSettings, build_model
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.fit import fit_member
 from medfuse.training.settings import TrainSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+import model_cases
 
 SETTINGS = TrainSettings(epochs=20, lr=1e-2, device="cpu")
 
@@ -132,10 +136,10 @@ def test_out_of_memory_halves_the_micro_batch(batches, tiny):
     class Additive(tiny):
         limit = 10_000
 
-        def loss(self, batch):
+        def loss(self, batch, *, of=None):
             if len(batch) > self.limit:
                 raise torch.OutOfMemoryError
-            return ((self(batch)["os"] - batch.targets["os"].time) ** 2).mean()
+            return ((self(batch)["os"] - batch.targets["os"].time) ** 2).sum() / len(of or batch)
 
     class Small(Additive):
         limit = 25
@@ -157,6 +161,93 @@ def test_out_of_memory_halves_the_micro_batch(batches, tiny):
         torch.testing.assert_close(big[name], small[name], atol=1e-4, rtol=0)
     with pytest.raises(ModelError, match="single patient"):
         fit_member(batches[0], None, build=TooSmall, settings=settings, seed=3)
+
+
+def test_micro_batches_have_the_gradient_of_the_batch_where_outcomes_are_missing():
+    """One optimiser step on all patients, at once and in four parts of which some know more outcomes than others."""
+    heads = {name: head for name, head in model_cases.HEADS_OF.items() if head.name != "cox"}
+    batch = model_cases.make_batch(24)
+    batch.targets["os"].observed[6:11] = False
+    batch.targets["score"].observed[18:] = False
+
+    def build():
+        model = build_model(ModelSettings(width=16, fusion={"name": "late"}), shapes=model_cases.SHAPES, heads=heads)
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+            if hasattr(part, "column_dropout"):
+                part.column_dropout = 0.0
+        return model
+
+    whole, parts = (
+        fit_member(
+            batch,
+            None,
+            build=build,
+            settings=TrainSettings(epochs=1, batch_size=24, accumulate=n, modality_dropout=False, device="cpu"),
+            seed=3,
+        ).history[0]
+        for n in (1, 4)
+    )
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-4)
+
+
+def test_parts_of_a_cox_likelihood_weigh_by_their_deaths():
+    batch = model_cases.make_batch(24)
+    model = build_model(
+        ModelSettings(width=16, fusion={"name": "late"}),
+        shapes=model_cases.SHAPES,
+        heads={"dfs": model_cases.HEADS_OF["dfs"]},
+    ).eval()
+    target = batch.targets["dfs"]
+    died = (target.observed & target.event).sum()
+    for part in (batch.select(range(8)), batch.select(range(8, 24))):
+        own = part.targets["dfs"]
+        expected = model.loss(part) * (own.observed & own.event).sum() / died
+        assert torch.allclose(model.loss(part, of=batch), expected)
+
+
+def test_what_a_fit_goes_on_from_is_a_candidate_too(batches, tiny, tmp_path):
+    """Merged networks that training together makes worse stay as they were."""
+    train, tuning = batches
+    good = fit_member(train, tuning, build=tiny, settings=SETTINGS, seed=3)
+
+    def begun():
+        model = tiny()
+        model.load_state_dict(good.state)
+        model.begun = True
+        return model
+
+    harmful = dataclasses.replace(SETTINGS, epochs=3, lr=1.0, clip=0.0, checkpoint_every=1)
+    for choice in ({}, {"select_by": "score"}, {"ema": 0.5}):
+        settings = dataclasses.replace(harmful, **choice)
+        kept = fit_member(train, tuning, build=begun, settings=settings, seed=4)
+        assert kept.best_epoch == 0
+        assert (kept.tuning_loss, kept.tuning_score) == (good.tuning_loss, good.tuning_score)
+        assert weights_sha256(kept.state) == weights_sha256(good.state)
+        assert len(kept.history) == 3
+
+    def watch(progress):
+        if progress.step == 5:
+            raise StopHere
+
+    more = {"settings": harmful, "seed": 4, "workdir": tmp_path}
+    with pytest.raises(StopHere):
+        fit_member(train, tuning, build=begun, watch=watch, **more)
+    again = fit_member(train, tuning, build=begun, **more)
+    assert (again.best_epoch, again.tuning_loss) == (0, good.tuning_loss)
+    assert weights_sha256(again.state) == weights_sha256(good.state)
+    last = dataclasses.replace(harmful, select_by="last")
+    assert fit_member(train, tuning, build=begun, settings=last, seed=4).best_epoch == 3
+    assert fit_member(train, None, build=begun, settings=harmful, seed=4).best_epoch == 3
+
+    def poor():
+        model = tiny()
+        model.begun = True
+        return model
+
+    assert fit_member(train, tuning, build=poor, settings=SETTINGS, seed=3).best_epoch > 0
 
 
 def test_resume_after_an_interruption_at_any_step_is_bit_identical(batches, tiny, tmp_path):

@@ -183,6 +183,7 @@ def test_a_fold_comes_back_from_disk_exactly(fold, cohort, tmp_path):
     one, two = predict_fold(fold, cohort.data, ids), predict_fold(again, cohort.data, ids)
     assert all(equal(one[o], two[o]) for o in OUTCOMES)
     assert all(equal(p, again.out_of_fold[o][v]) for o in OUTCOMES for v, p in fold.out_of_fold[o].items())
+    assert all(equal(p, again.cross_fitted[o][v]) for o in OUTCOMES for v, p in fold.cross_fitted[o].items())
     assert all(equal(e, again.ensembles[o][v]) for o in OUTCOMES for v, e in fold.ensembles[o].items())
     assert again.train_ids == fold.train_ids
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}

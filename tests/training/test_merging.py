@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch
 from medfuse.cli import main
 from medfuse.errors import CohortError, ConfigError, ModelError, StoreError
 from medfuse.merging import merge_folders
-from medfuse.models import HeadSettings, ModelSettings
+from medfuse.merging import merge_members as merge_for_good
+from medfuse.models import HeadSettings, ModelSettings, build_model
 from medfuse.models.fusion.lego import merge_latents
 from medfuse.training import (
     FoldSettings,
+    Member,
     TrainSettings,
     fit_fold,
     load_fold,
@@ -28,6 +32,9 @@ from medfuse.training.fold import chunks, speak
 from medfuse.training.merging import balanced_weights, merge_members, spherical_mean, tuning_weights
 from medfuse.training.regridding import _part
 from medfuse.training.score import harrell_c
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from model_cases import HEADS_OF, SHAPES, make_batch
 
 QUICK = TrainSettings(epochs=4, lr=3e-3, batch_size=64, device="cpu", patience=0)
 LEGO = {"name": "lego", "latents": 4}
@@ -211,6 +218,74 @@ def test_the_order_of_equally_weighted_members_does_not_matter(fold, cohort):
         assert np.allclose(one[outcome], other[outcome], atol=1e-5)
 
 
+def scattered(names, *, seed, heads, **fusion):
+    """A member whose weights are all random, so that nothing agrees by chance."""
+    torch.manual_seed(seed)
+    shapes = {name: SHAPES[name] for name in names}
+    chosen = ModelSettings(width=16, fusion={**LEGO, **fusion})
+    state = {
+        key: tensor if key == "fusion.share" else tensor + 0.3 * torch.randn_like(tensor)
+        for key, tensor in build_model(chosen, shapes=shapes, heads=heads).state_dict().items()
+    }
+    return Member(seed=0, inner=0, preprocessing={}, shapes=shapes, settings=chosen, heads=heads, state=state)
+
+
+def logits(member, batch):
+    names = tuple(member.shapes)
+    own = dataclasses.replace(
+        batch, modalities=names, present=batch.present[:, [batch.modalities.index(name) for name in names]]
+    )
+    with torch.inference_mode():
+        return member.build()(own)
+
+
+def reordered(member, outcomes):
+    """The same network, its outcomes in another order."""
+    old, state = list(member.heads), {}
+    for key, tensor in member.state.items():
+        part, number, *rest = key.split(".")
+        moved = [part, str(outcomes.index(old[int(number)])), *rest] if part == "heads" else [part, number, *rest]
+        state[".".join(moved)] = tensor
+    return dataclasses.replace(member, heads={name: member.heads[name] for name in outcomes}, state=state)
+
+
+def test_each_run_may_list_the_outcomes_in_an_order_of_its_own():
+    survival = HEADS_OF["os"]
+    heads = {"a": HEADS_OF["recurrence"], "b": HEADS_OF["recurrence"], "c": survival, "d": survival}
+    later = dataclasses.replace(survival, time_grid=(4.0, 12.0, 18.0))  # both survivals get a common grid
+    one, other = (
+        scattered([name], seed=k, heads=heads if k == 0 else {**heads, "c": later, "d": later})
+        for k, name in enumerate(("table", "bag"))
+    )
+    turned = reordered(other, ["d", "b", "c", "a"])
+    batch = make_batch(names=("table", "bag"))
+    for outcome, said in logits(other, batch).items():
+        assert torch.equal(logits(turned, batch)[outcome], said)
+    expected = merge_members([one, other], weights=[1, 2])
+    found = merge_members([one, turned], weights=[1, 2])
+    assert list(found.heads) == list("abcd")
+    assert weights_sha256(found.state) == weights_sha256(expected.state)
+    back = merge_members([turned, one], weights=[2, 1])
+    assert list(back.heads) == list("dbca")
+    for outcome, said in logits(expected, batch).items():
+        assert torch.allclose(logits(back, batch)[outcome], said, atol=1e-4)
+
+
+@pytest.mark.parametrize("domain", ["none", "fft_feature"])
+def test_without_any_modality_the_logits_are_the_weighted_mean_of_the_members_own(domain):
+    members = [
+        scattered(names, seed=k, heads=HEADS_OF, domain=domain)
+        for k, names in enumerate((("table", "wide"), ("bag", "stains")))
+    ]
+    batch = make_batch(2)
+    batch = dataclasses.replace(batch, present=torch.zeros_like(batch.present))
+    each = [logits(member, batch) for member in members]
+    for outcome, said in logits(merge_members(members, weights=[1, 3]), batch).items():
+        expected = 0.25 * each[0][outcome] + 0.75 * each[1][outcome]
+        assert float((said - expected).abs().max()) < 1e-6 * max(1.0, float(expected.abs().max())), outcome
+        assert float((each[0][outcome] - each[1][outcome]).abs().max()) > 0.01
+
+
 def test_weights_come_from_tuning_scores(fold):
     members = parts(fold)
     chance = np.mean([0.0 if head.kind == "continuous" else 0.5 for head in members[0].heads.values()])
@@ -264,6 +339,32 @@ def test_the_joint_network_of_a_fold_is_the_merger_of_its_unimodal_ones(fold, co
         assert weights_sha256(member.state) == weights_sha256(expected.state)
         assert member.history == ()
         assert list(member.shapes) == list(fold.modalities)
+
+
+def test_what_a_part_weighs_was_found_on_other_inner_folds(cohort, monkeypatch):
+    """Or an inner score of the merged network would be of the patients who chose its weights."""
+    ids, asked = cohort.ids[:110], []
+
+    def watched(members, links, *, judges):
+        asked.append(({m.inner for m in members}, {m.inner for one in judges for m in one}, {m.seed for m in members}))
+        assert all([m.expert for m in one] == [m.expert for m in members] for one in judges)
+        found = balanced_weights(members, links, judges=judges)
+        if len(asked) == 1:  # the scores of its own tuning patients are not read
+            spoiled = [dataclasses.replace(m, history=(), best_epoch=0) for m in members]
+            assert found == balanced_weights(spoiled, links, judges=judges)
+            assert found != balanced_weights(members, links, judges=[scored(judges[0], (0.9, 0.6, 0.7))])
+        return found
+
+    monkeypatch.setattr("medfuse.training.members.balanced_weights", watched)
+    fit_fold(cohort.data, cohort.outcomes, train_ids=ids, inner=cohort.inner(ids), settings=settings(seeds=(0, 1)))
+    assert sorted(map(str, asked)) == sorted(map(str, [({k}, {1 - k}, {s}) for k in (0, 1) for s in (0, 1)]))
+
+
+def scored(members, scores):
+    return [
+        dataclasses.replace(m, history=({"tuning_score": s},), best_epoch=1)
+        for m, s in zip(members, scores, strict=True)
+    ]
 
 
 def test_a_merged_fold_lies_on_disk_goes_on_and_predicts(cohort, tmp_path):
@@ -328,6 +429,34 @@ def test_the_command_merges_folders(fold, tmp_path, capsys):
     assert weights_sha256(merged.state) == weights_sha256(expected.state)
     with pytest.raises(StoreError, match="expected a place where nothing stands"):
         merge_folders([tmp_path / "clinical"], out=tmp_path / "all")
+
+
+def test_members_on_disk_may_list_the_outcomes_in_another_order(fold, tmp_path):
+    one, two, _ = parts(fold)
+    folders = [tmp_path / "one", tmp_path / "turned"]
+    for member, folder in zip((one, reordered(two, list(two.heads)[::-1])), folders, strict=True):
+        save_member(member, folder)
+    merge_folders(folders, out=tmp_path / "all", weights=[1, 2])
+    merged = load_member(tmp_path / "all")
+    assert len(merged.heads) > 1
+    assert list(merged.heads) == list(one.heads)
+    assert weights_sha256(merged.state) == weights_sha256(merge_members([one, two], weights=[1, 2]).state)
+
+
+@pytest.mark.parametrize("combine", ["stack", "weave"])
+def test_blocks_that_have_to_be_trained_together_are_not_merged_on_disk(fold, combine, tmp_path, capsys):
+    plain = parts(fold)
+    assert weights_sha256(merge_for_good(plain).state) == weights_sha256(merge_members(plain).state)
+    for member in plain:
+        fusion = {**member.settings.fusion, "combine": combine}
+        woven = dataclasses.replace(member, settings=dataclasses.replace(member.settings, fusion=fusion))
+        save_member(woven, tmp_path / member.expert)
+    folders = [tmp_path / member.expert for member in plain]
+    with pytest.raises(ModelError, match=rf"combine merge, found {combine} \(clinical\).*train.tune_epochs"):
+        merge_folders(folders, out=tmp_path / "all")
+    assert main(["merge", *map(str, folders), "--out", str(tmp_path / "all")]) != 0
+    assert f"found {combine}" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()
 
 
 def compare(seed):

@@ -14,6 +14,7 @@ import torch
 from medfuse.models import ModelSettings, build_model
 from medfuse.sample import ModalityData, ModalitySample
 from medfuse.store import FeatureStore
+from medfuse.targets import Labels
 from medfuse.training import FoldSettings, TrainSettings, fit_fold, fit_member, load_fold, predict_fold, save_fold
 from medfuse.training import patients as module
 from medfuse.training.checkpoint import weights_sha256
@@ -87,6 +88,46 @@ def test_a_batch_from_disk_is_the_batch_from_memory(cohort, monkeypatch):
     assert all(4 * one.tokens["slides"].numel() <= 10_000 or len(one) == 1 for one in chunks)
     begun = disk.beginning(seed=1)
     assert sorted(begun.patient_ids) == sorted(disk.patient_ids)
+
+
+@pytest.mark.parametrize("fusion", ["prototype", "prototype_additive"])
+def test_levels_come_from_all_patients_though_tokens_come_from_some(monkeypatch, fusion):
+    """A class that 12 of 4,000 have is hardly among the 256 whose bags are read before the first step."""
+    n = 4000
+    draw = np.random.default_rng(0)
+    ids = tuple(f"p{row:04d}" for row in range(n))
+    samples = {
+        i: ModalitySample(tokens=draw.normal(size=(1, 3)).astype(np.float32), position=np.zeros((1, 2), np.float32))
+        for i in ids
+    }
+    data = {"slides": ModalityData(name="slides", layout="vectors", features=3, samples=samples)}
+    label = np.zeros(n, dtype=np.int64)
+    label[:1200], label[:12] = 1, 2
+    target = Labels(label=label, classes=("a", "b", "c"), observed=np.ones(n, dtype=bool))
+    p = fit_preprocessings(data, ids)
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    train = gather(data, p, ids, targets={"grade": target})
+    assert isinstance(train, Patients)
+    heads = head_settings({"grade": target}, heads={}, time_grid={})
+    settings = dataclasses.replace(TRAIN, epochs=1, batch_size=n, most_tokens=1)
+
+    def build():
+        model = build_model(ModelSettings(width=8, fusion={"name": fusion}), shapes=shapes_of(p, data), heads=heads)
+        built.append(model)
+        return model
+
+    class Enough(Exception):
+        pass
+
+    def begun(*parts, **options):
+        raise Enough
+
+    monkeypatch.setattr(torch.optim, "AdamW", begun)
+    for seed in range(8):
+        built = []
+        with pytest.raises(Enough):
+            fit_member(train, None, build=build, settings=settings, seed=seed)
+        assert built[0].fusion.risk.mass.tolist() == pytest.approx([0.7, 0.297, 0.003, 0.0])
 
 
 def test_no_more_tokens_are_read_than_asked_for(cohort, monkeypatch):

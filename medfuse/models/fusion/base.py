@@ -86,12 +86,20 @@ class Fusion(nn.Module):
         masks: Sequence[Tensor],
         present: Tensor,
         targets: Mapping[str, TargetTensors],
+        everyone: Mapping[str, TargetTensors],
     ) -> None:
         """Fit what must stand before the first step (prototypes, bin edges) to training patients; the default nothing.
 
         What is fitted is stored in buffers or parameters. Called once, without gradients, under the seeded generator.
+
+        Args:
+            tokens: as for ``forward``, of training patients, or of some where not all fit into memory.
+            masks: of the same patients.
+            present: of the same patients.
+            targets: of the same patients.
+            everyone: targets of all training patients, for what needs no tokens: a rare class may not be among some.
         """
-        del tokens, masks, present, targets
+        del tokens, masks, present, targets, everyone
 
     def penalties(self, fused: Fused, targets: Mapping[str, TargetTensors]) -> dict[str, Tensor]:
         """Terms of the training loss besides those of the heads, weighted, means over patients; the default none."""

@@ -111,7 +111,7 @@ class CascadeFusion(Fusion):
             normed: Tensor = self.norm(found[read].mean(1))
             if each is None:
                 return normed
-            seen = present & torch.tensor([m in read for m in range(len(tokens))], device=present.device)
+            seen = torch.stack([there & (m in read) for m, there in enumerate(present.unbind(1))], dim=1)
             return normed + late_mean(each, seen)
 
         states = torch.stack([state(order) for order in orders], dim=1)

@@ -97,16 +97,17 @@ class PrototypeFusion(Fusion):
         masks: Sequence[Tensor],
         present: Tensor,
         targets: Mapping[str, TargetTensors],
+        everyone: Mapping[str, TargetTensors],
     ) -> None:
         """Fit the levels, centre the instances and seed the prototypes on training patients."""
-        self.risk.fit(targets)
+        self.risk.fit(everyone)
         known = self.risk.of(targets)
         share = present.new_zeros(len(present), self.risk.levels, dtype=torch.float32)
         if known is not None:
             share = torch.where(known[1][:, None], known[0], 0.0)
         for block, token, mask in zip(self.prototypes, tokens, masks, strict=True):
             block.begin(token, mask, share)
-        self.fitted.copy_(train_digest(list(tokens), list(masks), present, targets))
+        self.fitted.copy_(train_digest(list(tokens), list(masks), present, everyone))
 
     @property
     def prototypes(self) -> list[PrototypeBlock]:

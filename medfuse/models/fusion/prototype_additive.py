@@ -98,9 +98,10 @@ class AdditivePrototypeFusion(Fusion):
         masks: Sequence[Tensor],
         present: Tensor,
         targets: Mapping[str, TargetTensors],
+        everyone: Mapping[str, TargetTensors],
     ) -> None:
         """Fit the levels, centre the instances and seed the prototypes on training patients."""
-        self.risk.fit(targets)
+        self.risk.fit(everyone)
         known = self.risk.of(targets)
         share = present.new_zeros(len(present), self.risk.levels, dtype=torch.float32)
         if known is not None:
@@ -109,7 +110,7 @@ class AdditivePrototypeFusion(Fusion):
             # Patients of a level are dealt out to its prototypes, so that these start apart.
             dealt = functional.one_hot(torch.arange(len(share), device=share.device) % self.each, self.each)
             block.store.begin(token, mask, (share[:, :, None] * dealt[:, None]).flatten(1))
-        self.fitted.copy_(train_digest(list(tokens), list(masks), present, targets))
+        self.fitted.copy_(train_digest(list(tokens), list(masks), present, everyone))
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
         """One state per patient; ``parts["activation"]`` (B, M, R N) are the a_mn, zeros where absent."""

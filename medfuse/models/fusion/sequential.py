@@ -105,7 +105,7 @@ class SequentialFusion(Fusion):
         return Fused(
             states=states,
             weights=weights,
-            readouts=self._readouts(decoded[:, 0], present[:, list(order)]),
+            readouts=self._readouts(decoded[:, 0], torch.stack([present[:, m] for m in order], dim=1)),
             parts={"change": change, "present": present},
         )
 

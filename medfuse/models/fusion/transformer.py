@@ -40,6 +40,7 @@ class TransformerFusion(Fusion):
     References:
         Vaswani et al. (2017), Attention is all you need; Xiong et al. (2020), On layer normalization in the
         transformer architecture, section 3 (pre-norm).
+        NOTE[DIFF]: ``unimodal_aux`` is off by default, since each modality has a network of its own in the ensemble.
     """
 
     def __init__(  # noqa: PLR0913  # options of a recipe
