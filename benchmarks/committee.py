@@ -113,22 +113,6 @@ def weights(oof: OutOfFold) -> dict[str, np.ndarray]:
     return {"best share": best, "merit": merit / merit.sum(), "merit, unless": ensembles["chosen"].weight}
 
 
-def without(oof: OutOfFold, inner: int) -> OutOfFold:
-    """The same without the members and patients of an inner fold."""
-    members = np.flatnonzero(oof.inner_of != inner)
-    rows = np.unique(np.concatenate([r for k, r, _ in oof.links if k in members]))
-    number = {int(k): new for new, k in enumerate(members)}
-    links = [(number[k], np.searchsorted(rows, r), link) for k, r, link in oof.links if k in number]
-    return dataclasses.replace(
-        oof,
-        links=links,
-        has=oof.has[:, rows],
-        expert_of=oof.expert_of[members],
-        inner_of=oof.inner_of[members],
-        target=oof.target.take(rows),
-    )
-
-
 def scores(job, split, said: list[dict]) -> dict:
     """Cross-fitted inner C and held-out C, per committee and rule, of one outer fold."""
     cohort, data, _, outcome = job
@@ -155,7 +139,7 @@ def scores(job, split, said: list[dict]) -> dict:
         held = expert_deviations([(k, everyone, one["held_out"]) for k, one in enumerate(own)], has_held, **scale)
         inner: dict[str, list[float]] = {}
         for fold, rows in enumerate(oof.folds()):
-            for rule, weight in weights(without(oof, fold)).items():
+            for rule, weight in weights(oof.without(fold)).items():
                 mixed = np.einsum("e,enl->nl", weight, z)[rows].mean(axis=1)
                 inner.setdefault(rule, []).append(harrell_c(train.take(rows), mixed).value)
         for rule, weight in weights(oof).items():

@@ -1,67 +1,63 @@
 """TCGA cohorts and HANCOCK on their published splits, one recipe for all: model and baselines on the same patients.
 
-The figure is the mean over cohorts of the mean over folds of Harrell's C; differences to the model have simultaneous
-95 % intervals (max-t over the baselines) from a case bootstrap within every fold. Only aggregates are written: no row
-and no per-patient output.
+Every cohort is a run of ``medfuse train`` (finished ones in --runs are taken up again), and its figures are those of the
+run: per fold, pooled within folds, Uno's C, Brier score, calibration, inner scores. The figure over several cohorts is
+the mean of their means over folds; differences to the model have simultaneous 95 % intervals (max-t over the baselines)
+from a case bootstrap within every fold. Only aggregates are written: no row and no per-patient output.
 
-python benchmarks/tcga.py [--cohorts tcga_blca ...] [--recipe default] [--set key=value ...] [--out FILE]
+python benchmarks/tcga.py [--cohorts tcga_blca ...] [--recipe default] [--set key=value ...] [--runs FOLDER] [--out FILE]
 """
 
 import argparse
 import json
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from medfuse.baselines import FoldData, fit_baselines
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card, read_recipe
-from medfuse.dataset import load_modalities
-from medfuse.jobs import fold_settings
-from medfuse.metrics.comparison import bootstrap_values
-from medfuse.metrics.discrimination import harrell_c
-from medfuse.splits import inner_folds, make_splits
-from medfuse.training import Outcomes, fit_fold, predict_fold
+from medfuse.metrics.pooled import Told, pooled_scores
+from medfuse.run import Run, open_run
+from medfuse.workflow import read_evaluations, train
 
 TCGA = ["tcga_blca", "tcga_brca", "tcga_gbmlgg", "tcga_kirc", "tcga_luad"]
-RESAMPLES = 2000
+RESAMPLES = 50_000  # an end of an interval is then sure to a few 0.0001
+SHOWN = ("uno_c", "integrated_brier", "brier")
 
 
-def run(name: str, recipe, *, outcome: str) -> dict:
-    """Per-fold C, tuning C, and bootstrap values (folds, resamples) per model of one cohort."""
-    cohort = read_cohort(read_card(name))
-    data = load_modalities(cohort, names=recipe.modalities)
-    outcomes = Outcomes(patient_ids=cohort.patient_ids, targets={outcome: cohort.targets[outcome]})
-    c, tuning, draws, seconds = {}, {}, {}, {}
-    splits = make_splits(cohort, recipe.splits, outcome)
-    for number, split in enumerate(splits):
-        inner = inner_folds(
-            split.train, cohort=cohort, outcome=outcome, folds=recipe.splits.inner_folds, seed=recipe.seed
+def finished(name: str, folder: Path, *, recipe: str, words: list[str]) -> Run:
+    """The finished run of a cohort, trained where there is none."""
+    path = folder / name
+    if (path / "run.json").is_file() and open_run(path).finished:
+        return open_run(path)
+    return train(name, recipe=recipe, overrides=words, out=path, workers=None, say=print)
+
+
+def resampled(run: Run, outcome: str) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
+    """Per model: the score of each fold, and (folds, resamples) the same of resamples, which all models share."""
+    cohort = read_cohort(read_card(run.path / "card.md"))
+    rows = run.predictions()
+    rows = rows[(rows.outcome == outcome) & (rows.partition == "held_out")]
+    point: dict[str, list[float]] = {}
+    draws: dict[str, list[np.ndarray]] = {}
+    for number, split in enumerate(run.read("splits")["splits"]):
+        ids = split["held_out"]
+        own = rows[rows.fold == split["name"]]
+        models = list(dict.fromkeys(own.model))
+        risks = [own[own.model == m].set_index("patient_id").risk_score[ids].to_numpy() for m in models]
+        score, drawn = pooled_scores(
+            cohort.target(outcome, ids),
+            [Told(risk=risk) for risk in risks],
+            strata=np.zeros(len(ids)),
+            n_resamples=RESAMPLES,
+            seed=number,
         )
-        started = time.perf_counter()
-        settings = fold_settings(recipe, {outcome: cohort.card.outcomes[outcome]})
-        fold = fit_fold(data, outcomes, train_ids=split.train, inner=inner, settings=settings)
-        risks = {}
-        for variant, ensemble in fold.ensembles[outcome].items():
-            model = "medfuse" if variant == "chosen" else f"medfuse:{variant}"
-            risks[model] = predict_fold(fold, data, split.held_out, variant=variant)[outcome].risk_score
-            tuning.setdefault(model, []).append(ensemble.tuning_score)
-        seconds.setdefault("medfuse", []).append(time.perf_counter() - started)
-        started = time.perf_counter()
-        context = FoldData(cohort=cohort, outcome=outcome, data=data, split=split, inner=inner, clinical="clinical")
-        for result in fit_baselines(context, kind="survival", names=recipe.baselines):
-            risks[result.name] = result.prediction.risk_score
-            tuning.setdefault(result.name, []).append(result.tuning_score)
-        seconds.setdefault("baselines", []).append(time.perf_counter() - started)
-        held = cohort.target(outcome, split.held_out)
-        values = bootstrap_values(held, np.stack(list(risks.values())), n_resamples=RESAMPLES, seed=number)
-        for (model, risk), drawn in zip(risks.items(), values.reshape(len(risks), -1), strict=True):
-            c.setdefault(model, []).append(harrell_c(held, risk).value)
-            draws.setdefault(model, []).append(drawn)
-    return {"folds": [s.name for s in splits], "c": c, "tuning": tuning, "draws": draws, "seconds": seconds}
+        for k, model in enumerate(models):
+            point.setdefault(model, []).append(float(score[k]))
+            draws.setdefault(model, []).append(drawn[k])
+    return point, {model: np.stack(values) for model, values in draws.items()}
 
 
 def differences(draws: dict[str, np.ndarray], point: dict[str, float], *, model: str = "medfuse") -> dict:
@@ -78,12 +74,43 @@ def differences(draws: dict[str, np.ndarray], point: dict[str, float], *, model:
     }
 
 
-def summary(rows: dict[str, dict]) -> dict:
+def of_cohort(run: Run, outcome: str, point: dict, draws: dict) -> dict:
+    """What a run says of one outcome."""
+    evaluation = read_evaluations(run)[outcome]
+    tuning = run.read("metrics")["outcomes"][outcome]["tuning"]
+    at = f"@{evaluation.horizons[len(evaluation.horizons) // 2]:g}" if evaluation.horizons else ""
+    models = {}
+    for model, result in evaluation.models.items():
+        inner = [value for value in tuning[model] if value is not None]
+        models[model] = {
+            "per_fold": point[model],
+            "mean": float(np.mean(point[model])),
+            "inner": float(np.mean(inner)) if inner else None,
+            "pooled": result["pooled"],
+            "fold_intervals": result["fold_intervals"],
+            **{name: result["mean"][name] for name in SHOWN if name in result["mean"]},
+            **{name: result["mean"].get(f"{name}{at}") for name in ("calibration_slope", "calibration_ratio")},
+        }
+    return {
+        "score": evaluation.score,
+        "horizons": list(evaluation.horizons),
+        "folds": [fold["fold"] for fold in evaluation.models["medfuse"]["folds"]],
+        "seconds": run.read("run").get("seconds"),
+        "models": models,
+        "differences": {name: dict(one) for name, one in evaluation.differences.items()},
+        "per_fold_differences": [
+            differences({m: d[k] for m, d in draws.items()}, {m: c[k] for m, c in point.items()})
+            for k in range(len(next(iter(point.values()))))
+        ],
+    }
+
+
+def summary(found: dict[str, tuple[dict, dict]]) -> dict:
     """Means over cohorts of the means over folds, and paired differences."""
-    shared = set.intersection(*(set(r["c"]) for r in rows.values()))
-    models = [m for m in next(iter(rows.values()))["c"] if m in shared]
-    point = {m: float(np.mean([np.mean(r["c"][m]) for r in rows.values()])) for m in models}
-    draws = {m: np.mean([np.nanmean(r["draws"][m], axis=0) for r in rows.values()], axis=0) for m in models}
+    shared = set.intersection(*(set(point) for point, _ in found.values()))
+    models = [m for m in next(iter(found.values()))[0] if m in shared]
+    point = {m: float(np.mean([np.mean(c[m]) for c, _ in found.values()])) for m in models}
+    draws = {m: np.mean([np.nanmean(d[m], axis=0) for _, d in found.values()], axis=0) for m in models}
     return {
         "mean_c": point,
         "standard_error": {m: float(np.nanstd(draws[m], ddof=1)) for m in models},
@@ -97,34 +124,24 @@ def main() -> None:
     parser.add_argument("--cohorts", nargs="+", default=TCGA)
     parser.add_argument("--outcome", default="overall_survival")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--runs", type=Path, default=Path("runs/tcga"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    recipe = read_recipe(arguments.recipe, arguments.set)
-    rows = {}
+    words = [f"outcomes=[{arguments.outcome}]", "tracking.mlflow=false", *arguments.set]
+    found, cohorts = {}, {}
     for name in arguments.cohorts:
-        rows[name] = run(name, recipe, outcome=arguments.outcome)
-        means = {m: round(float(np.mean(v)), 3) for m, v in rows[name]["c"].items()}
-        print(name, means, {k: round(sum(v)) for k, v in rows[name]["seconds"].items()}, flush=True)
+        run = finished(name, arguments.runs, recipe=arguments.recipe, words=words)
+        found[name] = resampled(run, arguments.outcome)
+        cohorts[name] = of_cohort(run, arguments.outcome, *found[name])
+        print(name, {m: round(one["mean"], 4) for m, one in cohorts[name]["models"].items()}, flush=True)
     result = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": read_recipe(arguments.recipe, words).model_dump(mode="json"),
         "outcome": arguments.outcome,
+        "resamples": RESAMPLES,
         "machine": platform.processor() or platform.machine(),
         "versions": {p: version(p) for p in ("medfuse", "torch", "numpy", "scikit-survival")},
-        "cohorts": {
-            name: {
-                "folds": r["folds"],
-                "c_per_fold": r["c"],
-                "mean_c": {m: float(np.mean(v)) for m, v in r["c"].items()},
-                "tuning_c": {m: float(np.mean(v)) for m, v in r["tuning"].items()},
-                "seconds": {k: round(sum(v), 1) for k, v in r["seconds"].items()},
-                "per_fold_differences": [
-                    differences({m: d[k] for m, d in r["draws"].items()}, {m: c[k] for m, c in r["c"].items()})
-                    for k in range(len(r["folds"]))
-                ],
-            }
-            for name, r in rows.items()
-        },
-        "all": summary(rows),
+        "cohorts": cohorts,
+        "all": summary(found),
     }
     for model, mean in result["all"]["mean_c"].items():
         gap = result["all"]["differences"].get(model)

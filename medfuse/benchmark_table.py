@@ -8,13 +8,13 @@ import numpy as np
 
 from medfuse.cohort import Cohort
 from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, evaluate_outcome, told
-from medfuse.metrics.comparison import Interval, simultaneous
+from medfuse.metrics.comparison import Interval, people, simultaneous
 from medfuse.metrics.pooled import pooled_scores
 
 Row = dict[str, Any]
 FUSION, BASELINE = "chosen fusion", "chosen baseline"
 _COST = ("parameters", "flops", "members", "seconds", "interrupted", "peak_memory_mb")
-_POWER = 1.959964 + 0.841621  # normal quantiles of a two-sided 5 % test with a power of 80 %
+_POWER = 0.841621  # normal quantile of 80 %
 
 
 def benchmark_table(
@@ -129,13 +129,15 @@ def _differences(
         strata=strata,
         n_resamples=settings.bootstrap,
         seed=settings.seed,
+        person=people(ids),
     )
     gaps = dict(zip(compared, simultaneous(score[0] - score[1:], drawn[0] - drawn[1:]), strict=True))
-    if FUSION not in models:
+    if FUSION not in models or np.isnan(gaps[FUSION].high):
         return gaps, None
     draws = drawn[1 + compared.index(FUSION)] - drawn[0]
-    draws = draws[np.isfinite(draws)]
-    return gaps, _POWER * float(draws.std(ddof=1)) if len(draws) > 1 else None
+    # As wide as the interval that has to leave 0 out, which several comparisons share, and what the power asks for.
+    half = gaps[FUSION].high - gaps[FUSION].estimate
+    return gaps, half + _POWER * float(draws[np.isfinite(draws)].std(ddof=1))
 
 
 def _calibration(mean: Mapping[str, float], horizons: Sequence[float]) -> Row:

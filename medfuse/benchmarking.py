@@ -10,7 +10,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from medfuse.baselines import BASELINES, fit_baselines
 from medfuse.benchmark_table import benchmark_table, table_text
 from medfuse.config import Recipe, read_card, read_recipe, recipe_names
-from medfuse.errors import ConfigError, StoreError, nearest
+from medfuse.errors import ConfigError, MedfuseError, StoreError, nearest
 from medfuse.evaluation import EvaluationSettings, FoldPrediction
 from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, write_json, write_text
 from medfuse.folds import baseline_data, inner_score
-from medfuse.jobs import Job, fold_settings, inner_of, outcomes_of, prepare_job
+from medfuse.jobs import Job, check_job, fold_settings, inner_of, keys_of, outcomes_of, prepare_job
 from medfuse.models import FUSIONS
 from medfuse.models.cost import cost
 from medfuse.outputs import require_free
@@ -68,6 +68,7 @@ class Benchmark:
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     job: Job
+    keys: dict[str, Any]  # of the job's patients, outcomes, folds and data
     recipes: dict[str, Recipe]
     baselines: dict[str, list[str]]  # by outcome
     trials: int
@@ -151,7 +152,7 @@ def benchmark(
 
     Raises:
         ConfigError: an unknown model, or fewer than one trial.
-        StoreError: ``out`` holds cells of other settings or data, or other files.
+        StoreError: ``out`` holds cells of other settings, data, patients or outcomes, or other files.
         MedfuseError: as for ``train``.
     """
     if trials < 1:
@@ -164,8 +165,10 @@ def benchmark(
     names = list(dict.fromkeys(models or (*FUSIONS, ENSEMBLE)))
     recipes = {name: recipe_of(name, base, overrides) for name in names}
     job = prepare_job(card, base, data_root=data_root, store_root=store_root, say=say)
+    _check(job, recipes, say=say)
     plan = _Plan(
         job=job,
+        keys=keys_of(job),
         recipes=recipes,
         baselines={o: _baselines(base, card.outcomes[o].kind) for o in job.outcomes},
         trials=trials,
@@ -182,6 +185,20 @@ def benchmark(
             write_bytes(plan.path / f"{stem}.csv", pd.DataFrame(one["rows"]).to_csv(index=False).encode())
             write_text(plan.path / f"{stem}.md", "\n".join([*table_text(one["rows"]), "", one["verdict"], ""]))
     return Benchmark(path=plan.path, content=content)
+
+
+def _check(job: Job, recipes: Mapping[str, Recipe], *, say: Callable[[str], None]) -> None:
+    """Raise what a cell would raise, before the first one; what the models share is said once."""
+    said: dict[str, None] = {}
+    for name, recipe in recipes.items():
+        shared = {"baselines": job.recipe.baselines}  # the base's stand beside all models
+        try:
+            check_job(replace(job, recipe=recipe.model_copy(update=shared)), say=lambda line: said.update({line: None}))
+        except MedfuseError as error:
+            error.add_note(f"model {name}")
+            raise
+    for line in said:
+        say(line)
 
 
 def _baselines(base: Recipe, kind: str) -> list[str]:
@@ -201,14 +218,14 @@ def _run(plan: _Plan, *, say: Callable[[str], None]) -> dict[str, list[dict[str,
         inner = inner_of(plan.job, split)
         for outcome in plan.job.outcomes:
             name = f"baselines {outcome}"
-            key = _key(plan, split, inner, what=plan.baselines[outcome])
+            key = _key(plan, split, what=plan.baselines[outcome])
 
             def compare(outcome: str = outcome, split: Split = split, inner: Sequence[Split] = inner) -> dict[str, Any]:
                 return _baseline_cell(plan, outcome, split, inner)
 
             cells.setdefault(name, []).append(_cell(plan.path, name, split.name, key=key, make=compare))
         for name, recipe in plan.recipes.items():
-            key = _key(plan, split, inner, what=recipe.model_dump(mode="json", exclude=_HARMLESS))
+            key = _key(plan, split, what=recipe.model_dump(mode="json", exclude=_HARMLESS))
 
             def fit(name: str = name, split: Split = split, inner: Sequence[Split] = inner) -> dict[str, Any]:
                 with cpu_threads(plan.recipes[name].train.threads):
@@ -220,10 +237,8 @@ def _run(plan: _Plan, *, say: Callable[[str], None]) -> dict[str, list[dict[str,
     return cells
 
 
-def _key(plan: _Plan, split: Split, inner: Sequence[Split], *, what: object) -> str:
-    sides = [[split.train, split.held_out], *([s.train, s.tuning] for s in inner)]
-    data = {name: m.key for name, m in plan.job.data.items()}
-    return sha256_bytes(json_bytes([what, plan.trials, data, list(plan.job.outcomes), sides]))
+def _key(plan: _Plan, split: Split, *, what: object) -> str:
+    return sha256_bytes(json_bytes([what, plan.trials, plan.keys, split.name]))
 
 
 def _cell(path: Path, name: str, fold: str, *, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -231,7 +246,10 @@ def _cell(path: Path, name: str, fold: str, *, key: str, make: Callable[[], dict
     if file.is_file():
         content = cast(dict[str, Any], read_json(file))
         if content.get("key") != key:
-            msg = f"{file}: expected a cell of these settings, data and folds, found another; choose another --out"
+            msg = (
+                f"{file}: expected a cell of these settings, data, patients, outcomes and folds, found another; choose "
+                "another --out"
+            )
             raise StoreError(msg)
         return content
     content = {"format_version": FORMAT_VERSION, "key": key, "model": name, "fold": fold, "finished": now(), **make()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
 from medfuse.metrics.calibration import binary_calibration, brier, calibration_at, d_calibration, integrated_brier
-from medfuse.metrics.comparison import Interval, percentile, simultaneous
+from medfuse.metrics.comparison import Interval, people, percentile, simultaneous
 from medfuse.metrics.discrimination import NO_PAIRS, auprc, auroc, cumulative_dynamic_auc, harrell_c, uno_c
 from medfuse.metrics.goodness_of_fit import a_calibration, smooth_calibration
 from medfuse.metrics.pooled import Told, pooled_scores
@@ -111,7 +111,8 @@ def _survival_row(fold: FoldPrediction, cohort: Cohort, outcome: str, horizons: 
     train = cast(Survival, cohort.target(outcome, fold.train_ids))
     p = fold.prediction
     harrell = harrell_c(held, p.risk_score)
-    tau = float(train.time[train.event & train.observed].max())
+    times = train.time[train.event & train.observed]
+    tau = float(times.max()) if len(times) else float("nan")  # which no event comes before: Uno's C is undefined, too
     uno = uno_c(held, p.risk_score, train=train, tau=tau)
     row: Row = {
         "fold": fold.fold,
@@ -234,8 +235,13 @@ def told(folds: Sequence[FoldPrediction]) -> Told:
 
 
 def _pooled_interval(pooled: _Pooled, said: Told, rows: NDArray[np.intp], settings: EvaluationSettings) -> Interval:
-    options = {"n_resamples": settings.bootstrap, "seed": settings.seed}
-    score, drawn = pooled_scores(pooled.target.take(rows), [said.take(rows)], strata=pooled.strata[rows], **options)
+    score, drawn = pooled_scores(
+        pooled.target.take(rows),
+        [said.take(rows)],
+        strata=pooled.strata[rows],
+        n_resamples=settings.bootstrap,
+        seed=settings.seed,
+    )
     return percentile(float(score[0]), drawn[0], reason=_UNDEFINED[type(pooled.target)] if np.isnan(score[0]) else "")
 
 
@@ -331,6 +337,7 @@ def _differences(
         strata=pooled.strata,
         n_resamples=settings.bootstrap,
         seed=settings.seed,
+        person=people(pooled.ids),
     )
     found = simultaneous(score[0] - score[1:], drawn[0] - drawn[1:])
     return {name: asdict(interval) for name, interval in zip(others, found, strict=True)}

@@ -6,7 +6,9 @@ A fold draws from generators of its own, so it is the same wherever it is fitted
 import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,9 +20,9 @@ import torch
 from medfuse.baselines import FoldData, fit_baselines
 from medfuse.errors import ConfigError, MedfuseError, ModelError, StoreError
 from medfuse.evaluation import FoldPrediction, headline_score
-from medfuse.jobs import Job, baseline_names, first_tabular, fold_settings, inner_of, outcomes_of
+from medfuse.jobs import Job, baseline_names, first_tabular, fold_settings, inner_of, keys_of, outcomes_of
 from medfuse.prediction import Prediction
-from medfuse.processes import end_with_parent, free_memory, one_thread, usable_cores
+from medfuse.processes import end_with_parent, free_memory, held_memory, one_thread, usable_cores
 from medfuse.splits import Split
 from medfuse.training import (
     CHOSEN,
@@ -36,7 +38,7 @@ from medfuse.training import (
 )
 
 MODEL = "medfuse"  # name of the trained model beside the baselines
-_MEMORY = 2 * 2**30  # bytes that must be free for each process
+_MEMORY = 2 * 2**30  # bytes that must be free for each process, or as many as this one holds
 _WORTH_IT = 1000  # steps of a fold; fewer take less time than it takes a process to import torch
 
 
@@ -109,7 +111,8 @@ def workers_of(job: Job, wanted: int | None) -> int:
     if most_steps(job) < _WORTH_IT:
         return 1
     memory = free_memory()
-    room = len(job.splits) if memory is None else memory // _MEMORY
+    # Another process reads the whole cohort again, as this one did for the job.
+    room = len(job.splits) if memory is None else memory // max(_MEMORY, held_memory())
     return max(1, min(len(job.splits), usable_cores() // threads, room))
 
 
@@ -144,7 +147,8 @@ def run_folds(
     Raises:
         MedfuseError: what a fit refuses.
         ModelError: a process that ended before it was done.
-        StoreError: another process found other data than this one.
+        StoreError: another process found other patients, outcomes, folds or data than this one, or a fold in
+            ``folder`` was fitted on other patients.
     """
     if workers > 1:
         yield from _side_by_side(job, folder, workers=workers, reopen=reopen, watch=watch)
@@ -173,8 +177,15 @@ def run_fold(job: Job, split: Split, *, folder: Path, watch: Watch) -> FoldResul
 
 
 def _fitted(job: Job, split: Split, inner: Sequence[Split], *, folder: Path, watch: Watch) -> FoldModel:
-    if (folder / "manifest.json").is_file():
-        return load_fold(folder)  # finished by an earlier process
+    if (folder / "manifest.json").is_file():  # finished by an earlier process
+        fold = load_fold(folder)
+        if fold.train_ids != split.train:
+            msg = (
+                f"{folder}: expected a fold fitted on the {len(split.train)} training patients of split {split.name}, "
+                f"found one fitted on {len(fold.train_ids)}, not the same; train again with another --out"
+            )
+            raise StoreError(msg)
+        return fold
     settings = fold_settings(job.recipe, {name: job.cohort.card.outcomes[name] for name in job.outcomes})
     # Forests grow in no time, and count with the networks beside which they stand.
     members, begun = _networks(job), list[str]()
@@ -212,8 +223,8 @@ def _variant(
 
 
 def inner_score(job: Job, fold: FoldModel, outcome: str, *, variant: str) -> float:
-    """Tuning score of a fold's model: that of its out-of-fold predictions of training patients."""
-    oof = fold.out_of_fold[outcome][variant]
+    """Inner score of a fold's model: of predictions of training patients that no weight of it was chosen on."""
+    oof = fold.cross_fitted[outcome][variant]
     return headline_score(FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), job.cohort, outcome)
 
 
@@ -254,11 +265,13 @@ def _side_by_side(
     context = multiprocessing.get_context("spawn")  # a fork would take over the threads of torch and MLflow half-way
     waiting = [split.name for split in job.splits]
     crew: dict[Connection, BaseProcess] = {}
+    keys = keys_of(job)
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            child: BaseProcess = context.Process(target=_work, args=(theirs, reopen, _keys(job), folder), daemon=True)
-            child.start()
+            child: BaseProcess = context.Process(target=_work, args=(theirs, reopen, keys, folder), daemon=True)
+            with _interrupts_ignored():
+                child.start()
             theirs.close()  # or the end of the process would never be seen
             crew[ours] = child
             ours.send(waiting.pop(0))
@@ -281,6 +294,23 @@ def _side_by_side(
             process.join()
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process started inside the block ignores Ctrl-C from its first moment, also while it imports.
+
+    Its parent, who hears Ctrl-C too (but for the milliseconds of the block), ends it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:  # a handler that is not Python's
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _heard(connection: Connection, process: BaseProcess) -> FoldStep | FoldResult:
     try:
         said = connection.recv()
@@ -297,15 +327,16 @@ def _heard(connection: Connection, process: BaseProcess) -> FoldStep | FoldResul
     return cast(FoldStep | FoldResult, said)
 
 
-def _work(connection: Connection, reopen: Callable[[], Job], keys: Mapping[str, str], folder: Path) -> None:
+def _work(connection: Connection, reopen: Callable[[], Job], keys: Mapping[str, Any], folder: Path) -> None:
     """In a process of its own: fit the folds whose names come in, until no more come."""
     end_with_parent()
     one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, who hears it too, ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that another thread than the main one started does not yet
     try:
         job = reopen()
-        if _keys(job) != keys:
-            msg = "expected the data that training began with, found others; were files changed? train again"
+        if (found := keys_of(job)) != keys:
+            what = "data" if found["data"] != keys["data"] else "patients, outcomes or folds"
+            msg = f"expected the {what} that training began with, found others; were files changed? train again"
             raise StoreError(msg)
         splits = {split.name: split for split in job.splits}
         while True:
@@ -314,7 +345,3 @@ def _work(connection: Connection, reopen: Callable[[], Job], keys: Mapping[str, 
         connection.send(error)
     except (EOFError, BrokenPipeError):  # nothing more to do, or nobody to do it for
         return
-
-
-def _keys(job: Job) -> dict[str, str]:
-    return {name: modality.key for name, modality in job.data.items()}

@@ -1,8 +1,9 @@
 """What a training run knows before it fits: patients, data, splits and what the audit said of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from medfuse.cohort import Cohort, read_cohort
 from medfuse.config import Recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import ConfigError, MedfuseError, nearest
+from medfuse.files import json_bytes, sha256_bytes
 from medfuse.models import ModelSettings
 from medfuse.sample import ModalityData
 from medfuse.splits import Split, inner_folds, make_splits
@@ -106,6 +108,23 @@ def outcomes_of(job: Job) -> Outcomes:
     """The outcomes that a job predicts, of all its patients."""
     targets = {name: job.cohort.targets[name] for name in job.outcomes}
     return Outcomes(patient_ids=job.cohort.patient_ids, targets=targets)
+
+
+def keys_of(job: Job) -> dict[str, Any]:
+    """What a fit depends on beside its recipe, as JSON: the same keys, the same patients, outcomes, folds and data.
+
+    ``data`` is the key of each modality, ``people`` the SHA-256 of the patients, their outcomes and every side of every
+    split, outer and inner.
+    """
+    ids = tuple(sorted(job.cohort.patient_ids))
+    outcomes = []
+    for name in job.outcomes:
+        target = job.cohort.target(name, ids)
+        # What stands where an outcome is unknown is never read.
+        known = {k: v[target.observed].tolist() if isinstance(v, np.ndarray) else v for k, v in vars(target).items()}
+        outcomes.append([name, target.observed.tolist(), known])
+    people = [ids, outcomes, [asdict(side) for split in job.splits for side in (split, *inner_of(job, split))]]
+    return {"data": {name: m.key for name, m in job.data.items()}, "people": sha256_bytes(json_bytes(people))}
 
 
 def baseline_names(recipe: Recipe, kind: str) -> list[str] | None:

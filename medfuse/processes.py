@@ -1,6 +1,7 @@
 """Which process something belongs to, whether that process is known to be gone, and what there is for more of them."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -56,8 +57,14 @@ def end_with_parent() -> None:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: in a container no more than its share of time is worth, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not quota:  # control groups of version 1
+        quota, period = (_text(f"/sys/fs/cgroup/cpu/cpu.cfs_{what}_us") for what in ("quota", "period"))
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:  # "max" and -1 are no limit
+        return cores
+    return max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 def free_memory() -> int | None:
@@ -71,6 +78,12 @@ def free_memory() -> int | None:
     limit, used = (_text(f"/sys/fs/cgroup/memory.{what}") for what in ("max", "current"))
     free = 1024 * int(available.split()[1])
     return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def held_memory() -> int:
+    """Bytes of memory that this process holds for itself, pages of mapped files not counted; 0 where unknown."""
+    line = next((line for line in _text("/proc/self/status").splitlines() if line.startswith("RssAnon:")), "")
+    return 1024 * int(line.split()[1]) if line else 0
 
 
 def one_thread() -> None:

@@ -131,7 +131,8 @@ def _outcome(run: Run, name: str, content: Mapping[str, Any]) -> str:
     tuning = content.get("tuning", {})
     evaluation = from_json({k: v for k, v in content.items() if k != "tuning"})
     overlap = (
-        "<p class=note>The splits share held-out patients, so they are not pooled; differences use each split once.</p>"
+        "<p class=note>The splits share held-out patients, so they are not pooled; differences use each split once, "
+        "and resamples draw a patient of several splits into all of them.</p>"
         if evaluation.models[evaluation.carrying]["pooled"] is None
         else ""
     )

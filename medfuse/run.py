@@ -27,6 +27,15 @@ from medfuse.types import PatientId
 
 FORMAT_VERSION = 1
 _APART = ("tracking.json",)  # rewritten whenever MLflow is given the run again
+# What defines a run, in words; a run of an earlier medfuse has no "people".
+_FACTS = {
+    "cohort": "cohort",
+    "recipe": "recipe",
+    "seed": "seed",
+    "outcomes": "outcomes",
+    "data": "data",
+    "people": "patients, their outcomes or their folds",
+}
 _PACKAGES = ("medfuse", "torch", "numpy", "scipy", "pandas", "scikit-learn", "scikit-survival", "lifelines", "mlflow")
 
 
@@ -173,19 +182,31 @@ def create_run(path: Path, *, facts: Mapping[str, Any]) -> Run:
 
     Args:
         path: the directory.
-        facts: what defines the run (cohort, recipe, seed, data): the same facts resume, others are refused.
+        facts: what defines the run (cohort, recipe, seed, outcomes, data, people): the same facts resume, others are
+            refused.
 
     Raises:
         StoreError: the directory holds something else, or a finished run.
     """
     run = Run(path=path)
     if (path / "run.json").is_file():
-        old = run.read("run")
-        if old.get("facts") != json.loads(json.dumps(facts)):
-            msg = f"{path}: holds a run of another cohort, recipe, seed or data; choose another --out"
+        old, new = run.read("run").get("facts", {}), json.loads(json.dumps(facts))
+        other = [_FACTS.get(name, name) for name, value in old.items() if new.get(name) != value]
+        if other:
+            msg = (
+                f"{path}: expected the run that goes on here, found one that differs in its {', '.join(other)}; choose "
+                "another --out, or restore what has changed"
+            )
             raise StoreError(msg)
         if run.finished:
             msg = f"{path}: holds a finished run; choose another --out, or delete it"
+            raise StoreError(msg)
+        unknown = [_FACTS.get(name, name) for name in new if name not in old]
+        if unknown:
+            msg = (
+                f"{path}: expected an unfinished run that says what its {', '.join(unknown)} are, found one of an "
+                "earlier medfuse, which did not; choose another --out"
+            )
             raise StoreError(msg)
     else:
         require_free(path)
@@ -234,9 +255,10 @@ def only_writer(path: Path) -> Iterator[None]:
     """
     import fcntl
 
-    beside = path.with_name(f".{path.name}.lock")
+    place = path.resolve()  # "." has no name of its own
+    beside = place.parent / f".{place.name}.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock = beside.open("w")
     except OSError as error:
         msg = f"{path}: expected a folder that can be written, found: {error.strerror}; choose another --out"

@@ -9,7 +9,7 @@ for every scenario and model; what is random about a scenario is averaged over r
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,14 +84,21 @@ class _Told:
     share: Array  # (n, K) probability of an event by the horizon (K = 1) or of each class; (n, 1) value
 
 
+class _Counts(NamedTuple):
+    """What a scenario changed in a fold: slots of modalities hidden and had, patients left with none, and touched."""
+
+    hidden: int
+    had: int
+    empty: int
+    touched: int
+
+
 @dataclass(kw_only=True)
 class _Measured:
     """Everything predicted, by model and scenario, fold after fold; and what scenarios changed."""
 
     told: dict[str, list[list[_Told]]] = field(default_factory=dict)  # model -> scenario -> folds
-    hidden: list[list[float]] = field(default_factory=list)  # scenario -> folds: slots touched, slots had, patients
-    empty: list[int] = field(default_factory=list)
-    touched: list[int] = field(default_factory=list)
+    counts: list[list[_Counts]] = field(default_factory=list)  # scenario -> folds
 
 
 def middle_of(target: Target) -> float:
@@ -130,8 +137,7 @@ def stress(
     """
     first = cohort.target(settings.outcome, folds[0].split.train)
     middle = settings.horizon if settings.horizon is not None else middle_of(first)
-    measured = _Measured(empty=[0] * len(scenarios), touched=[0] * len(scenarios))
-    measured.hidden = [[0.0, 0.0] for _ in scenarios]
+    measured = _Measured(counts=[[] for _ in scenarios])
     for number, fold in enumerate(folds):
         held = Held(
             ids=fold.split.held_out,
@@ -195,10 +201,8 @@ def _predict_fold(
         samples, touched = show(scenario, held)
         has = np.array([[i in own for own in samples.values()] for i in held.ids]).reshape(len(held.ids), -1)
         had = sum(i in m.samples for m in held.data.values() for i in held.ids)
-        into.hidden[k][0] += float(had - has.sum())
-        into.hidden[k][1] += float(had)
-        into.empty[k] += int((~has.any(axis=1)).sum())
-        into.touched[k] += int(touched.any(axis=1).sum())
+        empty, reached = int((~has.any(axis=1)).sum()), int(touched.any(axis=1).sum())
+        into.counts[k].append(_Counts(hidden=had - int(has.sum()), had=had, empty=empty, touched=reached))
         shown.add(k, held.ids, samples)
         if (len(shown.aliases) + len(held.ids)) * max(width, 1) > _CELLS or k + 1 == len(scenarios):
             models = _models(fold, held, shown.samples, tuple(shown.aliases), cohort=cohort, settings=settings)
@@ -359,12 +363,11 @@ def _measure(
     sample = _sample(folds, group, cohort=cohort, settings=settings, middle=middle)
     n, target = len(sample.strata), sample.target
     reference = next((name for name in LATE if name in measured.told), None)
-    everyone = sum(len(fold.split.held_out) for fold in folds)
     rows: list[Row] = []
     for members in _draws_of(scenarios):
         one, repeats = scenarios[members[0]], len(members)
         scores = {m: _averaged(sample, told, members, group) for m, told in measured.told.items()}
-        had = sum(measured.hidden[k][1] for k in members)
+        counts = _Counts(*map(sum, zip(*(measured.counts[k][f] for k in members for f in group), strict=True)))
         for model, found in scores.items():
             row: Row = {
                 "mechanism": one.mechanism,
@@ -375,9 +378,9 @@ def _measure(
                 "patients": n,
                 "events": _events(target),
                 "draws": repeats,
-                "hidden": sum(measured.hidden[k][0] for k in members) / had if had else 0.0,
-                "touched": sum(measured.touched[k] for k in members) / (repeats * everyone),
-                "empty": sum(measured.empty[k] for k in members) / (repeats * everyone),
+                "hidden": counts.hidden / counts.had if counts.had else 0.0,
+                "touched": counts.touched / (repeats * n),
+                "empty": counts.empty / (repeats * n),
             }
             for name in METRICS:
                 row |= _interval(name, found[name])

@@ -129,6 +129,7 @@ def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Open
         )
         raise CohortError(msg)
     outcomes = tuple(facts["facts"]["outcomes"])
+    _require_same_outcomes(run, cohort, outcomes)
     folds = []
     for row in run.read("splits")["splits"]:
         sides = {side: tuple(ids) for side, ids in row.items() if side != "name"}
@@ -146,6 +147,24 @@ def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Open
         folds=folds,
         clinical=first_tabular(cohort.card, data),
     )
+
+
+def _require_same_outcomes(run: Run, cohort: Cohort, outcomes: Sequence[str]) -> None:
+    """Refuse a cohort whose known outcomes, or the patients who have one, are not those that the run stores."""
+    stored = pd.read_parquet(run.path / "outcomes.parquet")
+    for name in outcomes:
+        target = cohort.targets[name]
+        columns = [column for column in ("event", "time", "label", "value") if hasattr(target, column)]
+        rows = stored[(stored.outcome == name) & stored.observed]
+        before = dict(zip(rows.patient_id, rows[columns].itertuples(index=False, name=None), strict=True))
+        values = zip(*(getattr(target, column).tolist() for column in columns), strict=True)
+        told = zip(cohort.patient_ids, values, target.observed, strict=True)
+        if {patient: value for patient, value, known in told if known} != before:
+            msg = (
+                f"{run.path}: expected the patients and outcomes that the run was trained on, found others for outcome "
+                f"{name!r}; restore its files, or train again"
+            )
+            raise CohortError(msg)
 
 
 def _outcome(

@@ -27,7 +27,7 @@ from medfuse.applying import (
 from medfuse.card import CohortCard
 from medfuse.config import Recipe, read_card, read_recipe
 from medfuse.dataset import manifest
-from medfuse.errors import CohortError, MedfuseError, nearest
+from medfuse.errors import CohortError, MedfuseError, StoreError, nearest
 from medfuse.evaluation import (
     Evaluation,
     EvaluationSettings,
@@ -39,7 +39,7 @@ from medfuse.evaluation import (
 )
 from medfuse.files import json_bytes, sha256_bytes
 from medfuse.folds import MODEL, FoldResult, FoldStep, run_folds, workers_of
-from medfuse.jobs import Job, check_job, prepare_job
+from medfuse.jobs import Job, check_job, keys_of, prepare_job
 from medfuse.merging import is_member, predict_merged
 from medfuse.outputs import require_free, require_new, write_new
 from medfuse.report import write_report
@@ -70,6 +70,15 @@ def _unwatched(part: float, what: str) -> None:
 def _default_out(card: CohortCard, recipe: Recipe) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{card.name}-{recipe.name}-{stamp}"
+
+
+def _require_own_folder(path: Path) -> None:
+    if path.resolve() == Path.cwd():  # what MLflow and later commands write there would break the run's seal
+        msg = (
+            f"{path}: expected a folder for the run alone, found the working folder, where MLflow's database and the "
+            "feature store go; choose another --out"
+        )
+        raise StoreError(msg)
 
 
 def _write_inputs(run: Run, job: Job, *, store_root: Path | None) -> None:
@@ -143,19 +152,19 @@ def train(  # noqa: PLR0913  # what the command takes
     card = read_card(cohort)
     settings = read_recipe(recipe, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
     path = out or _default_out(card, settings)
+    _require_own_folder(path)
     require_free(path, own=("run.json",))
     job = prepare_job(card, settings, data_root=data_root, store_root=store_root, say=say)
     check_job(job, say=say)
     side_by_side = workers_of(job, workers)
     reopen = partial(prepare_job, card, settings, data_root=data_root, store_root=store_root, say=_silent)
     say(f"run directory: {path}")  # what an interrupted run goes on with
-    data_keys = {name: m.key for name, m in job.data.items()}
     facts = {
         "cohort": card.name,
         "recipe": sha256_bytes(json_bytes(settings.model_dump(mode="json"))),
         "seed": settings.seed,
         "outcomes": list(job.outcomes),
-        "data": data_keys,
+        **keys_of(job),
     }
     with only_writer(path):
         run = create_run(path, facts=facts)

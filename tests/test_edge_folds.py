@@ -10,7 +10,7 @@ from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card
 from medfuse.dataset import load_modalities
-from medfuse.evaluation import EvaluationSettings, FoldPrediction, evaluate_outcome, summary_table
+from medfuse.evaluation import EvaluationSettings, FoldPrediction, evaluate_outcome, in_words, summary_table
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.prediction import Prediction
 from medfuse.splits import generated_splits, inner_folds
@@ -61,6 +61,22 @@ def test_an_undefined_fold_is_labelled(cohort, case):
     assert summary_table(found)[0]["carrying"]
 
 
+def test_a_cohort_without_any_event_is_undefined_in_every_part(cohort):
+    """As an external cohort may be, whose own patients say how they are censored."""
+    event = cohort.targets[OUTCOME].event
+    censored = tuple(i for i, e in zip(cohort.patient_ids, event, strict=True) if not e)
+    fold = FoldPrediction(fold="ext", prediction=predicted(censored), train_ids=censored)
+    found = evaluate_outcome(
+        {"m": [fold]}, cohort.subset(censored), OUTCOME, carrying="m", settings=EvaluationSettings(bootstrap=20)
+    )
+    row = found.models["m"]["folds"][0]
+    assert (row["harrell_c"], row["uno_c"], row["uno_tau"]) == (None, None, None)
+    assert "no comparable pair" in row["reason"]
+    assert "no comparable pair" in found.models["m"]["pooled"]["reason"]
+    assert in_words(found) == (f"m: no score of {OUTCOME} is defined here.",)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
 def test_small_cells_are_suppressed(cohort):
     split = generated_splits(cohort, outcome=OUTCOME, folds=2, seed=0)[0]
     fold = FoldPrediction(fold="0", prediction=predicted(split.held_out), train_ids=split.train)
@@ -93,6 +109,53 @@ def test_every_baseline_is_valid_and_blind_to_held_out_rows(cohort, name, tmp_pa
         same = np.allclose(match.prediction.risk_score, p.risk_score[::2], atol=1e-9)
         # ranks are the exception, say so, and are there for comparison only
         assert same != (name == "rank_average" and any("other held-out patients" in note for note in result.notes))
+
+
+LATE = ("ridge_cox", "late_average", "late_average_weighted", "rank_average")
+
+
+def shown_to(modality, ids):
+    """A modality that nobody else has."""
+    return dataclasses.replace(modality, samples={i: s for i, s in modality.samples.items() if i in set(ids)})
+
+
+def test_a_modality_with_nothing_to_learn_from_is_left_out_of_a_folds_late_averages(cohort, tmp_path):
+    data = load_modalities(cohort, names=["clinical", "expression"], store_root=tmp_path)
+    data["expression"] = dataclasses.replace(
+        data["expression"],
+        columns=data["expression"].columns[:5],
+        samples={i: dataclasses.replace(s, tokens=s.tokens[:5], position=s.position[:5])
+                 for i, s in data["expression"].samples.items()},
+    )  # fmt: skip
+    split = generated_splits(cohort, outcome=OUTCOME, folds=3, seed=0)[0]
+    inner = inner_folds(split.train, cohort=cohort, outcome=OUTCOME, folds=2, seed=0)
+    event = dict(zip(cohort.patient_ids, cohort.targets[OUTCOME].event, strict=True))
+    both, rare = [[i for i in side.train if event[i]][:3] for side in inner], [i for i in split.train if not event[i]]
+    cases = {
+        "at least one event, found": [*rare[:20], *both[0], *split.held_out],  # of one inner fold
+        "with a known outcome, found none": split.held_out,
+        "expected a column that varies in train": [both[0][0], both[1][0], *split.held_out],
+    }
+
+    def fitted(data):
+        fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="clinical")
+        return {result.name: result for result in fit_baselines(fold, kind="survival", names=list(LATE))}
+
+    alone = fitted({"clinical": data["clinical"]})
+    for reason, ids in cases.items():
+        found = fitted(data | {"expression": shown_to(data["expression"], ids)})
+        assert set(found) == {"ridge_cox:clinical", "ridge_cox:expression", *LATE[1:]}
+        for name, result in found.items():
+            noted = [note for note in result.notes if note.startswith("expression: left out: ") and reason in note]
+            assert len(noted) == (name != "ridge_cox:clinical"), (name, reason, result.notes)
+            if name != "ridge_cox:expression":
+                np.testing.assert_array_equal(result.prediction.risk_score, alone[name].prediction.risk_score)
+                assert result.tuning_score == alone[name].tuning_score
+        nothing = found["ridge_cox:expression"]  # a row in every fold, which says what is known of everyone
+        assert np.isnan(nothing.tuning_score)
+        assert np.ptp(nothing.prediction.risk_score) == np.ptp(nothing.prediction.survival, axis=0).max() == 0
+        only = fitted({"expression": shown_to(data["expression"], ids), "clinical": shown_to(data["clinical"], [])})
+        assert all(np.isnan(result.tuning_score) for result in only.values())
 
 
 def test_without_a_table_there_is_no_clinical_model(cohort, tmp_path):

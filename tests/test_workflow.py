@@ -2,9 +2,13 @@
 
 import json
 import multiprocessing
+import os
 import re
+import signal
+import threading
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -252,7 +256,35 @@ def test_a_process_that_finds_other_data_refuses_them(place):
     changed = job("modalities=[expression]")
     with pytest.raises(StoreError, match="data that training began with"):
         list(run_folds(job()(), place / "other", workers=2, reopen=changed, watch=no_words))
+    with pytest.raises(StoreError, match="patients, outcomes or folds that training began with"):
+        list(run_folds(job()(), place / "other", workers=2, reopen=job("splits.seed=5"), watch=no_words))
     assert not multiprocessing.active_children()
+
+
+def test_ctrl_c_is_the_parents_alone_from_the_first_moment_of_a_process(place, monkeypatch):
+    """What a spawned process imports before it can say so itself takes seconds; it inherits what is ignored."""
+    heard = []
+
+    class Child:
+        def start(self):
+            heard.append(signal.getsignal(signal.SIGINT))
+            raise ModelError("enough")
+
+    spawn = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda **_: Child())
+    monkeypatch.setattr(folds.multiprocessing, "get_context", lambda _: spawn)
+    monkeypatch.setattr(folds, "keys_of", lambda _: {})
+    job, before = SimpleNamespace(splits=[SimpleNamespace(name="0")]), signal.getsignal(signal.SIGINT)
+
+    def start():
+        with pytest.raises(ModelError, match="enough"):
+            list(run_folds(job, place, workers=2, reopen=lambda: job, watch=no_words))
+
+    start()
+    assert signal.getsignal(signal.SIGINT) is before
+    thread = threading.Thread(target=start)  # which must not touch signals
+    thread.start()
+    thread.join()
+    assert heard == [signal.SIG_IGN, before]
 
 
 def test_as_many_folds_side_by_side_as_cores_and_memory_carry(place, monkeypatch):
@@ -264,9 +296,10 @@ def test_as_many_folds_side_by_side_as_cores_and_memory_carry(place, monkeypatch
         say=no_words,
     )
 
-    def found(cores, memory, *, wanted=None, **train):
+    def found(cores, memory, *, wanted=None, held=2**30, **train):
         monkeypatch.setattr(folds, "usable_cores", lambda: cores)
         monkeypatch.setattr(folds, "free_memory", lambda: memory)
+        monkeypatch.setattr(folds, "held_memory", lambda: held)
         recipe = job.recipe.model_copy(update={"train": job.recipe.train.model_copy(update=train)})
         return folds.workers_of(replace(job, recipe=recipe), wanted)
 
@@ -275,6 +308,7 @@ def test_as_many_folds_side_by_side_as_cores_and_memory_carry(place, monkeypatch
     assert found(2, 64 * 2**30) == 2
     assert found(16, 7 * 2**30) == 3
     assert found(16, 2**30) == 1
+    assert found(16, 64 * 2**30, held=20 * 2**30) == 3  # another process reads as much again
     assert found(16, None) == 5
     assert found(4, None, threads=2) == 2
     assert found(16, None, threads=0) == 1  # every fit takes all cores already
@@ -298,6 +332,29 @@ def test_free_memory_is_what_a_container_leaves(monkeypatch):
     assert processes.free_memory() == 4000
     texts.clear()
     assert processes.free_memory() is None
+
+
+def test_cores_are_what_a_container_leaves(monkeypatch):
+    texts = {}
+    monkeypatch.setattr(processes, "_text", lambda path: texts.get(path, ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert processes.usable_cores() == 8
+    texts["/sys/fs/cgroup/cpu.max"] = "max 100000"
+    assert processes.usable_cores() == 8
+    for quota, cores in ((150_000, 2), (50_000, 1), (2_000_000, 8)):
+        texts["/sys/fs/cgroup/cpu.max"] = f"{quota} 100000"
+        assert processes.usable_cores() == cores
+    texts.clear()
+    version_1 = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
+    for quota, cores in (("-1", 8), ("300000", 3)):
+        texts |= dict(zip(version_1, (quota, "100000"), strict=True))
+        assert processes.usable_cores() == cores
+
+
+def test_memory_held_is_that_of_this_process_alone():
+    before = processes.held_memory()
+    held = np.ones(2**23)
+    assert processes.held_memory() - before > 0.9 * held.nbytes
 
 
 def test_a_leak_stops_the_run_unless_it_is_allowed_and_recorded(place):

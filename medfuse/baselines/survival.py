@@ -1,21 +1,22 @@
 """Survival baselines of one fold: Kaplan-Meier to the weighted late average."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from medfuse.baselines.base import BaselineResult, FoldData, Matrix
 from medfuse.baselines.learners import Learner, random_survival_forest, ridge_cox, strong_learners
 from medfuse.cox import baseline_cumulative_hazard, fit_cox, survival_at
-from medfuse.errors import ModelError
+from medfuse.errors import CohortError, DataError, ModelError
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.metrics.nonparametric import kaplan_meier
 from medfuse.prediction import Prediction
-from medfuse.targets import Survival, event_time_grid
+from medfuse.targets import Survival, event_time_grid, fittable
 from medfuse.types import PatientId
 
 
@@ -57,6 +58,8 @@ class _Modality:
         chosen: the candidate.
         inner_c: mean over inner folds of its C.
         ids: train patients who have the modality, with standardised out-of-fold ``oof`` scores.
+        judged: the same of the candidate that the other inner folds choose, which inner scores are of, and
+        merit: its mean C on those other folds.
         held_out: (n,) standardised scores of held-out patients, NaN where the modality is absent.
         left_out: learners that could not be fitted on every inner fold.
     """
@@ -65,6 +68,8 @@ class _Modality:
     inner_c: float
     ids: tuple[PatientId, ...]
     oof: Matrix
+    judged: Matrix
+    merit: Matrix
     held_out: Matrix
     left_out: tuple[str, ...] = ()
 
@@ -75,12 +80,25 @@ class _Modality:
         return f"{self.chosen}, inner C {self.inner_c:.3f}{missing}"
 
 
-def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
-    """Scores of one modality, computed once per fold and set of learners."""
+def _scored(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality | str:
+    """Scores of one modality, computed once per fold and set of learners; or why there are none.
+
+    As the networks do, a modality is left out where too few of its patients had an event.
+    """
     key = ("scored", modality, *learners)
     if key not in fold.memo:
-        fold.memo[key] = _score(fold, modality, learners)
-    return cast(_Modality, fold.memo[key])
+        try:
+            fold.memo[key] = _score(fold, modality, learners)
+        except (CohortError, DataError) as error:
+            fold.memo[key] = f"{modality}: left out: {error}"
+    return cast(_Modality | str, fold.memo[key])
+
+
+def _all_scored(fold: FoldData, learners: Mapping[str, Learner]) -> tuple[dict[str, _Modality], tuple[str, ...]]:
+    """Scores of every modality that has some, and a note on each other one."""
+    found = {modality: _scored(fold, modality, learners) for modality in fold.data}
+    parts = {modality: one for modality, one in found.items() if isinstance(one, _Modality)}
+    return parts, tuple(one for one in found.values() if isinstance(one, str))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,40 +108,60 @@ class _Inner:
     Attributes:
         oof: out-of-fold scores of the train patients who have the modality, NaN where there is none.
         c: C of each inner fold.
+        rows: of ``oof``, of each inner fold.
     """
 
     oof: dict[str, Matrix] = field(default_factory=dict)
     c: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[NDArray[np.intp]] = field(default_factory=list)
 
 
 def _inner(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> list[_Inner]:
     """What each learner says on the inner folds; one that another baseline has asked is not asked again."""
     found = cast(dict[str, _Inner], fold.memo.setdefault(("inner", modality), {}))
     new = {name: learner for name, learner in learners.items() if name not in found}
-    found |= {name: _Inner() for name in new}
+    fresh = {name: _Inner() for name in new}  # asked again where a fold refuses
     ids = fold.has(modality, fold.train_ids)
     row = {patient: k for k, patient in enumerate(ids)}
     for fit_ids, tune_ids in fold.inner_ids if new else ():
         fit_ids, tune_ids = fold.has(modality, fit_ids), fold.has(modality, tune_ids)
         if not tune_ids:
             continue
+        fittable(_outcome(fold, fit_ids))
         x, other = fold.design([modality], fit_ids, tune_ids)
         rows = np.array([row[i] for i in tune_ids])
         outcome = _outcome(fold, tune_ids)
         for name, learner in new.items():
+            fresh[name].rows.append(rows)
             for candidate, score in learner(x, _outcome(fold, fit_ids), other, fold.seed).items():
-                found[name].oof.setdefault(candidate, np.full(len(ids), np.nan))[rows] = score
-                found[name].c.setdefault(candidate, []).append(harrell_c(outcome, score, with_error=False).value)
+                fresh[name].oof.setdefault(candidate, np.full(len(ids), np.nan))[rows] = score
+                fresh[name].c.setdefault(candidate, []).append(harrell_c(outcome, score, with_error=False).value)
+    found |= fresh
     return [found[name] for name in learners]
 
 
 def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _Modality:
-    """Choose a candidate by its mean inner C, refit it on all of train, standardise by its out-of-fold mean and SD."""
+    """Choose a candidate by its mean inner C, refit it on all of train, standardise by its out-of-fold mean and SD.
+
+    Raises:
+        CohortError, DataError: a training side with nothing to learn from, or no inner fold to choose by.
+    """
     ids = fold.has(modality, fold.train_ids)
+    fittable(_outcome(fold, ids))
     said = _inner(fold, modality, learners)
     oof = {name: scores for one in said for name, scores in one.oof.items()}
     inner_c = {name: c for one in said for name, c in one.c.items()}
-    complete = {name: float(np.nanmean(c)) for name, c in inner_c.items() if not np.isnan(oof[name]).any()}
+    complete = {
+        name: float(np.nanmean(c))
+        for name, c in inner_c.items()
+        if not np.isnan(oof[name]).any() and not np.isnan(c).all()
+    }
+    if not complete:
+        msg = (
+            f"modality {modality}: expected an inner fold with tuning patients who can be compared, found none; use "
+            "larger folds, or leave it out of the recipe's modalities"
+        )
+        raise CohortError(msg)
     left_out = tuple(name for name in learners if not any(c.startswith(name) for c in complete))
     chosen = max(complete, key=lambda name: complete[name])
     held = fold.has(modality, fold.split.held_out)
@@ -131,6 +169,7 @@ def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _M
     owner = next(learner for name, learner in learners.items() if chosen.startswith(name))
     final = owner(x, _outcome(fold, ids), other, fold.seed)[chosen]
     mean, spread = float(oof[chosen].mean()), float(oof[chosen].std()) or 1.0
+    judged, merit = _cross_fitted({name: oof[name] for name in complete}, inner_c, said[0].rows)
     scores = np.full(len(fold.split.held_out), np.nan)
     place = {patient: k for k, patient in enumerate(fold.split.held_out)}
     scores[[place[i] for i in held]] = (final - mean) / spread
@@ -139,15 +178,44 @@ def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _M
         inner_c=complete[chosen],
         ids=ids,
         oof=(oof[chosen] - mean) / spread,
+        judged=judged,
+        merit=merit,
         held_out=scores,
         left_out=left_out,
     )
 
 
+def _cross_fitted(
+    oof: Mapping[str, Matrix], c: Mapping[str, Sequence[float]], folds: Sequence[NDArray[np.intp]]
+) -> tuple[Matrix, Matrix]:
+    """Per patient, the standardised score of the candidate that the other inner folds choose, and its mean C on these.
+
+    With one inner fold there are no others, and it chooses by itself.
+    """
+    n = len(next(iter(oof.values())))
+    judged, merit = np.zeros(n), np.full(n, 0.5)
+    for number, rows in enumerate(folds):
+        others = [k for k in range(len(folds)) if k != number] or [number]
+        known = {name: np.array(c[name])[others] for name in oof}
+        means = {name: float(np.nanmean(values)) for name, values in known.items() if not np.isnan(values).all()}
+        best = max(means, key=lambda name: means[name]) if means else next(iter(oof))
+        judged[rows] = ((oof[best] - oof[best].mean()) / (oof[best].std() or 1.0))[rows]
+        merit[rows] = means.get(best, 0.5)
+    return judged, merit
+
+
 def _result(
-    fold: FoldData, name: str, *, ids: Sequence[PatientId], oof: Matrix, held_out: Matrix, notes: tuple[str, ...]
+    fold: FoldData,
+    name: str,
+    *,
+    ids: Sequence[PatientId],
+    oof: Matrix,
+    judged: Matrix,
+    held_out: Matrix,
+    notes: tuple[str, ...],
 ) -> BaselineResult:
-    value = harrell_c(_outcome(fold, ids), oof, with_error=False).value
+    """``oof`` fits the curves, ``judged`` has the inner score: a score of what was chosen on flatters."""
+    value = harrell_c(_outcome(fold, ids), judged, with_error=False).value
     curves = _curves(fold, ids, oof, held_out)
     return BaselineResult(name=name, prediction=_predicted(fold, held_out, curves), tuning_score=value, notes=notes)
 
@@ -158,6 +226,15 @@ def km_baseline(fold: FoldData) -> list[BaselineResult]:
     curve = kaplan_meier(survival.time, survival.event)(event_time_grid(survival))
     n = len(fold.split.held_out)
     return [BaselineResult(name="kaplan_meier", prediction=_predicted(fold, np.zeros(n), np.tile(curve, (n, 1))))]
+
+
+def _nothing(fold: FoldData, name: str, *, notes: tuple[str, ...]) -> BaselineResult:
+    """Of a baseline that could not be fitted here: everyone gets the curve of train, and no inner score chooses it.
+
+    Models are compared on the same folds: a baseline has a row in each of them or in none.
+    """
+    said = "nothing could be fitted: everyone gets the Kaplan-Meier curve of train"
+    return replace(km_baseline(fold)[0], name=name, notes=(*notes, said))
 
 
 def clinical_cox(fold: FoldData) -> list[BaselineResult]:
@@ -208,10 +285,12 @@ def ridge_per_modality(fold: FoldData) -> list[BaselineResult]:
     """One ridge Cox per modality; patients without it get the mean score."""
     results = []
     for modality in fold.data:
-        m = _scored(fold, modality, {"ridge_cox": ridge_cox})
+        name, m = f"ridge_cox:{modality}", _scored(fold, modality, {"ridge_cox": ridge_cox})
+        if isinstance(m, str):
+            results.append(_nothing(fold, name, notes=(m,)))
+            continue
         held = np.where(np.isnan(m.held_out), 0.0, m.held_out)
-        note = m.note
-        results.append(_result(fold, f"ridge_cox:{modality}", ids=m.ids, oof=m.oof, held_out=held, notes=(note,)))
+        results.append(_result(fold, name, ids=m.ids, oof=m.oof, judged=m.judged, held_out=held, notes=(m.note,)))
     return results
 
 
@@ -231,42 +310,57 @@ def forest(fold: FoldData) -> list[BaselineResult]:
             ids += tune_ids
     risk = next(iter(random_survival_forest(x, survival, held, fold.seed).values()))
     name = "random_survival_forest"
-    return [_result(fold, name, ids=ids, oof=np.concatenate(oof), held_out=risk, notes=(f"{x.shape[1]} columns",))]
+    said, notes = np.concatenate(oof), (f"{x.shape[1]} columns",)
+    return [_result(fold, name, ids=ids, oof=said, judged=said, held_out=risk, notes=notes)]
 
 
-def _late(fold: FoldData, name: str, parts: Mapping[str, _Modality], weights: Mapping[str, float]) -> BaselineResult:
-    """Mean over each patient's present modalities, weighted."""
+def _late(
+    fold: FoldData,
+    name: str,
+    parts: Mapping[str, _Modality],
+    *,
+    weigh: Callable[[Matrix], Matrix],
+    left_out: tuple[str, ...],
+) -> BaselineResult:
+    """Mean over each patient's present modalities, weighted by what ``weigh`` makes of inner C."""
+    if not parts:
+        return _nothing(fold, name, notes=left_out)
     ids = fold.train_ids
     row = {patient: k for k, patient in enumerate(ids)}
-    train = np.full((len(parts), len(ids)), np.nan)
+    train, judged, merit = (np.full((len(parts), len(ids)), np.nan) for _ in range(3))
     for k, m in enumerate(parts.values()):
-        train[k, [row[i] for i in m.ids]] = m.oof
+        own = [row[i] for i in m.ids]
+        train[k, own], judged[k, own], merit[k, own] = m.oof, m.judged, m.merit
     held = np.stack([m.held_out for m in parts.values()])
-    w = np.array([weights[m] for m in parts])
+    weights = weigh(np.array([[m.inner_c] for m in parts.values()]))
 
-    def mean(scores: Matrix) -> Matrix:
-        weight = w[:, None] * ~np.isnan(scores)
+    def mean(scores: Matrix, weights: Matrix) -> Matrix:
+        weight = weights * ~np.isnan(scores)
         total = weight.sum(axis=0)
-        return np.where(
-            total > 0, np.nansum(w[:, None] * np.nan_to_num(scores), axis=0) / np.where(total > 0, total, 1), 0.0
-        )
+        return np.where(total > 0, (weight * np.nan_to_num(scores)).sum(axis=0) / np.where(total > 0, total, 1), 0.0)
 
-    notes = tuple(f"{m}: weight {weights[m]:.3f}, {parts[m].note}" for m in parts)
-    return _result(fold, name, ids=ids, oof=mean(train), held_out=mean(held), notes=notes)
+    notes = tuple(f"{m}: weight {w:.3f}, {parts[m].note}" for m, w in zip(parts, weights[:, 0], strict=True))
+    return _result(
+        fold,
+        name,
+        ids=ids,
+        oof=mean(train, weights),
+        judged=mean(judged, weigh(np.nan_to_num(merit, nan=0.5))),
+        held_out=mean(held, weights),
+        notes=(*notes, *left_out),
+    )
 
 
 def late_average(fold: FoldData) -> list[BaselineResult]:
     """Equal-weight mean over the present modalities of standardised ridge Cox log hazards."""
-    parts = {m: _scored(fold, m, {"ridge_cox": ridge_cox}) for m in fold.data}
-    return [_late(fold, "late_average", parts, dict.fromkeys(parts, 1.0))]
+    parts, left_out = _all_scored(fold, {"ridge_cox": ridge_cox})
+    return [_late(fold, "late_average", parts, weigh=np.ones_like, left_out=left_out)]
 
 
 def late_average_weighted(fold: FoldData) -> list[BaselineResult]:
     """The strong bar: per modality the best learner by inner C, weighted by inner C minus 1/2 (at least 0.001)."""
-    learners = strong_learners()
-    parts = {m: _scored(fold, m, learners) for m in fold.data}
-    weights = {m: max(part.inner_c - 0.5, 1e-3) for m, part in parts.items()}
-    return [_late(fold, "late_average_weighted", parts, weights)]
+    parts, left_out = _all_scored(fold, strong_learners())
+    return [_late(fold, "late_average_weighted", parts, weigh=lambda c: np.maximum(c - 0.5, 1e-3), left_out=left_out)]
 
 
 def rank_average(fold: FoldData) -> list[BaselineResult]:
@@ -274,7 +368,9 @@ def rank_average(fold: FoldData) -> list[BaselineResult]:
 
     A patient's rank depends on the other held-out patients, so this cannot predict one patient: for comparison only.
     """
-    parts = {m: _scored(fold, m, {"ridge_cox": ridge_cox}) for m in fold.data}
+    parts, left_out = _all_scored(fold, {"ridge_cox": ridge_cox})
+    if not parts:
+        return [_nothing(fold, "rank_average", notes=left_out)]
     ids = fold.train_ids
     row = {patient: k for k, patient in enumerate(ids)}
     train = np.full((len(parts), len(ids)), np.nan)
@@ -282,7 +378,8 @@ def rank_average(fold: FoldData) -> list[BaselineResult]:
         train[k, [row[i] for i in m.ids]] = m.oof
     note = "ranks use the other held-out patients: for comparison with papers only"
     held = _mean_rank(np.stack([m.held_out for m in parts.values()]))
-    return [_result(fold, "rank_average", ids=ids, oof=_mean_rank(train), held_out=held, notes=(note,))]
+    oof, notes = _mean_rank(train), (note, *left_out)
+    return [_result(fold, "rank_average", ids=ids, oof=oof, judged=oof, held_out=held, notes=notes)]
 
 
 def _mean_rank(scores: Matrix) -> Matrix:

@@ -47,17 +47,38 @@ def _parts(strata: NDArray[np.generic]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(strata == label).astype(np.int64) for label in np.unique(strata)]
 
 
-def resample_weights(strata: NDArray[np.generic], *, n_resamples: int, seed: int) -> NDArray[np.uint8]:
+def people(ids: Sequence[object]) -> NDArray[np.int64] | None:
+    """(n,) number of the person that each row is about; None where nobody stands twice, as in ordinary folds."""
+    number = {name: k for k, name in enumerate(dict.fromkeys(ids))}
+    return None if len(number) == len(ids) else np.array([number[name] for name in ids], dtype=np.int64)
+
+
+def _drawn(strata: NDArray[np.generic], person: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+    """What is drawn from what: rows of each stratum, or people of each set of strata that they stand in."""
+    if person is None:
+        return _parts(strata)
+    stands: list[list[str]] = [[] for _ in range(int(person.max(initial=-1)) + 1)]
+    for who, label in zip(person, strata, strict=True):
+        stands[who].append(str(label))
+    return _parts(np.array(["\x1f".join(labels) for labels in stands]))
+
+
+def resample_weights(
+    strata: NDArray[np.generic], *, n_resamples: int, seed: int, person: NDArray[np.int64] | None = None
+) -> NDArray[np.uint8]:
     """(n_resamples, n) how often each case is drawn; every stratum keeps its size.
 
     Resamples are drawn in blocks of 64, block b from ``default_rng([seed, b])``: the first ones do not depend on how
     many are asked for, and none depends on the number of threads. (Before there were blocks all came from
     ``default_rng(seed)``: intervals of that time differ from today's of the same seed, within bootstrap error.)
+    ``person`` as in :func:`bootstrap_values`.
     """
-    parts = _parts(strata)
-    counts = np.empty((len(strata), LANES), np.uint8)
+    parts = _drawn(strata, person)
+    units = len(strata) if person is None else int(person.max(initial=-1)) + 1
+    counts = np.empty((units, LANES), np.uint8)
     blocks = [_draw(parts, counts, seed=seed, block=b).T.copy() for b in range(-(-n_resamples // LANES))]
-    return np.concatenate([np.zeros((0, len(strata)), np.uint8), *blocks])[:n_resamples]
+    found = np.concatenate([np.zeros((0, units), np.uint8), *blocks])[:n_resamples]
+    return found if person is None else found[:, person]
 
 
 def bootstrap_values(
@@ -69,6 +90,7 @@ def bootstrap_values(
     n_resamples: int = 1000,
     seed: int = 0,
     threads: int | None = None,
+    person: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """C of each resample over pairs within strata.
 
@@ -85,6 +107,8 @@ def bootstrap_values(
         n_resamples: number of resamples.
         seed: >= 0.
         threads: how many work at once; no value depends on it. Default: ``numba.get_num_threads()``.
+        person: (n,) of :func:`people`: who stands in several strata is drawn into all of them at once, and people are
+            drawn among those who stand in the same ones. Default: every row is somebody else.
 
     Returns:
         (n_resamples,), or (m, n_resamples); NaN where a resample holds no comparable pair.
@@ -95,7 +119,8 @@ def bootstrap_values(
     risk = np.asarray(risk_score, dtype=np.float64)
     models = np.atleast_2d(risk)
     n = len(survival)
-    parts = _parts(np.zeros(n) if strata is None else np.asarray(strata))
+    strata = np.zeros(n) if strata is None else np.asarray(strata)
+    parts, drawn = _parts(strata), _drawn(strata, person)
     weight = np.broadcast_to(1.0 if pair_weight is None else pair_weight, (n,)).astype(np.float64)
     walks, rank = _walks(survival, models, parts)
     blocks = -(-n_resamples // LANES)
@@ -103,10 +128,11 @@ def bootstrap_values(
     sums = np.zeros((len(models), 2, blocks, LANES))
 
     def count(first: int) -> None:
-        counts = np.empty((n, LANES), np.uint8)
+        units = np.empty((n if person is None else int(person.max(initial=-1)) + 1, LANES), np.uint8)
         work = np.empty((1 + 2 * max((w.ranks for w in walks), default=0), LANES), np.uint32)
         for block in range(first, blocks, workers):
-            _draw(parts, counts, seed=seed, block=block)
+            _draw(drawn, units, seed=seed, block=block)
+            counts = units if person is None else units[person]
             for w in walks:
                 sums[w.model, :, block] += _concordance.count_resamples(
                     w.order, w.group, survival.event, rank[w.model], counts, weight, work[: 2 * w.ranks + 1]

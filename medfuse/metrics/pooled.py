@@ -47,7 +47,13 @@ def as_times(target: Labels, *, label: int | None = None) -> Survival:
 
 
 def pooled_scores(
-    target: Target, told: list[Told], *, strata: NDArray[np.generic], n_resamples: int, seed: int
+    target: Target,
+    told: list[Told],
+    *,
+    strata: NDArray[np.generic],
+    n_resamples: int,
+    seed: int,
+    person: NDArray[np.int64] | None = None,
 ) -> tuple[Array, Array]:
     """Scores of m models on the same patients and the same resamples.
 
@@ -57,11 +63,12 @@ def pooled_scores(
         strata: (n,) folds.
         n_resamples: R.
         seed: of the resamples, which are those of :func:`medfuse.metrics.comparison.bootstrap_values`.
+        person: (n,) of :func:`medfuse.metrics.comparison.people`, where folds share patients.
 
     Returns:
         (m,) scores of the sample and (m, R) of its resamples; NaN where undefined, as when a class has no patient.
     """
-    options = {"strata": strata, "n_resamples": n_resamples, "seed": seed}
+    options = {"strata": strata, "n_resamples": n_resamples, "seed": seed, "person": person}
     if isinstance(target, Survival):
         return _concordance(target, np.stack([t.risk for t in told]), options)
     if isinstance(target, Labels):
@@ -75,7 +82,7 @@ def pooled_scores(
     observed = target.observed.astype(np.float64)
     value = np.where(target.observed, target.value, 0.0)
     said = np.stack([np.where(target.observed, _given(t.value), 0.0) for t in told])
-    weights = resample_weights(strata, n_resamples=n_resamples, seed=seed)
+    weights = resample_weights(strata, n_resamples=n_resamples, seed=seed, person=person)
     drawn = [
         _explained(value, said, weights[start : start + _AT_ONCE] * observed, strata)
         for start in range(0, n_resamples, _AT_ONCE)

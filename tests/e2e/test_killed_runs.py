@@ -1,19 +1,23 @@
 """A run that is added to stays sound whenever the writer dies, and the same command completes it."""
 
 import shutil
+from pathlib import Path
 from unittest.mock import patch
 
 import made_up
 import numpy as np
+import pandas as pd
 import pytest
 from kills import killed
 
+from medfuse import folds
 from medfuse.errors import StoreError
 from medfuse.explained import read_coalitions
 from medfuse.explaining import check_run, explain_run
 from medfuse.run import only_writer, open_run
+from medfuse.stressing import stress_run
 from medfuse.within import Ask, explain_within
-from medfuse.workflow import rewrite_report, train
+from medfuse.workflow import predict, rewrite_report, train
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +133,100 @@ def test_a_training_killed_before_the_seal_goes_on(tmp_path):
     run.verify()
     with pytest.raises(StoreError, match="holds a finished run"):
         train(card, recipe="smoke", overrides=words, **places)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run that was interrupted after its first fold; features stand in other files than outcomes."""
+    place = tmp_path_factory.mktemp("half")
+    card = made_up.write(place, n=60, modalities=("stains", "genes"))
+    real = folds.run_fold
+
+    def dies(job, split, **more):
+        if split.name == "1":
+            raise KeyboardInterrupt
+        return real(job, split, **more)
+
+    with patch("medfuse.folds.run_fold", dies), pytest.raises(KeyboardInterrupt):
+        made_up.trained(card, "baselines=[kaplan_meier]")
+    return place
+
+
+def changed(half, tmp_path, **columns):
+    """A copy of the place whose patients differ in some columns."""
+    place = shutil.copytree(half, tmp_path / "place")
+    table = pd.read_csv(place / "patients.csv", dtype=str)
+    table.assign(**{name: change(table[name]) for name, change in columns.items()}).to_csv(
+        place / "patients.csv", index=False
+    )
+    return place
+
+
+def goes_on(place):
+    return made_up.trained(place / "card.md", "baselines=[kaplan_meier]")
+
+
+def flipped(status):
+    return status.where(status.index % 5 > 0, status.map({"0": "1", "1": "0"}))
+
+
+@pytest.mark.parametrize("columns", [{"status": flipped}, {"days": lambda days: days + "1"}])
+def test_a_training_does_not_go_on_with_other_outcomes(half, tmp_path, columns):
+    place = changed(half, tmp_path, **columns)
+    before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
+    with pytest.raises(StoreError, match=r"differs in its patients, their outcomes or their folds; choose another"):
+        goes_on(place)
+    assert {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_fold_of_other_patients_is_not_taken(half, tmp_path):
+    """Whatever the run says of itself."""
+    place = changed(half, tmp_path, status=flipped)
+    facts = open_run(place / "run").read("run")["facts"]
+    told = {name: facts[name] for name in ("data", "people")}
+    with patch("medfuse.workflow.keys_of", return_value=told), pytest.raises(StoreError, match="not the same; train"):
+        goes_on(place)
+
+
+def test_a_run_of_an_earlier_medfuse_is_read_and_not_gone_on_with(half, tmp_path):
+    def forget(run):
+        content = run.read("run")
+        del content["facts"]["people"]
+        run.write("run", content)
+
+    place = shutil.copytree(half, tmp_path / "place")
+    forget(open_run(place / "run"))
+    with pytest.raises(
+        StoreError, match="what its patients, their outcomes or their folds are, found one of an earlier"
+    ):
+        goes_on(place)
+    shutil.rmtree(place / "run")
+    shutil.copytree(half / "run", place / "run")
+    run = goes_on(place)  # as it was: nothing has changed
+    forget(run)
+    run.seal()
+    with pytest.raises(StoreError, match="holds a finished run"):
+        goes_on(place)
+    rewrite_report(run)
+    where = {"data_root": place, "store_root": place / "store"}
+    assert predict(run, place / "card.md", **where, out=tmp_path / "p.csv").is_file()
+    stress_run(run, "subsets", **where)
+    run.verify()
+
+
+def test_a_run_is_a_folder_of_its_own_and_is_amended_from_inside(made, tmp_path, monkeypatch):
+    run = copied(made, tmp_path)
+    monkeypatch.chdir(run.path)
+    rewrite_report(".")
+    run.verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with only_writer(Path()), pytest.raises(StoreError, match="another process"), only_writer(tmp_path / "empty"):
+        pass
+    with pytest.raises(StoreError, match="for the run alone, found the working folder"):
+        train(made / "card.md", recipe="smoke", data_root=made, store_root=made / "store", out=Path())
+    assert list(Path().iterdir()) == []
 
 
 def test_two_writers_never_hold_a_run_at_the_same_time(tmp_path, monkeypatch):

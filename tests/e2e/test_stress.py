@@ -9,7 +9,7 @@ import pytest
 
 from medfuse import stress as stress_module
 from medfuse.cli import main
-from medfuse.errors import ConfigError, StoreError
+from medfuse.errors import CohortError, ConfigError, StoreError
 from medfuse.run import open_run
 from medfuse.scenarios import MECHANISMS
 from medfuse.stressing import stress_run
@@ -151,6 +151,28 @@ def test_every_mechanism_with_classes_and_values(tmp_path):
             assert other.score.notna().all(), (mechanism, outcome)
 
 
+OTHERS = {"status": {"0": "1", "1": "0"}, "response": {"no": "yes", "yes": "no"}}
+
+
+def test_other_outcomes_are_refused(tmp_path):
+    """Of one patient, and nothing else has changed: features stand in other files."""
+    outcomes, baselines = ("survival", "response"), "baselines=[kaplan_meier, prevalence]"
+    card = made_up.write(tmp_path, n=60, outcomes=outcomes, modalities=("stains", "genes"), missing=0.1)
+    run = made_up.trained(card, f"outcomes=[{', '.join(outcomes)}]", baselines)
+    places = {"data_root": tmp_path, "store_root": tmp_path / "store"}
+    table = pd.read_csv(tmp_path / "patients.csv", dtype=str)
+    for column, outcome in (("status", "survival"), ("days", "survival"), ("response", "response")):
+        other = table.copy()
+        row = other[column].first_valid_index()
+        value = other.loc[row, column]
+        other.loc[row, column] = OTHERS.get(column, {}).get(value, f"{value}1")
+        other.to_csv(tmp_path / "patients.csv", index=False)
+        with pytest.raises(CohortError, match=f"found others for outcome '{outcome}'"):
+            stress_run(run, "mcar", **places, out=tmp_path / "out")
+    table[::-1].to_csv(tmp_path / "patients.csv", index=False)  # the same patients, in another order
+    stress_run(run, "mcar", rates=[0.5], draws=1, **places, out=tmp_path / "out")
+
+
 def test_the_command_line(run, place, capsys, monkeypatch):
     monkeypatch.setenv("MEDFUSE_STORE", str(place / "s"))
     words = ["stress", str(run.path), "--mechanism", "swap", "--rate", "1", "--modality", "genes"]
@@ -169,8 +191,6 @@ def test_the_command_line(run, place, capsys, monkeypatch):
 
 
 def test_other_files_or_an_unfinished_run_are_refused(run, place, tmp_path):
-    from medfuse.errors import CohortError
-
     other = made_up.write(tmp_path / "other", n=120, seed=9, outcomes=("survival", "response")).parent
     with pytest.raises(CohortError, match="found others for"):
         stress_run(run, "mcar", data_root=other, store_root=place / "s", out=tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medfuse.metrics import comparison
-from medfuse.metrics.comparison import bootstrap_c, bootstrap_values, resample_weights
+from medfuse.metrics.comparison import bootstrap_c, bootstrap_values, people, resample_weights
 from medfuse.metrics.discrimination import auroc, harrell_c, stratified_c, uno_c, uno_weight
 from medfuse.targets import Survival
 
@@ -121,3 +121,28 @@ def test_undefined_resamples_are_nan_and_edges_do_not_fail():
     assert np.isnan(bootstrap_values(nobody, np.zeros(0), n_resamples=3)).all()
     assert bootstrap_values(two, np.zeros(2), n_resamples=0).shape == (0,)
     assert np.isnan(bootstrap_c(two, np.zeros(2), n_resamples=0).low)
+
+
+def test_who_stands_in_several_splits_is_drawn_into_all_of_them():
+    ids = ["a", "b", "c", "d", "b", "e", "f", "d"]  # b and d in both splits
+    strata = np.repeat([0, 1], 4)
+    person = people(ids)
+    weights = resample_weights(strata, n_resamples=200, seed=0, person=person).astype(int)
+    assert (weights[:, 1] == weights[:, 4]).all()
+    assert (weights[:, 3] == weights[:, 7]).all()
+    assert (weights[:, [0, 2]].sum(1) == 2).all()  # of those in the first alone, as many as there are
+    assert (weights[:, [5, 6]].sum(1) == 2).all()
+    assert (weights[:, [1, 3]].sum(1) == 2).all()
+    assert len(np.unique(weights, axis=0)) > 20
+    assert people(ids[:4]) is None
+
+
+def test_a_split_that_is_given_twice_is_no_second_cohort():
+    survival, risk = tied(0, n=80)
+    twice = survival.take(np.tile(np.arange(80), 2))
+    strata, person = np.repeat([0, 1], 80), people([*range(80)] * 2)
+    once = bootstrap_values(survival, risk, n_resamples=300, seed=3)
+    both = bootstrap_values(twice, np.tile(risk, 2), strata=strata, n_resamples=300, seed=3, person=person)
+    np.testing.assert_allclose(both, once, rtol=1e-12)
+    apart = bootstrap_values(twice, np.tile(risk, 2), strata=strata, n_resamples=300, seed=3)
+    assert apart.std() < 0.85 * once.std()  # the interval of twice as many patients

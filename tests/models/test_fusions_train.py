@@ -1,10 +1,12 @@
-"""Fusions that draw in training go on exactly where they were killed: what they draw from is in the checkpoint."""
+"""Every fusion is fitted, on a CPU and on CUDA; those that draw in training go on exactly where they were killed."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from model_cases import HEADS_OF, SHAPES, make_batch
 
-from medfuse.models import ModelSettings, build_model
+from medfuse.models import FUSIONS, ModelSettings, build_model
 from medfuse.training.fit import fit_member
 from medfuse.training.settings import TrainSettings
 
@@ -41,3 +43,30 @@ def test_a_fit_that_was_interrupted_ends_alike(name, options, tmp_path):
     torch.rand(7)  # the caller's own draws do not matter
     found = fit(workdir=tmp_path).state
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("balance", ["none", "agm"])
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_every_fusion_is_fitted_with_all_that_training_adds(name, balance, device, tmp_path):
+    """Two epochs with every kind of outcome, a moving average, hidden modalities and micro-batches, then once more."""
+    more = {"presence": "balanced", "balance": balance, "accumulate": 2, "epochs": 2, "device": device}
+    settings = ModelSettings(width=16, fusion={"name": name})
+
+    def fit():
+        return fit_member(
+            make_batch(32),
+            make_batch(16, seed=1),
+            build=lambda: build_model(settings, shapes=SHAPES, heads=HEADS_OF),
+            settings=replace(SETTINGS, **more),
+            seed=3,
+            workdir=tmp_path,
+        )
+
+    found = fit()
+    assert all(value.isfinite().all() and value.device.type == "cpu" for value in found.state.values())
+    assert len(found.history) == 2
+    assert all(row["tuning_loss"] is not None for row in found.history)
+    assert any(key.startswith("strength.") for key in found.history[0]) == (balance == "agm")
+    again = fit()  # finished: the checkpoint is the fit
+    assert all(torch.equal(again.state[key], value) for key, value in found.state.items())

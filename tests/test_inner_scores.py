@@ -1,0 +1,56 @@
+"""Inner scores choose between models: what they are of must not have been chosen on the same patients."""
+
+import numpy as np
+import pytest
+
+from medfuse.baselines.labels import _judged
+from medfuse.baselines.survival import _cross_fitted
+from medfuse.metrics.discrimination import harrell_c
+from medfuse.targets import Survival
+
+CANDIDATES, FOLDS, N = 8, 3, 90
+
+
+def noise(seed):
+    """Candidates who know nothing: scores, and C of each inner fold."""
+    draw = np.random.default_rng(seed)
+    survival = Survival(event=draw.random(N) < 0.6, time=draw.exponential(size=N))
+    folds = [np.arange(k, N, FOLDS) for k in range(FOLDS)]
+    oof = {f"candidate {i}": draw.normal(size=N) for i in range(CANDIDATES)}
+    c = {name: [harrell_c(survival.take(rows), x[rows]).value for rows in folds] for name, x in oof.items()}
+    return survival, folds, oof, c
+
+
+def test_the_best_of_several_candidates_is_worth_nothing_on_noise():
+    flattered, honest, merits = [], [], []
+    for seed in range(80):
+        survival, folds, oof, c = noise(seed)
+        best = max(oof, key=lambda name: np.mean(c[name]))
+        flattered.append(np.mean(c[best]))
+        judged, merit = _cross_fitted(oof, c, folds)
+        honest.append(np.mean([harrell_c(survival.take(rows), judged[rows]).value for rows in folds]))
+        merits.append(merit)
+        assert _judged(c) == pytest.approx(honest[-1])  # the same rule, told in scores
+    assert np.mean(flattered) > 0.54
+    assert np.mean(honest) == pytest.approx(0.5, abs=3 * np.std(honest) / np.sqrt(80))
+    assert np.mean(merits) > 0.54  # what the others thought of it
+
+
+def test_a_candidate_that_is_better_everywhere_is_judged_by_its_own_score():
+    survival, folds, oof, c = noise(0)
+    oof["good"] = -survival.time
+    c["good"] = [harrell_c(survival.take(rows), oof["good"][rows]).value for rows in folds]
+    judged, merit = _cross_fitted(oof, c, folds)
+    np.testing.assert_allclose(judged, (oof["good"] - oof["good"].mean()) / oof["good"].std())
+    np.testing.assert_array_equal(merit, 1.0)
+    assert _judged(c) == 1.0
+
+
+def test_one_fold_chooses_by_itself_and_undefined_scores_choose_nobody():
+    _, _, oof, c = noise(1)
+    judged, _ = _cross_fitted(oof, {name: [np.mean(values)] for name, values in c.items()}, [np.arange(N)])
+    best = oof[max(oof, key=lambda name: np.mean(c[name]))]
+    np.testing.assert_allclose(judged, (best - best.mean()) / best.std())
+    assert _judged({"a": [0.6], "b": [0.7]}) == 0.7
+    assert _judged({"a": [np.nan, 0.6], "b": [np.nan, 0.5]}) == 0.6
+    assert np.isnan(_judged({"a": [np.nan, np.nan]}))
