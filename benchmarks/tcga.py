@@ -1,11 +1,11 @@
 """TCGA cohorts and HANCOCK on their published splits, one recipe for all: model and baselines on the same patients.
 
-Every cohort is a run of ``medfuse train`` (finished ones in --runs are taken up again), and its figures are those of the
-run: per fold, pooled within folds, Uno's C, Brier score, calibration, inner scores. The figure over several cohorts is
-the mean of their means over folds; differences to the model have simultaneous 95 % intervals (max-t over the baselines)
-from a case bootstrap within every fold. Only aggregates are written: no row and no per-patient output.
+Every cohort is a run of ``medfuse train`` (finished ones in --runs are taken up again) with its figures: per fold,
+pooled within folds, Uno's C, Brier score, calibration, inner scores. The figure over several cohorts is the mean of
+their means over folds; differences to the model have simultaneous 95 % intervals (max-t over the baselines) from a case
+bootstrap within every fold. Only aggregates are written: no row and no per-patient output.
 
-python benchmarks/tcga.py [--cohorts tcga_blca ...] [--recipe default] [--set key=value ...] [--runs FOLDER] [--out FILE]
+python benchmarks/tcga.py [--cohorts tcga_blca ...] [--recipe default] [--set key=value ...] [--runs DIR] [--out FILE]
 """
 
 import argparse

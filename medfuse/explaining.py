@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from medfuse.cohort import read_cohort
+from medfuse.cohort import Cohort, read_cohort
 from medfuse.config import read_card, read_recipe
 from medfuse.dataset import load_modalities
 from medfuse.errors import CohortError
@@ -71,7 +72,7 @@ def explain_run(
         One per outer fold, in order.
 
     Raises:
-        CohortError: the data have changed since the run.
+        CohortError: the data or the outcomes have changed since the run.
         ConfigError: no such outcome.
         StoreError: a part of the run is missing, damaged or of a newer format.
     """
@@ -117,7 +118,7 @@ def read_source(run: Run, *, data_root: Path | None = None, store_root: Path | N
     """Cohort, data and recipe of a run.
 
     Raises:
-        CohortError: the data have changed since the run.
+        CohortError: the data or the outcomes have changed since the run.
         StoreError: a part of the run is missing or damaged.
     """
     facts = run.read("run")["facts"]
@@ -130,8 +131,27 @@ def read_source(run: Run, *, data_root: Path | None = None, store_root: Path | N
             "with the files the run was trained on"
         )
         raise CohortError(msg)
+    _require_same_outcomes(run, cohort, facts["outcomes"])
     recipe = read_recipe(run.path / "recipe.yaml")
     return Source(run=run, cohort=cohort, data=data, recipe=recipe, outcomes=tuple(facts["outcomes"]))
+
+
+def _require_same_outcomes(run: Run, cohort: Cohort, outcomes: Sequence[str]) -> None:
+    """Refuse a cohort whose known outcomes, or the patients who have one, are not those that the run stores."""
+    stored = pd.read_parquet(run.path / "outcomes.parquet")
+    for name in outcomes:
+        target = cohort.targets[name]
+        columns = [column for column in ("event", "time", "label", "value") if hasattr(target, column)]
+        rows = stored[(stored.outcome == name) & stored.observed]
+        before = dict(zip(rows.patient_id, rows[columns].itertuples(index=False, name=None), strict=True))
+        values = zip(*(getattr(target, column).tolist() for column in columns), strict=True)
+        told = zip(cohort.patient_ids, values, target.observed, strict=True)
+        if {patient: value for patient, value, known in told if known} != before:
+            msg = (
+                f"{run.path}: expected the patients and outcomes that the run was trained on, found others for outcome "
+                f"{name!r}; restore its files, or train again"
+            )
+            raise CohortError(msg)
 
 
 def check_run(

@@ -10,10 +10,10 @@ import pandas as pd
 
 from medfuse import figures
 from medfuse.baselines import BASELINES
-from medfuse.cohort import Cohort, read_cohort
-from medfuse.config import Recipe, read_card, read_recipe
-from medfuse.dataset import load_modalities
-from medfuse.errors import CohortError, StoreError
+from medfuse.cohort import Cohort
+from medfuse.config import Recipe
+from medfuse.errors import StoreError
+from medfuse.explaining import read_source
 from medfuse.files import json_bytes, write_bytes
 from medfuse.jobs import first_tabular
 from medfuse.outputs import require_new, write_new
@@ -113,23 +113,12 @@ def stress_run(
 
 
 def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Opened:
-    facts = run.read("run")
     if not run.finished:
         msg = f"{run.path}: expected a finished run, found one that is not; finish it with medfuse train"
         raise StoreError(msg)
     run.verify()
-    recipe = read_recipe(run.path / "recipe.yaml")
-    cohort = read_cohort(read_card(run.path / "card.md"), data_root=data_root)
-    data = load_modalities(cohort, names=recipe.modalities, store_root=store_root)
-    other = [name for name, key in facts["facts"]["data"].items() if name not in data or data[name].key != key]
-    if other:
-        msg = (
-            f"{run.path}: expected the files that the run was trained on, found others for {', '.join(other)}; restore "
-            "them, or train again"
-        )
-        raise CohortError(msg)
-    outcomes = tuple(facts["facts"]["outcomes"])
-    _require_same_outcomes(run, cohort, outcomes)
+    source = read_source(run, data_root=data_root, store_root=store_root)
+    recipe, cohort, outcomes = source.recipe, source.cohort, source.outcomes
     folds = []
     for row in run.read("splits")["splits"]:
         sides = {side: tuple(ids) for side, ids in row.items() if side != "name"}
@@ -138,6 +127,7 @@ def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Open
             split.train, cohort=cohort, outcome=outcomes[0], folds=recipe.splits.inner_folds, seed=recipe.seed
         )
         folds.append(StressFold(split=split, inner=inner, model=load_fold(run.fold_folder(split.name))))
+    data = {name: source.data[name] for name in folds[0].model.modalities}  # in the order that the run has them
     return _Opened(
         run=run,
         recipe=recipe,
@@ -147,24 +137,6 @@ def _open(run: Run, *, data_root: Path | None, store_root: Path | None) -> _Open
         folds=folds,
         clinical=first_tabular(cohort.card, data),
     )
-
-
-def _require_same_outcomes(run: Run, cohort: Cohort, outcomes: Sequence[str]) -> None:
-    """Refuse a cohort whose known outcomes, or the patients who have one, are not those that the run stores."""
-    stored = pd.read_parquet(run.path / "outcomes.parquet")
-    for name in outcomes:
-        target = cohort.targets[name]
-        columns = [column for column in ("event", "time", "label", "value") if hasattr(target, column)]
-        rows = stored[(stored.outcome == name) & stored.observed]
-        before = dict(zip(rows.patient_id, rows[columns].itertuples(index=False, name=None), strict=True))
-        values = zip(*(getattr(target, column).tolist() for column in columns), strict=True)
-        told = zip(cohort.patient_ids, values, target.observed, strict=True)
-        if {patient: value for patient, value, known in told if known} != before:
-            msg = (
-                f"{run.path}: expected the patients and outcomes that the run was trained on, found others for outcome "
-                f"{name!r}; restore its files, or train again"
-            )
-            raise CohortError(msg)
 
 
 def _outcome(

@@ -192,7 +192,7 @@ def test_the_command_line(run, place, capsys, monkeypatch):
 
 def test_other_files_or_an_unfinished_run_are_refused(run, place, tmp_path):
     other = made_up.write(tmp_path / "other", n=120, seed=9, outcomes=("survival", "response")).parent
-    with pytest.raises(CohortError, match="found others for"):
+    with pytest.raises(CohortError, match="changed since"):
         stress_run(run, "mcar", data_root=other, store_root=place / "s", out=tmp_path)
     with pytest.raises(ConfigError, match="no modality"):
         stressed(run, place, "mcar", modalities=["gene"], out=tmp_path)
