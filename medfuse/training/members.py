@@ -399,8 +399,13 @@ def check_fold(
     """
     targets = outcomes.take(train_ids)
     _require_fittable(targets, where="outer training side")
-    for split in inner:
+    for number, split in enumerate(inner):
         _require_fittable(outcomes.take(split.train), where="inner training side")
+        try:
+            fit_preprocessings(data, split.train)
+        except (CohortError, DataError) as error:
+            error.add_note(f"inner fold {number}, {len(split.train)} training patients")
+            raise
     notes: tuple[str, ...] = ()
     if build:
         grids = {

@@ -416,3 +416,17 @@ def test_the_joint_networks_of_a_committee_take_turns(cohort, tmp_path):
     assert [two.joint(seed).fusion["name"] for seed in two.seeds] == ["transformer", "concat"]
     with pytest.raises(ConfigError, match=r"model\.committee: expected none with train\.merge"):
         dataclasses.replace(chosen, merge=True, model=ModelSettings(fusion={"name": "lego"}))
+
+
+def test_an_inner_fold_that_cannot_be_read_is_found_before_the_first_step(cohort):
+    """Not after the folds before it were fitted, and again whenever the run is taken up."""
+    ids = cohort.ids[:110]
+    inner = cohort.inner(ids)
+    owners = [i for i in inner[0].train if i not in set(inner[1].train)]
+    few = dataclasses.replace(
+        cohort.data["clinical"], samples={i: cohort.data["clinical"].samples[i] for i in owners}
+    )  # nobody of the second inner fold's training side has it
+    data = {**cohort.data, "clinical": few}
+    with pytest.raises(DataError) as refused:
+        check_fold(data, cohort.outcomes, train_ids=ids, inner=inner, settings=settings(), build=False)
+    assert f"inner fold 1, {len(inner[1].train)} training patients" in refused.value.__notes__
