@@ -482,4 +482,5 @@ def test_merged_blocks_are_at_least_as_good_as_the_best_of_them_and_close_to_ave
     found = [compare(seed) for seed in range(3)]
     for one in found:
         assert one["merged"] >= max(one[name] for name in ("clinical", "expression", "stains")), one
-    assert np.mean([one["merged"] - one["average"] for one in found]) > -0.02, found
+    # Weights that do not know the tuning patients they are scored on cost .007: with their own it was -.015.
+    assert np.mean([one["merged"] - one["average"] for one in found]) > -0.03, found
