@@ -22,7 +22,7 @@ from medfuse.training import (
     save_fold,
     save_member,
 )
-from medfuse.training.checkpoint import weights_sha256
+from medfuse.training.checkpoint import weights_sha256, write_arrays
 from medfuse.training.fold import chunks, speak
 from medfuse.training.members import _jobs
 from medfuse.training.score import harrell_c
@@ -430,3 +430,13 @@ def test_an_inner_fold_that_cannot_be_read_is_found_before_the_first_step(cohort
     with pytest.raises(DataError) as refused:
         check_fold(data, cohort.outcomes, train_ids=ids, inner=inner, settings=settings(), build=False)
     assert f"inner fold 1, {len(inner[1].train)} training patients" in refused.value.__notes__
+
+
+def test_a_fold_of_before_inner_scores_were_cross_fitted_still_opens(fold, tmp_path, monkeypatch):
+    def write_as_before(path, arrays):
+        write_arrays(path, {name: array for name, array in arrays.items() if ".crossed." not in name})
+
+    monkeypatch.setattr("medfuse.training.fold.write_arrays", write_as_before)
+    save_fold(fold, tmp_path / "0")
+    again = load_fold(tmp_path / "0")
+    assert all(equal(p, again.cross_fitted[o][v]) for o in OUTCOMES for v, p in fold.out_of_fold[o].items())
