@@ -142,7 +142,7 @@ def cox_loss(
         Scalar of the dtype of ``log_hazard``; an exact zero tied to the graph without events.
 
     Raises:
-        ModelError: on shapes that disagree or unknown ties.
+        ModelError: on shapes that disagree, unknown ties, or ``observed`` beside ``sets``.
 
     References:
         Cox (1975), Partial likelihood, eq. 2; Breslow (1974), eq. 2; Efron (1977), The efficiency of Cox's likelihood
@@ -156,6 +156,9 @@ def cox_loss(
         raise ModelError(msg)
     if not len(log_hazard):
         return log_hazard.sum()
+    if observed is not None and sets is not None:
+        msg = "cox_loss: expected observed or sets, found both; make the risk sets of those who are observed"
+        raise ModelError(msg)
     if observed is not None:  # one of whom nothing is known is one who left before everybody else
         event, time = event & observed, torch.where(observed, time, -torch.inf)
     if log_hazard.device.type == "mps":  # it has no float64

@@ -253,6 +253,8 @@ def test_risk_sets_refuse():
     eta, event, time = cohort(9)
     with pytest.raises(ModelError, match="expected risk sets of 8 patients, found 9"):
         cox_loss(eta[1:], event[1:], time[1:], sets=risk_sets(event, time))
+    with pytest.raises(ModelError, match="observed or sets, found both"):
+        cox_loss(eta, event, time, sets=risk_sets(event, time), observed=event)
 
 
 EDGES = torch.tensor([10.0, 30.0, 60.0], dtype=torch.float64)
