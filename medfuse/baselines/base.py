@@ -106,3 +106,23 @@ class BaselineResult:
     prediction: Prediction
     tuning_score: float = float("nan")
     notes: tuple[str, ...] = field(default=())
+
+
+def chosen_by_others(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
+    """Per inner fold, the candidate with the best mean score on the other inner folds, and that mean.
+
+    The score of the best of several candidates flatters it: on each fold it is judged by what was chosen elsewhere. A
+    single fold chooses by itself; where no score is defined, the first candidate is taken, with a mean of NaN.
+
+    Args:
+        scores: of each candidate, one per inner fold; NaN where undefined.
+    """
+    table = np.array(list(scores.values()), dtype=np.float64)  # (candidates, folds)
+    names, found = list(scores), []
+    for k in range(table.shape[1]):
+        others = np.delete(table, k, axis=1) if table.shape[1] > 1 else table
+        known = (~np.isnan(others)).sum(axis=1)
+        means = np.where(known > 0, np.nansum(others, axis=1) / np.maximum(known, 1), np.nan)
+        best = 0 if np.isnan(means).all() else int(np.nanargmax(means))
+        found.append((names[best], float(means[best])))
+    return found

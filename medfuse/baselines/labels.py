@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from medfuse.baselines.base import BaselineResult, FoldData, Matrix
+from medfuse.baselines.base import BaselineResult, FoldData, Matrix, chosen_by_others
 from medfuse.metrics.discrimination import auroc
 from medfuse.prediction import Prediction
 from medfuse.targets import Labels, Values
@@ -60,16 +60,8 @@ def _classified(fold: FoldData, name: str, makers: dict[str, Callable[[], Any]])
 
 
 def _judged(scores: Mapping[str, Sequence[float]]) -> float:
-    """Mean over the inner folds of the score, in each, of the candidate that the others choose (or one by itself).
-
-    The score of the best of several candidates flatters it.
-    """
-    table = np.array(list(scores.values()), dtype=np.float64)  # (candidates, folds)
-    found = []
-    for k in range(table.shape[1]):
-        others = np.delete(table, k, axis=1) if table.shape[1] > 1 else table
-        means = np.array([np.nanmean(row) if not np.isnan(row).all() else -np.inf for row in others])
-        found.append(table[int(means.argmax()), k])
+    """Mean over the inner folds of the score, in each, of the candidate that the others choose."""
+    found = [scores[name][k] for k, (name, _) in enumerate(chosen_by_others(scores))]
     return float(np.nanmean(found)) if found and not np.isnan(found).all() else float("nan")
 
 

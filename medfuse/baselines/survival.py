@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from medfuse.baselines.base import BaselineResult, FoldData, Matrix
+from medfuse.baselines.base import BaselineResult, FoldData, Matrix, chosen_by_others
 from medfuse.baselines.learners import Learner, random_survival_forest, ridge_cox, strong_learners
 from medfuse.cox import baseline_cumulative_hazard, fit_cox, survival_at
 from medfuse.errors import CohortError, DataError, ModelError
@@ -188,20 +188,13 @@ def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _M
 def _cross_fitted(
     oof: Mapping[str, Matrix], c: Mapping[str, Sequence[float]], folds: Sequence[NDArray[np.intp]]
 ) -> tuple[Matrix, Matrix]:
-    """Per patient, the standardised score of the candidate that the other inner folds choose, and its mean C on these.
-
-    With one inner fold there are no others, and it chooses by itself.
-    """
+    """Per patient, the standardised score of the candidate that the other inner folds choose, and its mean C there."""
     n = len(next(iter(oof.values())))
     judged, merit = np.zeros(n), np.full(n, 0.5)
-    for number, rows in enumerate(folds):
-        others = [k for k in range(len(folds)) if k != number] or [number]
-        known = {name: np.array(c[name])[others] for name in oof}
-        means = {name: float(np.nanmean(values)) for name, values in known.items() if not np.isnan(values).all()}
-        best = max(means, key=lambda name: means[name]) if means else next(iter(oof))
+    for rows, (best, mean) in zip(folds, chosen_by_others({name: c[name] for name in oof}), strict=True):
         judged[rows] = ((oof[best] - oof[best].mean()) / (oof[best].std() or 1.0))[rows]
-        merit[rows] = means.get(best, 0.5)
-    return judged, merit
+        merit[rows] = mean
+    return judged, np.nan_to_num(merit, nan=0.5)
 
 
 def _result(
@@ -327,7 +320,7 @@ def _late(
         return _nothing(fold, name, notes=left_out)
     ids = fold.train_ids
     row = {patient: k for k, patient in enumerate(ids)}
-    train, judged, merit = (np.full((len(parts), len(ids)), np.nan) for _ in range(3))
+    train, judged, merit = (np.full((len(parts), len(ids)), empty) for empty in (np.nan, np.nan, 0.5))
     for k, m in enumerate(parts.values()):
         own = [row[i] for i in m.ids]
         train[k, own], judged[k, own], merit[k, own] = m.oof, m.judged, m.merit
@@ -345,7 +338,7 @@ def _late(
         name,
         ids=ids,
         oof=mean(train, weights),
-        judged=mean(judged, weigh(np.nan_to_num(merit, nan=0.5))),
+        judged=mean(judged, weigh(merit)),
         held_out=mean(held, weights),
         notes=(*notes, *left_out),
     )
