@@ -55,24 +55,18 @@ def combine(
     has = reads(experts, modalities, present)
     expert_of = np.array([experts.index(m.expert) for m in members], dtype=np.int64)
     inner_of = np.array([m.inner for m in members], dtype=np.int64)
-    links = {outcome: [(k, rows[k], one[outcome]) for k, _, one in said] for outcome in targets}
-    ensembles: dict[str, dict[str, Ensemble]] = {}
-    judged: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for outcome, target in targets.items():
-        oof = OutOfFold(
-            links=links[outcome],
+    oofs = {
+        outcome: OutOfFold(
+            links=[(k, rows[k], one[outcome]) for k, _, one in said],
             has=has,
             expert_of=expert_of,
             inner_of=inner_of,
             target=target,
             times=time_grid.get(outcome),
         )
-        try:
-            ensembles[outcome] = fit_ensembles(oof)
-            judged[outcome] = cross_fitted(oof, ensembles[outcome])
-        except CohortError as error:
-            error.add_note(f'outcome "{outcome}"')
-            raise
+        for outcome, target in targets.items()
+    }
+    ensembles, crossed = _weighed(oofs)
     fold = FoldModel(
         members=tuple(members),
         train_ids=train_ids,
@@ -85,25 +79,55 @@ def combine(
     joint = {members[k].inner: patients for k, patients, _ in said if not members[k].expert}
     unseen = [joint.get(inner, ()) for inner in range(max(joint, default=-1) + 1)]
     fold = _with_patterns(fold, data, unseen, targets=targets, device=device)
+    whole = {
+        outcome: {variant: one.combine(oofs[outcome].links, has, shown=present) for variant, one in variants.items()}
+        for outcome, variants in fold.ensembles.items()
+    }
     spoken = np.unique([row_of[i] for part in unseen for i in part]).astype(np.intp)
+    return dataclasses.replace(
+        fold,
+        out_of_fold=_predictions(fold, whole, spoken, present=present, targets=targets),
+        cross_fitted=_predictions(fold, crossed, spoken, present=present, targets=targets),
+    )
 
-    def predictions(link: NDArray[np.float64], outcome: str, ensemble: Ensemble) -> Prediction:
-        return Prediction(
-            patient_ids=tuple(train_ids[row] for row in spoken),
-            present=present[spoken],
-            modalities=modalities,
-            times=ensemble.times,
-            **outputs_of(link[spoken], type(targets[outcome])),
-        )
 
-    out_of_fold: dict[str, dict[str, Prediction]] = {}
-    crossed: dict[str, dict[str, Prediction]] = {}
-    for outcome, variants in fold.ensembles.items():
-        for variant, ensemble in variants.items():
-            link = ensemble.combine(links[outcome], has, shown=present)
-            out_of_fold.setdefault(outcome, {})[variant] = predictions(link, outcome, ensemble)
-            crossed.setdefault(outcome, {})[variant] = predictions(judged[outcome][variant], outcome, ensemble)
-    return dataclasses.replace(fold, out_of_fold=out_of_fold, cross_fitted=crossed)
+def _weighed(
+    oofs: Mapping[str, OutOfFold],
+) -> tuple[dict[str, dict[str, Ensemble]], dict[str, dict[str, NDArray[np.float64]]]]:
+    """Per outcome and variant: the ensemble, and the links (n, L) whose score chooses between models."""
+    ensembles, crossed = {}, {}
+    for outcome, oof in oofs.items():
+        try:
+            ensembles[outcome] = fit_ensembles(oof)
+            crossed[outcome] = cross_fitted(oof, ensembles[outcome])
+        except CohortError as error:
+            error.add_note(f'outcome "{outcome}"')
+            raise
+    return ensembles, crossed
+
+
+def _predictions(
+    fold: FoldModel,
+    links: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    rows: NDArray[np.intp],
+    *,
+    present: NDArray[np.bool_],
+    targets: Mapping[str, Target],
+) -> dict[str, dict[str, Prediction]]:
+    """Per outcome and variant, what links (n, L) of the training patients say of those in ``rows``."""
+    return {
+        outcome: {
+            variant: Prediction(
+                patient_ids=tuple(fold.train_ids[row] for row in rows),
+                present=present[rows],
+                modalities=fold.modalities,
+                times=fold.ensembles[outcome][variant].times,
+                **outputs_of(link[rows], type(targets[outcome])),
+            )
+            for variant, link in variants.items()
+        }
+        for outcome, variants in links.items()
+    }
 
 
 def _with_patterns(
