@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from medfuse.errors import ModelError
+from medfuse.running_sum import running_sum
 
 Ties = Literal["efron", "breslow"]
 
@@ -95,11 +96,11 @@ class _CoxPartialLikelihood(torch.autograd.Function):
         def of_own_time(values: Tensor) -> Tensor:
             return values.index_select(0, sets.group)
 
-        risk = weight.cumsum(0).index_select(0, sets.last)
+        risk = running_sum(weight, 0).index_select(0, sets.last)
         if sets.share is not None:
             risk.addcmul_(sets.share, of_own_time(per_time(weight * died)), value=-1.0)
         inverse = died / risk
-        gradient = of_own_time(per_time(inverse).flip(0).cumsum(0).flip(0))
+        gradient = of_own_time(running_sum(per_time(inverse).flip(0), 0).flip(0))
         if sets.share is not None:
             gradient.addcmul_(died, of_own_time(per_time(sets.share * inverse)), value=-1.0)
         scale = 1.0 / died.sum().clamp(min=1.0)

@@ -14,7 +14,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "files", "outputs", "limits", "doctor", "processes", "mapped"},
     {"config", "card", "tables", "targets", "sample", "prediction", "games", "pseudonyms", "sources"},
-    {"cohort", "splits", "batch", "losses", "store", "stored_table", "preprocessing", "cox", "cox_likelihood"},
+    {
+        "cohort",
+        "splits",
+        "batch",
+        "losses",
+        "running_sum",
+        "store",
+        "stored_table",
+        "preprocessing",
+        "cox",
+        "cox_likelihood",
+    },
     {"loaders", "extractors", "models", "metrics"},
     {"extraction", "inspection", "gate"},
     {
@@ -84,7 +95,7 @@ FENCED = {
     "transformers": {"extractors"},
     "huggingface_hub": {"extractors"},
 }
-TORCH_ONLY = {"batch", "models", "losses", "training"}
+TORCH_ONLY = {"batch", "models", "losses", "running_sum", "training"}
 TORCH_ONLY_MAY = {"torch", "numpy", "safetensors", "lightning_fabric", "medfuse"} | set(sys.stdlib_module_names)
 TORCH_ONLY_BUT = {  # imported when such a part is built
     "models/encoders/volume_resnet.py": {"monai"},

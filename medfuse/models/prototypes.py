@@ -12,6 +12,7 @@ from medfuse.batch import TargetTensors
 from medfuse.errors import ConfigError
 from medfuse.losses import discrete_hazard_prior
 from medfuse.models.attention import masked_mean
+from medfuse.running_sum import running_sum
 
 _TINY = 1e-6
 TEMPERATURE = 0.1  # of cosines, wherever levels are told apart
@@ -211,7 +212,7 @@ def kmeans(points: Tensor, *, count: int, rounds: int = 25) -> tuple[Tensor, Ten
     for _ in range(count - 1):
         gap = torch.minimum(gap, (points - chosen[-1]).square().sum(1))
         # A drawn place on the line of all squared distances: numbers of any count, which multinomial does not take.
-        line = gap.double().cumsum(0)
+        line = running_sum(gap.double(), 0)
         place = torch.rand((), device=points.device, dtype=torch.float64) * line[-1]
         chosen.append(points[int(torch.searchsorted(line, place).clamp(max=len(points) - 1))])
     centres = torch.stack(chosen)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from invariants import assert_keeps_its_promises, assert_never_waits_for_the_device, outputs
+from invariants import as_deterministic_cuda, assert_keeps_its_promises, assert_never_waits_for_the_device, outputs
 from model_cases import HEADS_OF, PATHWAYS, RAW_SHAPES, make_batch, settings_for
 from model_cases import SHAPES as FEATURE_SHAPES
 
@@ -71,6 +71,17 @@ def test_a_training_step_never_waits_for_the_device(name, options, modality):
     batch = make_batch(names=(modality,))
     model.begin(batch)
     assert_never_waits_for_the_device(model, batch)
+
+
+@pytest.mark.parametrize(("name", "options", "modality"), CASES)
+def test_no_encoder_asks_for_what_cuda_refuses_to_do_the_same_way_twice(name, options, modality):
+    settings = settings_for("late", **{modality: {"name": name, **options}})
+    model = build_model(settings, shapes={modality: SHAPES[modality]}, heads={"os": HEADS_OF["os"]})
+    batch = make_batch(names=(modality,))
+    with as_deterministic_cuda():
+        model.begin(batch)
+        model.train().loss(batch).backward()
+        outputs(model, batch)
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)

@@ -6,8 +6,29 @@ from unittest import mock
 
 import torch
 from safetensors.torch import load, save
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medfuse.batch import Batch, drop_modalities
+
+# Of what torch refuses on CUDA under deterministic algorithms (its documentation), all that networks could ask for.
+REFUSED = {
+    "_adaptive_avg_pool2d_backward",
+    "_adaptive_avg_pool3d_backward",
+    "_embedding_bag_dense_backward",
+    "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward",
+    "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward",
+    "histc",
+    "put_",
+    "reflection_pad1d_backward",
+    "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
+    "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_linear1d_backward",
+    "upsample_trilinear3d_backward",
+}
 
 
 def outputs(model, batch):
@@ -146,6 +167,29 @@ def assert_never_waits_for_the_device(model, batch):
         batch = drop_modalities(batch, generator=torch.Generator().manual_seed(0), keep_all=0.5)
         model.loss(batch).backward()
     assert all(p.grad is None or p.grad.is_meta for p in model.parameters())
+
+
+class RefusesAsOnCuda(TorchDispatchMode):
+    """Raises where torch would on CUDA: deterministic training must ask for nothing of it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        sums = name in ("cumsum", "cumsum_") and args[0].is_floating_point()
+        weighted = name == "bincount" and len(args) > 1 and args[1] is not None
+        middle = name == "median" and func._overloadname == "dim"
+        if name in REFUSED or sums or weighted or middle:
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def as_deterministic_cuda():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with RefusesAsOnCuda():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def assert_keeps_its_promises(build, batch, *, bags=()):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from invariants import as_deterministic_cuda
 from model_cases import HEADS_OF, SHAPES, make_batch
 
 from medfuse.models import FUSIONS, ModelSettings, build_model
@@ -70,3 +71,33 @@ def test_every_fusion_is_fitted_with_all_that_training_adds(name, balance, devic
     assert any(key.startswith("strength.") for key in found.history[0]) == (balance == "agm")
     again = fit()  # finished: the checkpoint is the fit
     assert all(torch.equal(again.state[key], value) for key, value in found.state.items())
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_no_fusion_asks_for_what_cuda_refuses_to_do_the_same_way_twice(name):
+    settings = ModelSettings(width=16, fusion={"name": name})
+
+    def fit():
+        return fit_member(
+            make_batch(32),
+            make_batch(16, seed=1),
+            build=lambda: build_model(settings, shapes=SHAPES, heads=HEADS_OF),
+            settings=replace(SETTINGS, epochs=2),
+            seed=3,
+        )
+
+    plain = fit()
+    with as_deterministic_cuda():
+        found = fit()
+    for key, value in plain.state.items():  # sums in another order
+        torch.testing.assert_close(found.state[key], value, rtol=0, atol=2e-3)
+
+
+def test_the_refusals_are_those_of_torch():
+    with as_deterministic_cuda():
+        torch.ones(3, dtype=torch.long).cumsum(0)
+        with pytest.raises(RuntimeError, match="cumsum"):
+            torch.ones(3).cumsum(0)
+        image = torch.ones(1, 1, 4, 4, requires_grad=True)
+        with pytest.raises(RuntimeError, match="upsample_bilinear2d_backward"):
+            torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear").sum().backward()

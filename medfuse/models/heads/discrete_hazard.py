@@ -11,6 +11,7 @@ from medfuse.errors import ModelError
 from medfuse.losses import discrete_hazard_loss
 from medfuse.models.heads.base import Head, detached, field_of, require_kind, small_linear
 from medfuse.models.settings import HeadSettings
+from medfuse.running_sum import running_sum
 from medfuse.types import OutcomeKind
 
 
@@ -57,9 +58,9 @@ class DiscreteHazardHead(Head):
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """``survival`` (B, K) at the edges; ``risk_score`` = mean over the edges of the cumulative hazard -log S."""
-        cumulative = -functional.logsigmoid(-detached(logits)).cumsum(1)
+        cumulative = running_sum(-functional.logsigmoid(-detached(logits)), 1)
         return {"risk_score": cumulative.mean(1), "survival": torch.exp(-cumulative)}
 
     def link(self, logits: Tensor) -> Tensor:
         """(B, K) log cumulative hazard at the edges."""
-        return (-functional.logsigmoid(-logits.double())).cumsum(1).clamp(1.0000005e-6, 27.631021115928547).log()
+        return running_sum(-functional.logsigmoid(-logits.double()), 1).clamp(1.0000005e-6, 27.631021115928547).log()
