@@ -12,8 +12,10 @@ from medfuse.training.fold import (
     predict_variants,
     save_fold,
 )
+from medfuse.training.fold_settings import FoldSettings
 from medfuse.training.member import Member, load_member, save_member
-from medfuse.training.members import FoldSettings, Outcomes, check_fold, fit_fold
+from medfuse.training.members import check_fold, fit_fold
+from medfuse.training.outcomes import Outcomes
 from medfuse.training.settings import TrainSettings, cpu_threads
 
 __all__ = [

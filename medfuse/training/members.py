@@ -8,7 +8,7 @@ that later steps (weights of the experts, recalibration) may use.
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,20 +19,19 @@ from numpy.typing import NDArray
 from medfuse.batch import Batch
 from medfuse.errors import CohortError, ConfigError, DataError
 from medfuse.files import json_bytes, remove_temporaries, sha256_bytes
-from medfuse.losses import discrete_hazard_prior
-from medfuse.models import HeadSettings, ModelSettings, MultimodalModel, build_model, default_head
-from medfuse.models.encoders import ALONE
-from medfuse.models.settings import Options
+from medfuse.models import MultimodalModel, build_model
 from medfuse.sample import ModalityData
-from medfuse.targets import Labels, Survival, Target, event_time_grid, fittable
+from medfuse.targets import Survival, event_time_grid
 from medfuse.training.balance import balance_notes
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.combining import combine
 from medfuse.training.fit import Progress, fit_member
 from medfuse.training.fold import FoldModel, Links, chunks, speak
+from medfuse.training.fold_settings import FoldSettings
 from medfuse.training.forests import FORESTS, forest_settings, grow, no_forests
 from medfuse.training.member import Member, fit_preprocessings, load_member, save_member, shapes_of
 from medfuse.training.merging import balanced_weights, merge_members
+from medfuse.training.outcomes import Outcomes, head_settings, require_fittable
 from medfuse.training.patients import Patients, data_sha256, gather
 from medfuse.training.settings import TrainSettings, make_fabric
 from medfuse.types import PatientId
@@ -48,143 +47,6 @@ class InnerSplit(Protocol):
     @property
     def tuning(self) -> tuple[PatientId, ...]:
         """Patients to stop on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """Outcomes of patients, by name, aligned with their ids.
-
-    Raises:
-        CohortError: when lengths differ or an id appears twice.
-    """
-
-    patient_ids: tuple[PatientId, ...]
-    targets: Mapping[str, Target]
-
-    def __post_init__(self) -> None:
-        if len(set(self.patient_ids)) != len(self.patient_ids):
-            msg = "outcomes: expected every patient once, found an id twice; check the cohort"
-            raise CohortError(msg)
-        for name, target in self.targets.items():
-            if len(target) != len(self.patient_ids):
-                msg = f'outcome "{name}": expected {len(self.patient_ids)} patients, found {len(target)}'
-                raise CohortError(msg)
-
-    def take(self, ids: Sequence[PatientId]) -> dict[str, Target]:
-        """Outcomes of patients ``ids``, in that order.
-
-        Raises:
-            CohortError: naming the first unknown id.
-        """
-        row = {patient: i for i, patient in enumerate(self.patient_ids)}
-        unknown = next((patient for patient in ids if patient not in row), None)
-        if unknown is not None:
-            msg = f"outcomes: expected patients of the cohort, found {unknown}; check the split"
-            raise CohortError(msg)
-        index = np.array([row[patient] for patient in ids], dtype=np.intp)
-        return {name: target.take(index) for name, target in self.targets.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldSettings:
-    """How the members of a fold are built and fitted.
-
-    Attributes:
-        model: encoders, fusion, width.
-        heads: per outcome ``{"name": ..., **options}``; others get the head of their kind.
-        train: of every member.
-        seeds: one member per seed and inner fold.
-        committee: further fusions; the joint networks of the seeds take turns, the first seed having the model's own.
-            What differs in design errs differently, and the average gains more than by another seed. Where there are
-            fewer seeds than fusions, the last ones are not fitted.
-        unimodal: beside the joint network, fit one for each modality alone; inner folds decide what each is worth.
-        forests: beside each network of one modality, a random forest of it (:mod:`medfuse.training.forests`), which
-            speaks as one more member of the same expert.
-        merge: the joint network is the unimodal ones merged (fusion ``lego``), patients need not be paired.
-        tune_epochs: with ``merge``, epochs of training together that follow; 0 = none.
-        intervals: wanted number of time intervals of survival outcomes.
-
-    Raises:
-        ConfigError: ``merge`` without what it needs, or with a committee.
-    """
-
-    model: ModelSettings = field(default_factory=ModelSettings)
-    heads: Mapping[str, Options] = field(default_factory=dict)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    committee: tuple[Options, ...] = ()
-    unimodal: bool = True
-    forests: bool = False
-    merge: bool = False
-    tune_epochs: int = 0
-    intervals: int = 20
-
-    def __post_init__(self) -> None:
-        fusion = str(self.model.fusion.get("name"))
-        if self.tune_epochs < 0 or (self.tune_epochs and not self.merge):
-            msg = f"train.tune_epochs: expected a number >= 0 and train.merge, found {self.tune_epochs}, {self.merge}"
-            raise ConfigError(msg)
-        if self.committee and self.merge:
-            msg = f"model.committee: expected none with train.merge, found {len(self.committee)} fusions; set it to []"
-            raise ConfigError(msg)
-        if self.forests and not self.unimodal:
-            msg = (
-                "train.forests: expected train.unimodal, beside whose networks they stand, found none; set one of them"
-            )
-            raise ConfigError(msg)
-        flattering = next(
-            (
-                o["name"]
-                for o in (*self.model.encoders.values(), *self.model.defaults.values())
-                if o.get("name") in ALONE
-            ),
-            None,
-        )
-        if flattering:
-            msg = f'model.encoders: "{flattering}" is no encoder of a network; set train.forests instead'
-            raise ConfigError(msg)
-        if self.merge and (fusion != "lego" or not self.unimodal):
-            msg = f"train.merge: expected model.fusion.name lego and train.unimodal, found {fusion}, {self.unimodal}"
-            raise ConfigError(msg)
-        if self.merge and not self.tune_epochs and self.model.fusion.get("combine", "merge") != "merge":
-            msg = "model.fusion.combine: stack and weave are trained together after the merge; set train.tune_epochs"
-            raise ConfigError(msg)
-
-    def joint(self, seed: int) -> ModelSettings:
-        """The joint network of one of ``seeds``."""
-        turns = (self.model.fusion, *self.committee)
-        return dataclasses.replace(self.model, fusion=turns[self.seeds.index(seed) % len(turns)])
-
-
-def head_settings(
-    targets: Mapping[str, Target], *, heads: Mapping[str, Options], time_grid: Mapping[str, NDArray[np.float64]]
-) -> dict[str, HeadSettings]:
-    """Heads with what they learn from the training targets: population hazards, class frequencies, mean and SD."""
-    found = {}
-    for outcome, target in targets.items():
-        seen = np.flatnonzero(target.observed)
-        chosen = dict(heads.get(outcome, {}))
-        if isinstance(target, Survival):
-            edges = time_grid[outcome]
-            event, time = torch.from_numpy(target.event[seen]), torch.from_numpy(target.time[seen])
-            prior = discrete_hazard_prior(event, time, torch.from_numpy(edges))
-            settings = HeadSettings(
-                kind="survival", name="", time_grid=tuple(edges.tolist()), prior=tuple(prior.tolist())
-            )
-        elif isinstance(target, Labels):
-            counts = np.bincount(target.label[seen], minlength=len(target.classes)) + 0.5
-            settings = HeadSettings(
-                kind="binary" if len(target.classes) == 2 else "multiclass",
-                name="",
-                n_classes=len(target.classes),
-                prior=tuple(np.log(counts / counts.sum()).tolist()),
-            )
-        else:
-            value = target.value[seen]
-            settings = HeadSettings(kind="continuous", name="", mean=float(value.mean()), scale=float(value.std()))
-        name = str(chosen.pop("name", default_head(settings.kind)))
-        found[outcome] = dataclasses.replace(settings, name=name, options=chosen)
-    return found
 
 
 def fit_fold(
@@ -217,7 +79,7 @@ def fit_fold(
         msg = f"fold: expected inner folds and seeds, found {len(inner)} and {len(settings.seeds)}"
         raise CohortError(msg)
     targets = outcomes.take(train_ids)
-    _require_fittable(targets, where="outer training side")
+    require_fittable(targets, where="outer training side")
     time_grid = {
         name: event_time_grid(target, intervals=settings.intervals)
         for name, target in targets.items()
@@ -398,9 +260,9 @@ def check_fold(
         CohortError, ConfigError, DataError, ModelError: as :func:`fit_fold`.
     """
     targets = outcomes.take(train_ids)
-    _require_fittable(targets, where="outer training side")
+    require_fittable(targets, where="outer training side")
     for number, split in enumerate(inner):
-        _require_fittable(outcomes.take(split.train), where="inner training side")
+        require_fittable(outcomes.take(split.train), where="inner training side")
         try:
             fit_preprocessings(data, split.train)
         except (CohortError, DataError) as error:
@@ -446,7 +308,7 @@ def _prepare(
     job: _Job, outcomes: Outcomes, *, settings: FoldSettings, time_grid: Mapping[str, NDArray[np.float64]]
 ) -> _Prepared:
     targets = outcomes.take(job.train)
-    _require_fittable(targets, where="inner training side")
+    require_fittable(targets, where="inner training side")
     preprocessing = fit_preprocessings(job.data, job.train)
     shapes = shapes_of(preprocessing, job.data)
     encoders = {name: options for name, options in settings.model.encoders.items() if not job.expert or name in shapes}
@@ -468,15 +330,6 @@ def _prepare(
         unseen_ids=job.unseen,
         unseen=chunks(member, job.data, job.unseen),
     )
-
-
-def _require_fittable(targets: Mapping[str, Target], *, where: str) -> None:
-    for outcome, target in targets.items():
-        try:
-            fittable(target)
-        except CohortError as error:
-            error.add_note(f'outcome "{outcome}", {where}, {len(target)} patients')
-            raise
 
 
 def _member(

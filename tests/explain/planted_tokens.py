@@ -8,7 +8,7 @@ from medfuse.models import ModelSettings
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.targets import Survival
 from medfuse.training import FoldSettings, TrainSettings, fit_fold
-from medfuse.training.members import Outcomes
+from medfuse.training.outcomes import Outcomes
 from medfuse.types import PatientId
 
 GENES, SETS, TILES, FEATURES = 60, 6, 24, 8

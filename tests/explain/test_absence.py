@@ -11,7 +11,7 @@ from medfuse.explain.embedding import embed
 from medfuse.models import ModelSettings
 from medfuse.targets import Survival
 from medfuse.training import FoldSettings, TrainSettings, fit_fold
-from medfuse.training.members import Outcomes
+from medfuse.training.outcomes import Outcomes
 from medfuse.types import PatientId
 
 

@@ -23,7 +23,7 @@ from medfuse.models import ModelSettings
 from medfuse.sample import ModalityData
 from medfuse.targets import Survival
 from medfuse.training import FoldSettings, TrainSettings, fit_fold, predict_fold
-from medfuse.training.members import Outcomes
+from medfuse.training.outcomes import Outcomes
 from medfuse.types import PatientId
 
 IDS = slice(110, 150)

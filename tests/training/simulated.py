@@ -6,7 +6,7 @@ import numpy as np
 
 from medfuse.sample import Column, ModalityData, ModalitySample
 from medfuse.targets import Labels, Survival, Values
-from medfuse.training.members import Outcomes
+from medfuse.training.outcomes import Outcomes
 from medfuse.types import PatientId
 
 

@@ -19,7 +19,7 @@ from medfuse.training import FoldSettings, TrainSettings, fit_fold, fit_member, 
 from medfuse.training import patients as module
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.member import fit_preprocessings, shapes_of, transform_patients
-from medfuse.training.members import head_settings
+from medfuse.training.outcomes import head_settings
 from medfuse.training.patients import Chunks, Patients, batches_of, data_sha256, gather
 
 TRAIN = TrainSettings(epochs=3, batch_size=16, lr=1e-3, device="cpu", patience=0)
