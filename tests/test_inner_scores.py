@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medfuse.baselines.labels import _judged
+from medfuse.baselines.learners import random_survival_forest
 from medfuse.baselines.survival import _cross_fitted
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.targets import Survival
@@ -54,3 +55,18 @@ def test_one_fold_chooses_by_itself_and_undefined_scores_choose_nobody():
     assert _judged({"a": [0.6], "b": [0.7]}) == 0.7
     assert _judged({"a": [np.nan, 0.6], "b": [np.nan, 0.5]}) == 0.6
     assert np.isnan(_judged({"a": [np.nan, np.nan]}))
+
+
+def test_scores_of_a_forest_do_not_grow_with_the_number_of_patients():
+    """They are standardised, and turned into curves, by what forests of fewer patients said."""
+    pytest.importorskip("sksurv")
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(900, 4))
+    time, censoring = draw.exponential(np.exp(-x[:, 0])), draw.exponential(1.5, size=900)
+    survival = Survival(event=time <= censoring, time=np.minimum(time, censoring))
+    rows = np.arange(900)
+    few, many = (
+        random_survival_forest(x[:n], survival.take(rows[:n]), x[700:], 0)["random_survival_forest"] for n in (350, 700)
+    )
+    assert abs(many.mean() - few.mean()) < 0.2  # a sum over all times would differ by log 2
+    assert abs(many.mean() - few.mean()) < 0.25 * few.std()
