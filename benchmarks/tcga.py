@@ -95,7 +95,6 @@ def of_cohort(run: Run, outcome: str, point: dict, draws: dict) -> dict:
         "score": evaluation.score,
         "horizons": list(evaluation.horizons),
         "folds": [fold["fold"] for fold in evaluation.models["medfuse"]["folds"]],
-        "seconds": run.read("run").get("seconds"),
         "models": models,
         "differences": {name: dict(one) for name, one in evaluation.differences.items()},
         "per_fold_differences": [

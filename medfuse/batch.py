@@ -19,6 +19,16 @@ from medfuse.targets import Labels, Survival, Target
 from medfuse.types import Layout, OutcomeKind, PatientId
 
 
+def sent(small: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on ``device``; from the CPU to a GPU without waiting until that has done what it was asked before.
+
+    Only from memory that the system may not move (pinned; torch keeps it for the next time) can a copy wait in line.
+    """
+    if device.type == "cuda" and small.device.type == "cpu":
+        return small.pin_memory().to(device, non_blocking=True)
+    return small.to(device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModalityShape:
     """What a model has to know of a modality after preprocessing.
@@ -217,7 +227,7 @@ class Batch:
         """Patients ``index`` (B',) int64, in that order."""
         rows = torch.as_tensor(index, dtype=torch.int64)
         ids = tuple(self.patient_ids[i] for i in rows.tolist())
-        there = rows.to(self.device)
+        there = sent(rows, self.device)
         return self._apply(lambda t: t.index_select(0, there), ids)
 
 
@@ -349,7 +359,7 @@ def drop_modalities(batch: Batch, *, generator: torch.Generator, keep_all: float
     """
     present = batch.present
     n, m = present.shape
-    draws = torch.rand((n, m + 2), generator=generator, device=generator.device).to(present.device)
+    draws = sent(torch.rand((n, m + 2), generator=generator, device=generator.device), present.device)
     count = present.sum(1)  # (B,)
     kept = torch.minimum((draws[:, 0] * count).long(), (count - 1).clamp(min=0))
     order = torch.where(present, draws[:, 2:], 2.0).argsort(dim=1, stable=True)
@@ -373,7 +383,7 @@ def cap_tokens(batch: Batch, name: str, *, limit: int, generator: torch.Generato
     mask = batch.token_mask[name]
     if mask.shape[1] <= limit:
         return batch
-    draws = torch.rand(mask.shape, generator=generator, device=generator.device).to(mask.device)
+    draws = sent(torch.rand(mask.shape, generator=generator, device=generator.device), mask.device)
     chosen = torch.where(mask, draws, 2.0).topk(limit, dim=1, largest=False).indices.sort(dim=1).values
 
     def gathered(t: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def device() -> Check:
 
     build = f"torch {torch.__version__}"
     if torch.cuda.is_available():
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         return Check(name="device", found=f"{torch.cuda.get_device_name(0)}, {bf16} ({build})", ok=True)
     why = "" if torch.version.cuda is None else "; this build has CUDA but finds no GPU: see nvidia-smi"
     found = f"CPU, {torch.get_num_threads()} threads ({build}{why})"

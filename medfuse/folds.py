@@ -5,6 +5,7 @@ A fold draws from generators of its own, so it is the same wherever it is fitted
 
 import math
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from medfuse.training import (
     Progress,
     competition,
     cpu_threads,
+    device_of,
     fit_fold,
     load_fold,
     model_notes,
@@ -39,6 +41,7 @@ from medfuse.training import (
 
 MODEL = "medfuse"  # name of the trained model beside the baselines
 _MEMORY = 2 * 2**30  # bytes that must be free for each process, or as many as this one holds
+_SEEN = "CUDA_VISIBLE_DEVICES"
 _WORTH_IT = 1000  # steps of a fold; fewer take less time than it takes a process to import torch
 
 
@@ -94,7 +97,7 @@ def workers_of(job: Job, wanted: int | None) -> int:
 
     Args:
         job: what is fitted.
-        wanted: at most so many; None: on a CPU one per core, as far as memory goes, on a GPU one, and one where the
+        wanted: at most so many; None: on a CPU one per core, as far as memory goes, one per GPU, and one where the
             fits are over before a process would have started.
 
     Raises:
@@ -105,10 +108,12 @@ def workers_of(job: Job, wanted: int | None) -> int:
             msg = f"workers: expected a number >= 1, found {wanted}; 1 fits one fold after the other"
             raise ConfigError(msg)
         return min(wanted, len(job.splits))
-    threads, device = job.recipe.train.threads, job.recipe.train.device
-    if not threads or (device != "cpu" and torch.accelerator.is_available()):
-        return 1
     if most_steps(job) < _WORTH_IT:
+        return 1
+    threads, device = job.recipe.train.threads, device_of(job.recipe.train.device)
+    if device == "cuda":
+        return max(1, min(len(job.splits), torch.cuda.device_count()))
+    if not threads or device != "cpu":
         return 1
     memory = free_memory()
     # Another process reads the whole cohort again, as this one did for the job.
@@ -270,7 +275,7 @@ def _side_by_side(
         for _ in range(workers):
             ours, theirs = context.Pipe()
             child: BaseProcess = context.Process(target=_work, args=(theirs, reopen, keys, folder), daemon=True)
-            with _interrupts_ignored():
+            with _interrupts_ignored(), _own_gpu(len(crew)):
                 child.start()
             theirs.close()  # or the end of the process would never be seen
             crew[ours] = child
@@ -292,6 +297,24 @@ def _side_by_side(
             process.terminate()
         for process in crew.values():
             process.join()
+
+
+@contextmanager
+def _own_gpu(number: int) -> Iterator[None]:
+    """A process started inside the block sees one GPU alone, the next in turn; with fewer than two nothing changes."""
+    count, before = torch.cuda.device_count(), os.environ.get(_SEEN)
+    if count < 2:
+        yield
+        return
+    listed = before.split(",") if before else [str(k) for k in range(count)]
+    os.environ[_SEEN] = listed[number % count].strip()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SEEN]
+        else:
+            os.environ[_SEEN] = before
 
 
 @contextmanager

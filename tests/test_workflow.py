@@ -317,9 +317,29 @@ def test_as_many_folds_side_by_side_as_cores_and_memory_carry(place, monkeypatch
     with pytest.raises(ConfigError, match="workers: expected a number >= 1, found 0"):
         found(1, None, wanted=0)
     assert found(16, None, epochs=1) == 1  # over before a process has started
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert found(16, None, device="auto") == 1
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert found(16, None, device="auto") == 5  # auto does not mean that
+    assert found(16, None, device="mps") == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for gpus, folds_at_once in ((1, 1), (3, 3), (8, 5)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert found(1, None, device="auto") == folds_at_once
     assert found(16, None, device="cpu") == 5
+
+
+def test_processes_take_turns_on_the_gpus(monkeypatch):
+    def seen(number):
+        with folds._own_gpu(number):
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert seen(1) is None  # there is none here
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [seen(k) for k in range(3)] == ["0", "1", "0"]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")  # a cluster's scheduler gave these
+    assert [seen(k) for k in range(3)] == ["4", "6", "4"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4, 6"
 
 
 def test_free_memory_is_what_a_container_leaves(monkeypatch):

@@ -171,6 +171,9 @@ class Program:
                 for name in self._last.get(number, ()):
                     values.pop(name, None)
             return [values[name] for name in self._outputs]
+        except torch.OutOfMemoryError as error:
+            found = f"too little for {tuple(items.shape)}"
+            raise refuse(self.path, "memory on the GPU for a batch of items", found, "lower the batch") from error
         except (RuntimeError, KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
             found = f"{type(error).__name__} on {tuple(items.shape)}"
             raise refuse(self.path, "a program that runs on these items", found, "try it with torch.export") from error

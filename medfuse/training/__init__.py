@@ -1,6 +1,7 @@
 """Fitting: one visible loop, exact resume, members over seeds and inner folds."""
 
 from medfuse.training.competition import competition
+from medfuse.training.device import cpu_threads, device_of
 from medfuse.training.fit import FittedMember, Progress, fit_member
 from medfuse.training.fold import (
     CHOSEN,
@@ -16,7 +17,7 @@ from medfuse.training.fold_settings import FoldSettings
 from medfuse.training.member import Member, load_member, save_member
 from medfuse.training.members import check_fold, fit_fold
 from medfuse.training.outcomes import Outcomes
-from medfuse.training.settings import TrainSettings, cpu_threads
+from medfuse.training.settings import TrainSettings
 
 __all__ = [
     "CHOSEN",
@@ -31,6 +32,7 @@ __all__ = [
     "check_fold",
     "competition",
     "cpu_threads",
+    "device_of",
     "fit_fold",
     "fit_member",
     "load_fold",

@@ -21,10 +21,11 @@ from medfuse.errors import ModelError
 from medfuse.files import json_bytes
 from medfuse.training.balance import Balancer
 from medfuse.training.checkpoint import Checkpoint, CheckpointFolder
+from medfuse.training.device import enough_memory, full_precision, make_fabric, own_global_state
 from medfuse.training.patients import Patients, data_sha256
 from medfuse.training.presence import balance, hide
 from medfuse.training.score import tuning_score
-from medfuse.training.settings import TrainSettings, learning_rate, make_fabric, own_global_state
+from medfuse.training.settings import TrainSettings, learning_rate
 
 if TYPE_CHECKING:
     from medfuse.models import MultimodalModel
@@ -208,7 +209,8 @@ def fit_member(
         The selected weights and the history.
 
     Raises:
-        ModelError: at the first training step whose loss or gradient is not finite, with the ids of its patients.
+        ModelError: at the first training step whose loss or gradient is not finite, with the ids of its patients; a GPU
+            without the memory for a single patient beside the batch, or for the tuning patients.
         StoreError: when ``workdir`` holds checkpoints of other settings or data.
     """
     if len(train) == 0:
@@ -216,7 +218,7 @@ def fit_member(
         raise ModelError(msg)
     tuning = tuning if tuning is not None and _can_tune(tuning) else None
     fabric = make_fabric(settings)
-    with own_global_state(settings, device=fabric.device, seed=seed):
+    with own_global_state(settings, device=fabric.device, seed=seed), enough_memory("training"):
         loop = _start(fabric, build, train=train, settings=settings, seed=seed)
         saver = _resume(loop, workdir, settings=settings, seed=seed, data=(train, tuning))
         train = train.to(fabric.device)
@@ -379,10 +381,9 @@ def _optimise(fabric: Fabric, loop: _Loop, batch: Batch, *, lr: float, settings:
         try:
             loss = _backward(fabric, loop, batch)
             break
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             if loop.micro >= len(batch):
-                msg = "training: a single patient does not fit into memory; cap the tokens per modality or the width"
-                raise ModelError(msg) from error
+                raise  # not even one patient at a time fits beside the batch
             loop.micro *= 2
             if loop.balancer is not None and counted is not None:
                 loop.balancer.sums = counted  # the strengths of this step are found again
@@ -422,7 +423,8 @@ def _move_average(average: nn.Module, model: nn.Module, *, weight: float) -> Non
 def _evaluate(model: "MultimodalModel", tuning: Batch | Patients) -> tuple[float | None, float | None]:
     """Loss and score on the tuning patients, in full precision; None where undefined."""
     model.eval()
-    said = [model(batch) for batch in ([tuning] if isinstance(tuning, Batch) else tuning.batches())]
+    with full_precision():
+        said = [model(batch) for batch in ([tuning] if isinstance(tuning, Batch) else tuning.batches())]
     logits = {name: torch.cat([one[name] for one in said]) for name in model.outcomes}
     predicted = {
         name: {key: value.double().cpu().numpy() for key, value in outputs.items()}

@@ -18,6 +18,7 @@ from medfuse.sample import ModalityData
 from medfuse.targets import Labels, Survival, Target, Values
 from medfuse.training.balance import balance_notes
 from medfuse.training.checkpoint import FORMAT_VERSION, read_arrays, supported, weights_sha256, write_arrays
+from medfuse.training.device import enough_memory
 from medfuse.training.ensemble import Ensemble, link_of, outputs_of
 from medfuse.training.member import Member, load_member, predict_batch, save_member
 from medfuse.training.patients import batches_of
@@ -170,8 +171,9 @@ def chunks(member: Member, data: Mapping[str, ModalityData], ids: Sequence[Patie
 
 def speak(member: Member, batches: Sequence[Batch], *, device: torch.device | str = "cpu") -> Links:
     """Link (n, L) of the patients of ``batches`` by one member, per outcome."""
-    model = member.build().to(device)
-    parts = [predict_batch(model, batch, device=device) for batch in batches]
+    with enough_memory(f"member {member.name}"):
+        model = member.build().to(device)
+        parts = [predict_batch(model, batch, device=device) for batch in batches]
     return {outcome: np.concatenate([link_of(part[outcome]) for part in parts]) for outcome in member.heads}
 
 

@@ -27,6 +27,7 @@ from medfuse.training.checkpoint import (
     tensor_bytes,
     write_arrays,
 )
+from medfuse.training.device import full_precision
 from medfuse.types import PatientId
 
 Samples = Mapping[str, Mapping[PatientId, ModalitySample]]
@@ -178,7 +179,8 @@ def predict_batch(
     model: MultimodalModel, batch: Batch, *, device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """What each head says, as float64 arrays on the CPU; evaluation in full precision, without random draws."""
-    outputs = model.predict(batch.to(device))
+    with full_precision():
+        outputs = model.predict(batch.to(device))
     return {
         outcome: {key: value.detach().double().cpu().numpy() for key, value in said.items()}
         for outcome, said in outputs.items()

@@ -25,6 +25,7 @@ from medfuse.targets import Survival, event_time_grid
 from medfuse.training.balance import balance_notes
 from medfuse.training.checkpoint import weights_sha256
 from medfuse.training.combining import combine
+from medfuse.training.device import make_fabric
 from medfuse.training.fit import Progress, fit_member
 from medfuse.training.fold import FoldModel, Links, chunks, speak
 from medfuse.training.fold_settings import FoldSettings
@@ -33,7 +34,7 @@ from medfuse.training.member import Member, fit_preprocessings, load_member, sav
 from medfuse.training.merging import balanced_weights, merge_members
 from medfuse.training.outcomes import Outcomes, head_settings, require_fittable
 from medfuse.training.patients import Patients, data_sha256, gather
-from medfuse.training.settings import TrainSettings, make_fabric
+from medfuse.training.settings import TrainSettings
 from medfuse.types import PatientId
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfuse.batch import Batch, TargetTensors
+from medfuse.batch import Batch, TargetTensors, sent
 
 Strata = NDArray[np.int64]
 _LEAST = 10  # patients in a stratum below which it is joined to its neighbour
@@ -113,4 +113,4 @@ def hide(batch: Batch, keep: Tensor, *, generator: torch.Generator) -> Batch:
         generator: on the CPU; no other random state is touched.
     """
     kept = torch.rand(keep.shape, generator=generator, dtype=torch.float64) < keep
-    return replace(batch, present=batch.present & kept.to(batch.device))
+    return replace(batch, present=batch.present & sent(kept, batch.present.device))

@@ -1,15 +1,8 @@
-"""How a member is fitted: the settings, the device, and the guard around global state."""
+"""How a member is fitted."""
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from typing import Literal
 
 from medfuse.errors import ConfigError
 
@@ -104,65 +97,6 @@ class TrainSettings:
             if getattr(self, name) not in known:
                 msg = f'train.{name}: expected one of {", ".join(known)}, found "{getattr(self, name)}"'
                 raise ConfigError(msg)
-
-
-def make_fabric(settings: TrainSettings) -> Fabric:
-    """Fabric on one device, deaf to cluster variables: one process fits one member.
-
-    Raises:
-        ConfigError: when the asked device is not there.
-    """
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device]:
-        msg = f"train.device: expected {device}, found no such device here; use device: auto"
-        raise ConfigError(msg)
-    precision: Any = settings.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device == "cuda" else "32-true"
-    return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads inside (0: as many as now), and give the caller's number back.
-
-    Other libraries move torch's number behind its back: numba's pool sets OpenMP's to all cores, whatever
-    ``OMP_NUM_THREADS`` says, and small models are then slower by an order of magnitude beside other jobs.
-    """
-    before = torch.get_num_threads()
-    try:
-        if count:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def own_global_state(settings: TrainSettings, *, device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch inside, and give the caller's random state, thread count and determinism back afterwards.
-
-    Dropout and initialisation can only draw from torch's global generators; inside, those are ours.
-    """
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            if settings.threads:
-                torch.set_num_threads(settings.threads)
-            if settings.deterministic and device.type == "cuda":
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-                torch.use_deterministic_algorithms(True)  # noqa: FBT003  # torch's own signature
-            torch.manual_seed(seed)
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def learning_rate(settings: TrainSettings, *, step: int, steps: int) -> float:

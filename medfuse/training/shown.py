@@ -14,6 +14,7 @@ from torch import Tensor
 from medfuse.batch import Batch
 from medfuse.models import MultimodalModel
 from medfuse.sample import ModalityData
+from medfuse.training.device import enough_memory, full_precision
 from medfuse.training.ensemble import link_of
 from medfuse.training.fold import Links, chunks
 from medfuse.training.member import Member
@@ -74,7 +75,8 @@ def member_links(
             batches = chunks(member, data, ids)
             shared = (member.expert, member.inner)
         own, back = _own_rows(shown, [modalities.index(name) for name in member.shapes])
-        found = _links(member.build().to(device), batches, own, outcomes=outcomes)
+        with enough_memory(f"member {member.name}"), full_precision():
+            found = _links(member.build().to(device), batches, own, outcomes=outcomes)
         links[k] = {outcome: link[back] for outcome, link in found.items()}
     return links
 

@@ -1,8 +1,12 @@
+import os
+
 import pytest
 import torch
 
 from medfuse.errors import ConfigError
-from medfuse.training.settings import TrainSettings, learning_rate, make_fabric, own_global_state
+from medfuse.training import device
+from medfuse.training.device import full_precision, make_fabric, own_global_state
+from medfuse.training.settings import TrainSettings, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -68,3 +72,43 @@ def test_global_state_comes_back_also_after_an_error():
             fails()
     assert draws[0] == draws[1]
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bfloat16_only_where_the_gpu_has_it(monkeypatch):
+    asked = []
+
+    class Asked:
+        def __init__(self, **given):
+            asked.append(given["precision"])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "Fabric", Asked)
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=there: there)
+        make_fabric(TrainSettings())
+    make_fabric(TrainSettings(precision="bf16-mixed"))
+    assert asked == ["bf16-mixed", "32-true", "bf16-mixed"]
+
+
+def test_deterministic_products_are_asked_for_before_the_first_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(device, "Fabric", lambda **given: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "old")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    make_fabric(TrainSettings())
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    make_fabric(TrainSettings(deterministic=True))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_full_precision_inside_and_as_before_outside():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic
+    with full_precision():
+        assert not torch.backends.cudnn.allow_tf32
+        assert (torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic) == before[1:]
+    assert (
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.deterministic,
+    ) == before
