@@ -21,7 +21,7 @@ from medfuse.baselines import BASELINES, fit_baselines
 from medfuse.benchmark_table import benchmark_table, table_text
 from medfuse.config import Recipe, read_card, read_recipe, recipe_names
 from medfuse.errors import ConfigError, MedfuseError, StoreError, nearest
-from medfuse.evaluation import EvaluationSettings, FoldPrediction
+from medfuse.evaluation import EvaluationSettings, FoldPrediction, headline_score
 from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, write_json, write_text
 from medfuse.folds import baseline_data, inner_score
 from medfuse.jobs import Job, check_job, fold_settings, inner_of, keys_of, outcomes_of, prepare_job
@@ -275,10 +275,14 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
         )
         score = inner_score(job, fold, job.outcomes[0], variant=_variant(plan.recipes[name], fold))
         tried.append((score if np.isfinite(score) else -np.inf, -number, fold))
-    _, number, fold = max(tried, key=lambda t: t[:2])
+    number, fold = max(tried, key=lambda t: t[:2])[1:]
     fitted = time.perf_counter() - started
     variant = _variant(plan.recipes[name], fold)
     predicted = predict_fold(fold, job.data, split.held_out, variant=variant)
+    said = [
+        {o: model.cross_fitted[o][_variant(plan.recipes[name], model)] for o in job.outcomes} for _, _, model in tried
+    ]
+    judged = _judged(job, said, inner)
     joint = next((member for member in fold.members if not member.expert), fold.members[0])
     found = cost(joint.build(), chunks(joint, job.data, split.held_out[:_COUNTED])[0])
     content = {
@@ -291,14 +295,56 @@ def _network_cell(plan: _Plan, name: str, split: Split, inner: Sequence[Split]) 
         "trial": -number,
         "trial_scores": [_defined(t[0]) for t in tried],
         "results": {
-            name: {
-                o: {"tuning": _defined(inner_score(job, fold, o, variant=variant)), **_to_json(predicted[o])}
-                for o in job.outcomes
-            },
+            name: {o: {"tuning": _defined(judged[o]), **_to_json(predicted[o])} for o in job.outcomes},
         },
     }
     shutil.rmtree(plan.path / "work" / name, ignore_errors=True)
     return content
+
+
+def _judged(job: Job, tried: Sequence[Mapping[str, Prediction]], inner: Sequence[Split]) -> dict[str, float]:
+    """Inner score, per outcome, of the trial that the other inner folds choose for each one, by the first outcome.
+
+    The score of the best of several trials flatters it.
+
+    Args:
+        job: for outcomes.
+        tried: cross-fitted predictions of the same training patients by each trial, per outcome.
+        inner: folds inside the training side.
+    """
+    first = [said[job.outcomes[0]] for said in tried]
+    ids = first[0].patient_ids
+    fold_of = np.zeros(len(ids), dtype=np.int64)
+    for number, side in enumerate(inner):
+        fitted = set(side.train)
+        fold_of[[row for row, i in enumerate(ids) if i not in fitted]] = number
+    taken = np.zeros(len(ids), dtype=np.int64)
+    for number in np.unique(fold_of) if len(tried) > 1 else ():
+        others = np.flatnonzero(fold_of != number) if (fold_of != number).any() else np.arange(len(ids))
+        scores = [_score(job, _rows(said, others), job.outcomes[0]) for said in first]
+        taken[fold_of == number] = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
+    return {o: _score(job, _mixed([said[o] for said in tried], taken), o) for o in job.outcomes}
+
+
+def _mixed(said: Sequence[Prediction], taken: NDArray[np.int64]) -> Prediction:
+    """Of each patient (n,) the prediction that is ``taken``."""
+    rows = np.arange(len(taken))
+    arrays: dict[str, Any] = {f: [getattr(one, f) for one in said] for f in _ARRAYS if f != "times"}
+    mixed: dict[str, Any] = {f: np.stack(own)[taken, rows] for f, own in arrays.items() if own[0] is not None}
+    return replace(said[0], **mixed)
+
+
+def _rows(said: Prediction, rows: NDArray[np.intp]) -> Prediction:
+    """What is said of some patients."""
+    ids = tuple(said.patient_ids[row] for row in rows)
+    arrays: dict[str, Any] = {f: getattr(said, f) for f in _ARRAYS if f != "times"}
+    kept = {f: array[rows] for f, array in arrays.items() if array is not None}
+    return replace(said, patient_ids=ids, present=said.present[rows], **kept)
+
+
+def _score(job: Job, said: Prediction, outcome: str) -> float:
+    fold = FoldPrediction(fold="inner", prediction=said, train_ids=said.patient_ids)
+    return headline_score(fold, job.cohort, outcome)
 
 
 def _defined(value: float) -> float | None:

@@ -266,7 +266,8 @@ def _gate(
     patterns = fold.ensembles[values.outcome][CHOSEN].patterns
     if values.meaning != RECALIBRATED or patterns is None:
         return subset_gate(unseen.plain, unseen.target, horizons=horizons, every_subset=every)
-    judged = cross_fitted(unseen.plain, unseen.target, unseen.parts)
+    balanced = source.recipe.train.presence == "balanced"
+    judged = cross_fitted(unseen.plain, unseen.target, unseen.parts, balanced=balanced)
     gate = subset_gate(judged, unseen.target, horizons=horizons, every_subset=every)
     said = [
         reason if ok else f"{reason or 'too few outcomes'}; not recalibrated"

@@ -249,15 +249,30 @@ def _tokens(held: Held, name: str, rng: np.random.Generator) -> tuple[NDArray[np
     return tokens, np.concatenate([s.position[r] for s, r in zip(some, rows, strict=True)])
 
 
+def _identity(data: ModalityData, position: NDArray[np.float32]) -> NDArray[np.int64]:
+    return position[:, 0].astype(np.int64) if data.identities else np.zeros(len(position), dtype=np.int64)
+
+
+def _spread(data: ModalityData, tokens: NDArray[np.float32], position: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(I, F) standard deviation of the tokens of each identity, which preprocessing scales apart; of all where few."""
+    own = _identity(data, position)
+    out = np.tile(tokens.std(axis=0, dtype=np.float64), (max(1, len(data.identities)), 1))  # float16 would overflow
+    for identity in np.flatnonzero(np.bincount(own, minlength=len(out)) > 1):
+        out[identity] = tokens[own == identity].std(axis=0, dtype=np.float64)
+    return out
+
+
 def _noise(own: _Own, rate: float, held: Held, name: str, rng: np.random.Generator) -> dict[PatientId, ModalitySample]:
     """Normal noise of ``rate`` train SD on numbers; a coded cell is redrawn from train with probability rate / 2."""
     if rate == 0:
         return {}
     data, changed = held.data[name], {}
     if data.layout == "vectors":
-        spread = _tokens(held, name, rng)[0].std(axis=0, dtype=np.float64)  # half precision overflows at 256 squared
+        spread = _spread(data, *_tokens(held, name, rng))
         for patient, sample in own.items():
-            moved = sample.tokens + rate * spread * rng.standard_normal(sample.tokens.shape)
+            moved = sample.tokens + rate * spread[_identity(data, sample.position)] * rng.standard_normal(
+                sample.tokens.shape
+            )
             changed[patient] = ModalitySample(tokens=moved.astype(np.float32), position=sample.position)
         return changed
     train = np.stack([s.tokens for s in _train_samples(held, name)])  # (t, C, 2)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
+from medfuse.baselines.learners import ridge_cox
+from medfuse.baselines.survival import _scored
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card
 from medfuse.dataset import load_modalities
@@ -165,3 +167,32 @@ def test_without_a_table_there_is_no_clinical_model(cohort, tmp_path):
     fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="expression")
     found = fit_baselines(fold, kind="survival", names=["kaplan_meier", "clinical_cox"])
     assert [result.name for result in found] == ["kaplan_meier"]
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_few_or_no_held_out_patients_have_a_modality(cohort, tmp_path, held):
+    data = load_modalities(cohort, names=["clinical", "expression"], store_root=tmp_path)
+    split = generated_splits(cohort, outcome=OUTCOME, folds=3, seed=0)[0]
+    inner = inner_folds(split.train, cohort=cohort, outcome=OUTCOME, folds=2, seed=0)
+    data["expression"] = shown_to(data["expression"], [*split.train, *split.held_out[:held]])
+    fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="clinical")
+    found = fit_baselines(fold, kind="survival", names=list(LATE))
+    assert all(len(result.prediction) == len(split.held_out) for result in found)
+
+
+def test_a_modality_of_few_is_judged_on_everybody(cohort, tmp_path):
+    """As it is on held-out patients: on those who have it alone, it would be chosen for what it cannot do."""
+    data = load_modalities(cohort, names=["clinical", "expression"], store_root=tmp_path)
+    split = generated_splits(cohort, outcome=OUTCOME, folds=3, seed=0)[0]
+    inner = inner_folds(split.train, cohort=cohort, outcome=OUTCOME, folds=2, seed=0)
+    target = cohort.target(OUTCOME, split.train)
+    rows = np.flatnonzero(target.observed)
+    half = [split.train[k] for k in rows[::2]]
+    data["expression"] = shown_to(data["expression"], [*half, *split.held_out])
+    fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="clinical")
+    found = {r.name: r for r in fit_baselines(fold, kind="survival", names=["ridge_cox"])}["ridge_cox:expression"]
+    one = _scored(fold, "expression", {"ridge_cox": ridge_cox})
+    said = dict(zip(one.ids, one.judged, strict=True))
+    assert 0 < len(said) < len(fold.train_ids)
+    risk = np.array([said.get(i, 0.0) for i in fold.train_ids])
+    assert found.tuning_score == harrell_c(cohort.target(OUTCOME, fold.train_ids), risk).value

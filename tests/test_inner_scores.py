@@ -1,12 +1,17 @@
 """Inner scores choose between models: what they are of must not have been chosen on the same patients."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from medfuse.baselines.labels import _judged
 from medfuse.baselines.learners import random_survival_forest
 from medfuse.baselines.survival import _cross_fitted
+from medfuse.benchmarking import _judged as _judged_trials
 from medfuse.metrics.discrimination import harrell_c
+from medfuse.prediction import Prediction
+from medfuse.splits import Split
 from medfuse.targets import Survival
 
 CANDIDATES, FOLDS, N = 8, 3, 90
@@ -70,3 +75,31 @@ def test_scores_of_a_forest_do_not_grow_with_the_number_of_patients():
     )
     assert abs(many.mean() - few.mean()) < 0.2  # a sum over all times would differ by log 2
     assert abs(many.mean() - few.mean()) < 0.25 * few.std()
+
+
+def test_the_best_of_several_trials_is_worth_nothing_on_noise():
+    inner = [
+        Split(name=str(k), train=tuple(f"p{i}" for i in range(N) if i % 3 != k), held_out=()) for k in range(FOLDS)
+    ]
+    best, judged = [], []
+    for seed in range(60):
+        survival, _, oof, _ = noise(seed)
+        ids = tuple(f"p{i}" for i in range(N))
+        tried = [
+            {"y": Prediction(patient_ids=ids, present=np.ones((N, 1), bool), modalities=("a",), risk_score=risk)}
+            for risk in oof.values()
+        ]
+
+        class Cohort:
+            targets = {"y": survival}  # noqa: RUF012
+
+            def target(self, outcome, ids, known=survival):
+                return known.take(np.array([int(i[1:]) for i in ids], dtype=int))
+
+        job = SimpleNamespace(outcomes=("y",), cohort=Cohort())
+        best.append(max(harrell_c(survival, risk).value for risk in oof.values()))
+        judged.append(_judged_trials(job, tried, inner)["y"])
+        alone = _judged_trials(job, tried[:1], inner)["y"]
+        assert alone == pytest.approx(harrell_c(survival, tried[0]["y"].risk_score).value)
+    assert np.mean(best) > 0.53
+    assert np.mean(judged) == pytest.approx(0.5, abs=3 * np.std(judged) / np.sqrt(60))

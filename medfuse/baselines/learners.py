@@ -69,7 +69,7 @@ def coxnet(x: Matrix, survival: Survival, others: Matrix, seed: int) -> dict[str
     for share in (0.5, 0.25, 0.12):
         alpha = max(float(fit.alphas_[0]) * share, float(fit.alphas_[-1]))
         risk = fit.predict(others, alpha=alpha)
-        if np.isfinite(risk).all() and np.ptp(risk) > 0:
+        if np.isfinite(risk).all() and np.ptp(fit.predict(x, alpha=alpha)) > 0:
             found[f"coxnet penalty {share:g} of the largest"] = np.asarray(risk, dtype=np.float64)
     return found
 

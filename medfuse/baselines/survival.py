@@ -163,11 +163,8 @@ def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _M
         )
         raise CohortError(msg)
     left_out = tuple(name for name in learners if not any(c.startswith(name) for c in complete))
-    chosen = max(complete, key=lambda name: complete[name])
     held = fold.has(modality, fold.split.held_out)
-    x, other = fold.design([modality], ids, held)
-    owner = next(learner for name, learner in learners.items() if chosen.startswith(name))
-    final = owner(x, _outcome(fold, ids), other, fold.seed)[chosen]
+    chosen, final = _refitted(fold, modality, learners, complete, ids=ids, held=held)
     mean, spread = float(oof[chosen].mean()), float(oof[chosen].std()) or 1.0
     judged, merit = _cross_fitted({name: oof[name] for name in complete}, inner_c, said[0].rows)
     scores = np.full(len(fold.split.held_out), np.nan)
@@ -183,6 +180,26 @@ def _score(fold: FoldData, modality: str, learners: Mapping[str, Learner]) -> _M
         held_out=scores,
         left_out=left_out,
     )
+
+
+def _refitted(
+    fold: FoldData,
+    modality: str,
+    learners: Mapping[str, Learner],
+    inner_c: Mapping[str, float],
+    *,
+    ids: Sequence[PatientId],
+    held: Sequence[PatientId],
+) -> tuple[str, Matrix]:
+    """The best candidate that can be fitted on all of train, too, and its scores of ``held``."""
+    x, other = fold.design([modality], ids, held or ids[:1])  # a library wants somebody to predict
+    for candidate in sorted(inner_c, key=lambda name: inner_c[name], reverse=True):
+        owner = next(learner for name, learner in learners.items() if candidate.startswith(name))
+        found = owner(x, _outcome(fold, ids), other, fold.seed)
+        if candidate in found:
+            return candidate, found[candidate][: len(held)]
+    msg = f"modality {modality}: expected a learner that can be fitted on all of train, found none"
+    raise CohortError(msg)
 
 
 def _cross_fitted(
@@ -207,8 +224,13 @@ def _result(
     held_out: Matrix,
     notes: tuple[str, ...],
 ) -> BaselineResult:
-    """``oof`` fits the curves, ``judged`` has the inner score: a score of what was chosen on flatters."""
-    value = harrell_c(_outcome(fold, ids), judged, with_error=False).value
+    """``oof`` fits the curves, ``judged`` has the inner score: a score of what was chosen on flatters.
+
+    Both are of ``ids``; of all other training patients, who lack a modality, nothing is known, and they count with 0.
+    """
+    place = {patient: k for k, patient in enumerate(ids)}
+    everyone = np.array([judged[place[i]] if i in place else 0.0 for i in fold.train_ids])
+    value = harrell_c(_outcome(fold, fold.train_ids), everyone, with_error=False).value
     curves = _curves(fold, ids, oof, held_out)
     return BaselineResult(name=name, prediction=_predicted(fold, held_out, curves), tuning_score=value, notes=notes)
 

@@ -31,13 +31,14 @@ def recalibrated(plain: Coalitions, patterns: Patterns) -> Coalitions:
     return replace(plain, values=moved(np.asarray(plain.values)), replicates=replicates, meaning=meaning)
 
 
-def cross_fitted(plain: Coalitions, target: Target, parts: Sequence[int]) -> Coalitions:
+def cross_fitted(plain: Coalitions, target: Target, parts: Sequence[int], *, balanced: bool = False) -> Coalitions:
     """Values of training patients, recalibrated by the other inner folds: what a record of calibration may judge.
 
     Args:
         plain: of :func:`medfuse.explain.gate.unseen_values`.
         target: of the same patients.
         parts: numbers of patients of each inner fold, in order.
+        balanced: as of :func:`medfuse.training.patterns.fit_patterns`.
     """
     edges = np.concatenate([[0], np.cumsum(parts)])
     values, replicates = np.array(plain.values), np.array(plain.replicates)
@@ -45,7 +46,8 @@ def cross_fitted(plain: Coalitions, target: Target, parts: Sequence[int]) -> Coa
     for start, end in itertools.pairwise(edges):
         here, others = np.arange(start, end), np.delete(np.arange(edges[-1]), slice(start, end))
         if len(here) and len(others):
-            found = fit_patterns(link[others], plain.present[others], target.take(others), times=plain.times)
+            known = target.take(others)
+            found = fit_patterns(link[others], plain.present[others], known, times=plain.times, balanced=balanced)
             moved = recalibrated(plain.take(here), found)
             values[here], replicates[:, here] = moved.values, moved.replicates
     return replace(plain, values=values, replicates=replicates, meaning=RECALIBRATED)

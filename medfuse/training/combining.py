@@ -31,6 +31,7 @@ def combine(
     time_grid: Mapping[str, NDArray[np.float64]],
     data: Mapping[str, ModalityData],
     skipped: Mapping[str, str],
+    balanced: bool = False,
     device: torch.device | str = "cpu",
 ) -> FoldModel:
     """Members and what each said of training patients it never saw, as one model.
@@ -43,6 +44,7 @@ def combine(
         time_grid: per survival outcome.
         data: modalities.
         skipped: what was left out, with the reason.
+        balanced: whether training hid presence that goes with outcomes.
         device: where the members compute.
 
     Raises:
@@ -78,7 +80,7 @@ def combine(
     )
     joint = {members[k].inner: patients for k, patients, _ in said if not members[k].expert}
     unseen = [joint.get(inner, ()) for inner in range(max(joint, default=-1) + 1)]
-    fold = _with_patterns(fold, data, unseen, targets=targets, device=device)
+    fold = _with_patterns(fold, data, unseen, targets=targets, balanced=balanced, device=device)
     whole = {
         outcome: {variant: one.combine(oofs[outcome].links, has, shown=present) for variant, one in variants.items()}
         for outcome, variants in fold.ensembles.items()
@@ -136,6 +138,7 @@ def _with_patterns(
     unseen: Sequence[Sequence[PatientId]],
     *,
     targets: Mapping[str, Target],
+    balanced: bool,
     device: torch.device | str,
 ) -> FoldModel:
     """Every availability pattern moved to what it means; of more than 8 modalities none, as they are too many."""
@@ -154,7 +157,8 @@ def _with_patterns(
         links = [(k, at, one[outcome]) for k, at, one in said]
         for variant, ensemble in variants.items():
             link = ensemble.combine(links, has, shown=shown.keep)[row_of]
-            found = fit_patterns(link, present, targets[outcome].take(rows), times=ensemble.times)
+            known = targets[outcome].take(rows)
+            found = fit_patterns(link, present, known, times=ensemble.times, balanced=balanced)
             ensembles.setdefault(outcome, {})[variant] = dataclasses.replace(ensemble, patterns=found)
     return dataclasses.replace(fold, ensembles=ensembles)
 

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the joint network, where its merit does not settle it
 _LEAST_WEIGHT = 1e-3
 _EDGE = 1e-6
+_ROUNDING = 1e-5  # of a link: members compute in float32
 _GROUPS = 20  # of patients, each left out once by the jackknife
 
 
@@ -34,7 +35,8 @@ class Ensemble:
     Attributes:
         expert_of: (members,) index of each member's expert.
         centre: (members, L) out-of-fold mean of each member's link.
-        spread: (members,) its root mean square deviation; 1 where a member says the same of all.
+        spread: (members,) its root mean square deviation, at least a tenth of what is usual in its expert; 1 where all
+            members of an expert say the same of everybody.
         score: (E,) inner concordance of each expert, 0.5 = chance.
         weight: (E,) >= 0, sums to 1.
         slope: 0 when the combination orders patients wrongly out of fold, at most 5.
@@ -245,13 +247,20 @@ def _clearly_better(oof: OutOfFold, one: Array, other: Array) -> bool:
 
 def _standard(oof: OutOfFold) -> tuple[Array, Array]:
     width = oof.links[0][2].shape[1] if oof.links else 1
-    centre, spread = np.full((len(oof.expert_of), width), np.nan), np.ones(len(oof.expert_of))
+    centre, spread = np.full((len(oof.expert_of), width), np.nan), np.zeros(len(oof.expert_of))
     for k, rows, link in oof.links:
         own = link[oof.has[oof.expert_of[k], rows]]
         if len(own):
             centre[k] = own.mean(axis=0)
-            spread[k] = float(np.sqrt(((own - centre[k]) ** 2).mean())) or 1.0
+            rms = float(np.sqrt(((own - centre[k]) ** 2).mean()))
+            spread[k] = rms if rms > _ROUNDING * np.abs(centre[k]).max() else 0.0
     if np.isnan(centre).any():
         msg = "fold: a member has no out-of-fold patients; use two or more inner folds"
         raise CohortError(msg)
+    for expert in np.unique(oof.expert_of):
+        # A member whose few unseen patients are alike tells nothing of its spread, and of a patient who is not it must
+        # not say more than its siblings would.
+        own = oof.expert_of == expert
+        usual = float(np.sqrt((spread[own] ** 2).mean()))
+        spread[own] = np.maximum(spread[own], usual / 10) if usual else 1.0
     return centre, spread

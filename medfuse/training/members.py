@@ -91,6 +91,10 @@ def fit_fold(
     experts = ("", *(data if settings.unimodal and len(data) > 1 else ()))
     for expert in (*experts[1:], "") if settings.merge else experts:  # what is merged is fitted first
         jobs = _jobs(data, outcomes, train_ids=train_ids, inner=inner, expert=expert)
+        silent = next((job.inner for job in jobs if expert and not job.unseen), None)
+        if silent is not None:  # a member there could be compared with nobody's outcome
+            skipped[expert] = f"expected patients who have it in every inner fold, found none in inner fold {silent}"
+            continue
         try:
             ready = [_prepare(job, outcomes, settings=settings, time_grid=time_grid) for job in jobs]
         except (CohortError, DataError) as error:
@@ -123,6 +127,7 @@ def fit_fold(
         time_grid=time_grid,
         data=data,
         skipped=skipped,
+        balanced=settings.train.presence == "balanced",
         device=make_fabric(settings.train).device,
     )
 

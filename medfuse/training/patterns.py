@@ -53,14 +53,18 @@ class Patterns:
         return np.asarray(self.level[number] + self.slope[number] * link, dtype=np.float64)
 
 
-def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, times: Array | None = None) -> Patterns:
-    """Fit every pattern with at least 20 events among patients who have all of it.
+def fit_patterns(
+    link: Array, present: NDArray[np.bool_], target: Target, *, times: Array | None = None, balanced: bool = False
+) -> Patterns:
+    """Fit every pattern with at least 20 events among patients who have all of it, and always that of no modality.
 
     Slopes are drawn towards 1, as by a normal prior with a standard deviation of 1/4, or, with k events among patients
-    who have exactly the pattern, 1/4 / sqrt(1 + k / 20). The level is by k / (k + 20) the one that keeps the mean
+    who have exactly the pattern, 1/4 / sqrt(1 + k / 20). The level is by m / (m + 20) the one that keeps the mean
     prediction of these patients, for the rest the one that gives all who have the pattern the mean of what they are
-    told from everything. A pattern whose predictions are those of a smaller one, as where a model does not read what
-    was added, is moved as that one is.
+    told from everything; m is k, or, where that is more, the events that as many of all who have the pattern have: few
+    events where many were to be expected tell a level as well. With ``balanced``, where who has what is not to be
+    believed, m is k. A pattern whose predictions are those of a smaller one, as where a model does not read what was
+    added, is moved as that one is; one that nobody has is not moved.
 
     Args:
         link: (n, 2^M, L) from each pattern alone, of patients that the members never saw; what a patient lacks is
@@ -68,6 +72,7 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
         present: (n, M) what each has.
         target: n patients.
         times: (L,) days of a survival outcome.
+        balanced: whether training hid presence that goes with outcomes (``train.presence: balanced``).
 
     References:
         Scheike, Zhang, Gerds (2008), Predicting cumulative incidence probability by direct binomial regression, eq. 3:
@@ -84,10 +89,11 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
         known = target.observed[having]
         told = link[having, number]
         smaller = [number ^ 1 << bit for bit in range(present.shape[1]) if number >> bit & 1]
-        alike = next((s for s in smaller if np.abs(told - link[having, s]).max(initial=0.0) <= _SAME), None)
+        alike = next((s for s in smaller if len(having) and np.abs(told - link[having, s]).max() <= _SAME), None)
+        events = count_events(target.take(having[known]))
         if alike is not None:
             slope[number], level[number], fitted[number] = slope[alike], level[alike], fitted[alike]
-        elif count_events(target.take(having[known])) >= LEAST_EVENTS:
+        elif events >= LEAST_EVENTS or (number == 0 and len(having)):
             centre, same = told.mean(axis=0), owned[having] == number
             own = count_events(target.take(having[known & same]))
             slope[number] = _slope(
@@ -98,8 +104,9 @@ def fit_patterns(link: Array, present: NDArray[np.bool_], target: Target, *, tim
             )
             deviation = slope[number] * (told - centre)
             level[number] = _level(deviation, whole[having], target)
-            if own:
-                part = own / (own + LEAST_EVENTS)
+            if same.any():
+                told_by = own if balanced else max(own, events * float(np.mean(same)))
+                part = told_by / (told_by + LEAST_EVENTS)
                 level[number] += part * (_level(deviation[same], told[same], target) - level[number])
             level[number] -= slope[number] * centre
             fitted[number] = True

@@ -39,22 +39,25 @@ def outcome_strata(target: TargetTensors) -> Strata:
     else:
         value = target.value.double().cpu().numpy() if target.value is not None else np.zeros(len(target))
         found = np.searchsorted(np.quantile(value[observed], [0.25, 0.5, 0.75]) if observed.any() else [], value)
-    return _joined(np.where(observed, found, -1).astype(np.int64))
+    kinds = 1 if target.event is None else 2
+    return _joined(np.where(observed, found, -1).astype(np.int64), kinds=kinds)
 
 
-def _joined(strata: Strata) -> Strata:
-    """Strata of fewer than ten patients become part of the nearest larger one of the same parity, else of any.
+def _joined(strata: Strata, *, kinds: int) -> Strata:
+    """Strata of fewer than ten patients, the smallest first, become part of the nearest of their kind, else of any.
 
-    The parity tells events from censored patients.
+    Levels that are equal modulo ``kinds`` are of one kind: two tell events from censored patients.
     """
-    levels, counts = np.unique(strata[strata >= 0], return_counts=True)
-    large, out = levels[counts >= _LEAST], strata.copy()
-    for level in levels[counts < _LEAST]:
-        alike = large[(large - level) % 2 == 0]
-        near = alike if len(alike) else large
-        if len(near):
-            out[strata == level] = near[np.abs(near - level).argmin()]
-    return out
+    out = strata.copy()
+    while True:
+        levels, counts = np.unique(out[out >= 0], return_counts=True)
+        if len(levels) < 2 or counts.min() >= _LEAST:
+            return out
+        level = levels[counts.argmin()]
+        others = levels[levels != level]
+        alike = others[(others - level) % kinds == 0]
+        near = alike if len(alike) else others
+        out[out == level] = near[np.abs(near - level).argmin()]
 
 
 def _rates(weight: NDArray[np.float64], strata: Strata) -> tuple[Strata, NDArray[np.float64]]:

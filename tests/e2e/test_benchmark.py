@@ -203,6 +203,8 @@ def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(pl
     found = run(place, "late", out="trials", trials=2)
     cells = [json.loads(p.read_text()) for p in (place / "trials" / "cells" / "late").glob("*.json")]
     assert all(c["trial"] == int(np.argmax(c["trial_scores"])) for c in cells)
+    judged = [next(iter(c["results"]["late"].values()))["tuning"] for c in cells]
+    assert all(one <= max(c["trial_scores"]) + 1e-12 for one, c in zip(judged, cells, strict=True))
     assert found.content["budget"]["tuning_trials"] == 2
 
 

@@ -140,6 +140,20 @@ def test_links_and_outputs_are_inverse():
     np.testing.assert_array_equal(outputs_of(link_of({"value": v, "risk_score": v}), Values)["value"], v)
 
 
+@pytest.mark.parametrize("constant", [-1.234, 0.1])
+def test_a_member_that_says_the_same_of_all_it_never_saw_does_not_explode(constant):
+    oof = world()
+    links = [(k, rows, np.full_like(u, constant) if k == 4 else u) for k, rows, u in oof.links]
+    found = fit_ensembles(dataclasses.replace(oof, links=links))["chosen"]
+    usual = fit_ensembles(oof)["chosen"].spread
+    assert found.spread[[3, 5]] == pytest.approx(usual[[3, 5]])
+    assert found.spread[4] > 0.05 * min(usual[3], usual[5])
+    everyone = [(k, rows, np.full_like(u, constant) if 3 <= k < 6 else u) for k, rows, u in oof.links]
+    found = fit_ensembles(dataclasses.replace(oof, links=everyone))["chosen"]
+    assert (found.spread[3:6] == 1.0).all()
+    assert (found.spread[[0, 1, 2, 6, 7, 8]] == usual[[0, 1, 2, 6, 7, 8]]).all()
+
+
 def test_a_member_without_out_of_fold_patients_is_refused():
     oof = world()
     with pytest.raises(CohortError, match="out-of-fold"):

@@ -130,6 +130,19 @@ def test_a_modality_with_too_few_events_has_no_network_of_its_own_and_is_listed(
     assert any("stains: left out of the experts" in line for line in fold.describe("os"))
 
 
+def test_a_modality_that_nobody_of_an_inner_fold_has_gets_no_network_of_its_own(cohort):
+    ids = cohort.ids[:110]
+    stains = cohort.data["stains"]
+    inner = cohort.inner(ids, folds=3)
+    inside = set(inner[0].train)
+    some = {i: sample for i, sample in stains.samples.items() if i in inside}
+    data = {**cohort.data, "stains": dataclasses.replace(stains, samples=some)}
+    chosen = settings(unimodal=True, seeds=(0,))
+    fold = fit_fold(data, cohort.outcomes, train_ids=ids, inner=inner, settings=chosen)
+    assert fold.experts == ("", "clinical", "expression")
+    assert "found none in inner fold 0" in fold.skipped["stains"]
+
+
 def test_out_of_fold_comes_only_from_members_that_never_saw_the_patient(fold, cohort):
     ids = cohort.ids[:110]
     inner = cohort.inner(ids)

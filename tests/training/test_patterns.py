@@ -83,18 +83,24 @@ def test_who_was_measured_does_not_become_a_risk_factor():
     np.testing.assert_allclose(moved, link, atol=1e-6)
 
 
-@pytest.mark.parametrize(("events", "part"), [(0, 0.0), (20, 0.5), (400, 400 / 420)])
-def test_what_the_model_makes_of_an_absence_is_kept_where_it_was_fitted_on_it(events, part):
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("happy", [0, 300])
+@pytest.mark.parametrize("events", [0, 20, 400])
+def test_what_the_model_makes_of_an_absence_is_kept_where_it_was_fitted_on_it(events, happy, balanced):
     """It says twice the hazard of those who lack b; whoever is only shown without b is told the mean of all."""
     rng = np.random.default_rng(3)
     _, target, _ = made(rng, 2000)
     present = both(2000)
     present[np.flatnonzero(target.event)[:events], 1] = False
+    present[np.flatnonzero(~target.event)[:happy], 1] = False
     link = np.broadcast_to(np.log(TIMES), (2000, 4, 3)).copy()
     link[:, 1] += np.log(2)
     link[~present[:, 1], 3] += np.log(2)  # what is absent is absent from all coalitions
-    found = fit_patterns(link, present, target, times=TIMES)
+    found = fit_patterns(link, present, target, times=TIMES, balanced=balanced)
     whole = link[np.arange(2000), pattern_number(present)]
+    expected = target.n_events * (events + happy) / 2000  # few events where many were to be expected tell as much
+    told_by = events if balanced else max(events, expected)
+    part = told_by / (told_by + 20)
     everybody, own = np.log(-np.log(mean_survival(whole))), np.log(TIMES) + np.log(2)
     np.testing.assert_allclose(found.level[1], part * own + (1 - part) * everybody, atol=1e-6)
 
@@ -144,8 +150,24 @@ def test_few_events_are_left_as_they_are():
     _, target, link = made(np.random.default_rng(4), 60)
     few = Survival(time=target.time, event=np.arange(60) < 10)
     found = fit_patterns(link, both(60), few, times=TIMES)
-    assert not found.fitted.any()
-    np.testing.assert_array_equal(found.moved(link, np.broadcast_to(np.arange(4), (60, 4))), link)
+    assert found.fitted.tolist() == [True, False, False, False]
+    moved = found.moved(link, np.broadcast_to(np.arange(4), (60, 4)))
+    np.testing.assert_array_equal(moved[:, 1:], link[:, 1:])
+    # But nobody knows less of a patient without any modality: the mean of what all are told.
+    np.testing.assert_allclose(mean_survival(moved[:, 0]), mean_survival(link[:, 3]), atol=1e-6)
+    assert np.ptp(moved[:, 0], axis=0).max() == 0
+
+
+def test_a_pattern_that_nobody_has_is_not_moved():
+    rng = np.random.default_rng(4)
+    _, target, link = made(rng, 600)
+    either = np.zeros((600, 2), dtype=bool)
+    either[np.arange(600), np.arange(600) % 2] = True
+    link[:, 3] = link[np.arange(600), pattern_number(either)]
+    found = fit_patterns(link, either, target, times=TIMES)
+    assert found.fitted.tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(found.slope[3], 1.0)
+    np.testing.assert_array_equal(found.level[3], 0.0)
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "continuous"])

@@ -63,6 +63,25 @@ def test_small_strata_join_the_nearest_of_their_kind():
     assert np.unique(strata, return_counts=True)[1].min() >= 10
 
 
+@pytest.mark.parametrize("events", [12, 20, 27, 29, 60])
+def test_few_events_are_balanced_with_each_other(events):
+    """Thirds of them are small: joined to censored patients, they would hide what is to be found."""
+    draw = np.random.default_rng(0)
+    event = np.arange(300) < events
+    strata = outcome_strata(target_tensors(Survival(event=event, time=draw.exponential(1000, size=300))))
+    assert all(len(set(event[strata == level])) == 1 for level in np.unique(strata))
+    assert predicts(np.arange(300) >= 0.8 * events, strata)
+
+
+def test_small_classes_and_quarters_join_the_nearest():
+    label = np.repeat([0, 1, 2], [100, 50, 4])
+    found = outcome_strata(target_tensors(Labels(label=label, classes=("a", "b", "c"))))
+    np.testing.assert_array_equal(found, np.repeat([0, 1, 1], [100, 50, 4]))
+    values = outcome_strata(target_tensors(Values(value=np.arange(24.0))))
+    assert (np.diff(values) >= 0).all()
+    assert np.unique(values, return_counts=True)[1].min() >= 10
+
+
 def test_a_test_of_presence_has_its_level(outcomes):
     draw, targets = outcomes
     strata = outcome_strata(target_tensors(targets["os"]))
