@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medfuse.errors import ConfigError
-from medfuse.sample import ModalitySample
+from medfuse.sample import ModalityData, ModalitySample
 from medfuse.scenarios import MECHANISMS, Held, plan, show, side
 from medfuse.targets import Labels, Survival, Values
 
@@ -178,3 +178,27 @@ def test_what_cannot_be_planned_is_refused(words, said):
     mechanism = words.pop("mechanism")
     with pytest.raises(ConfigError, match=said):
         plan(mechanism, NAMES, **words)
+
+
+def test_noise_is_as_large_as_the_spread_of_each_identity():
+    draw = np.random.default_rng(0)
+    ids = tuple(f"p{k}" for k in range(200))
+    position = np.arange(2, dtype=np.float32)[:, None]
+    apart = np.array([[0.0], [10.0]])  # the two stains are ten of their standard deviations apart
+    samples = {
+        i: ModalitySample(tokens=(draw.normal(size=(2, 6)) + apart).astype(np.float32), position=position) for i in ids
+    }
+    stains = ModalityData(name="stains", layout="vectors", features=6, identities=("he", "ki67"), samples=samples)
+    held = Held(
+        ids=ids[100:],
+        data={"stains": stains},
+        train=ids[:100],
+        target=Labels(label=np.zeros(100, dtype=int), classes=("a", "b")),
+        middle=0,
+        anchor="stains",
+        number=0,
+        seed=0,
+    )
+    noisy = show(one("noise", 1.0, "stains"), held)[0]["stains"]
+    moved = np.stack([noisy[i].tokens - samples[i].tokens for i in held.ids])
+    np.testing.assert_allclose(moved.std(axis=(0, 2)), 1.0, atol=0.15)
