@@ -8,7 +8,7 @@ import pytest
 
 from medfuse.baselines import BASELINES, FoldData, fit_baselines
 from medfuse.baselines.learners import ridge_cox
-from medfuse.baselines.survival import _scored
+from medfuse.baselines.modality import scored
 from medfuse.cohort import read_cohort
 from medfuse.config import read_card
 from medfuse.dataset import load_modalities
@@ -191,7 +191,7 @@ def test_a_modality_of_few_is_judged_on_everybody(cohort, tmp_path):
     data["expression"] = shown_to(data["expression"], [*half, *split.held_out])
     fold = FoldData(cohort=cohort, outcome=OUTCOME, data=data, split=split, inner=inner, clinical="clinical")
     found = {r.name: r for r in fit_baselines(fold, kind="survival", names=["ridge_cox"])}["ridge_cox:expression"]
-    one = _scored(fold, "expression", {"ridge_cox": ridge_cox})
+    one = scored(fold, "expression", {"ridge_cox": ridge_cox})
     said = dict(zip(one.ids, one.judged, strict=True))
     assert 0 < len(said) < len(fold.train_ids)
     risk = np.array([said.get(i, 0.0) for i in fold.train_ids])

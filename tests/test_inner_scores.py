@@ -7,7 +7,7 @@ import pytest
 
 from medfuse.baselines.labels import _judged
 from medfuse.baselines.learners import random_survival_forest
-from medfuse.baselines.survival import _cross_fitted
+from medfuse.baselines.modality import cross_fitted
 from medfuse.benchmarking import _judged as _judged_trials
 from medfuse.metrics.discrimination import harrell_c
 from medfuse.prediction import Prediction
@@ -33,7 +33,7 @@ def test_the_best_of_several_candidates_is_worth_nothing_on_noise():
         survival, folds, oof, c = noise(seed)
         best = max(oof, key=lambda name: np.mean(c[name]))
         flattered.append(np.mean(c[best]))
-        judged, merit = _cross_fitted(oof, c, folds)
+        judged, merit = cross_fitted(oof, c, folds)
         honest.append(np.mean([harrell_c(survival.take(rows), judged[rows]).value for rows in folds]))
         merits.append(merit)
         assert _judged(c) == pytest.approx(honest[-1])  # the same rule, told in scores
@@ -46,7 +46,7 @@ def test_a_candidate_that_is_better_everywhere_is_judged_by_its_own_score():
     survival, folds, oof, c = noise(0)
     oof["good"] = -survival.time
     c["good"] = [harrell_c(survival.take(rows), oof["good"][rows]).value for rows in folds]
-    judged, merit = _cross_fitted(oof, c, folds)
+    judged, merit = cross_fitted(oof, c, folds)
     np.testing.assert_allclose(judged, (oof["good"] - oof["good"].mean()) / oof["good"].std())
     np.testing.assert_array_equal(merit, 1.0)
     assert _judged(c) == 1.0
@@ -54,7 +54,7 @@ def test_a_candidate_that_is_better_everywhere_is_judged_by_its_own_score():
 
 def test_one_fold_chooses_by_itself_and_undefined_scores_choose_nobody():
     _, _, oof, c = noise(1)
-    judged, _ = _cross_fitted(oof, {name: [np.mean(values)] for name, values in c.items()}, [np.arange(N)])
+    judged, _ = cross_fitted(oof, {name: [np.mean(values)] for name, values in c.items()}, [np.arange(N)])
     best = oof[max(oof, key=lambda name: np.mean(c[name]))]
     np.testing.assert_allclose(judged, (best - best.mean()) / best.std())
     assert _judged({"a": [0.6], "b": [0.7]}) == 0.7
