@@ -5,7 +5,7 @@ beside the best C that any model can reach, and without the inert modality or th
 Explanation: contributions of 2,000 held-out patients by the fusion with the best inner score (three seeds), against the
 oracle's.
 
-python benchmarks/oracle.py [--fusions concat transformer ...] [--explain concat] [--out FILE]
+python benchmarks/oracle.py [--fusions concat transformer ...] [--scores] [--explain concat] [--out FILE]
 """
 
 import argparse
@@ -138,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fusions", nargs="+", default=list(FUSIONS))
     parser.add_argument("--explain", help="only explain this fusion, whose scores stand in the file")
+    parser.add_argument("--scores", action="store_true", help="only the scores of the fusions; the explanation stays")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "oracle.json")
@@ -176,6 +177,8 @@ def main() -> None:
         folds.add(fusion)
         print(fusion, {k: round(v, 4) for k, v in rows[fusion].items()}, flush=True)
         args.out.write_text(json.dumps(content, indent=1) + "\n")
+    if args.scores:
+        return
     chosen = args.explain or max(folds, key=lambda name: rows[name]["inner_c"])
     fold = fit(simulation, data, inner, chosen, seeds=(0, 1, 2))
     c = score(simulation, fold, data)
