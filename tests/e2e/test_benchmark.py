@@ -280,7 +280,8 @@ def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path)
         assert fusion["difference_low"] < fusion["difference"] < fusion["difference_high"]
         # A true difference of this size leaves 0 out of the interval in 80 % of cohorts: by .84 standard errors.
         half = fusion["difference_high"] - fusion["difference"]
-        assert half * (1 + 0.8416 / 3.5) < one["resolvable"] < half * (1 + 0.8416 / 1.9)
+        # (The half width is 1.7 to 3.5 of them: a bounded score of few patients has lighter tails than the normal.)
+        assert half * (1 + 0.8416 / 3.5) < one["resolvable"] < half * (1 + 0.8416 / 1.7)
         assert f"than {base}" in one["verdict"] or f"from {base}" in one["verdict"] or f", {base}," in one["verdict"]
         assert f"the smallest difference this cohort can resolve is {one['resolvable']:.2f}" in one["verdict"]
     for file in found.path.glob("cells/baselines-subtype/*.json"):
