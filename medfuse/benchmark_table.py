@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfuse.cohort import Cohort
 from medfuse.evaluation import Evaluation, EvaluationSettings, FoldPrediction, evaluate_outcome, told
@@ -134,10 +135,17 @@ def _differences(
     gaps = dict(zip(compared, simultaneous(score[0] - score[1:], drawn[0] - drawn[1:]), strict=True))
     if FUSION not in models or np.isnan(gaps[FUSION].high):
         return gaps, None
-    draws = drawn[1 + compared.index(FUSION)] - drawn[0]
-    # As wide as the interval that has to leave 0 out, which several comparisons share, and what the power asks for.
-    half = gaps[FUSION].high - gaps[FUSION].estimate
-    return gaps, half + _POWER * float(draws[np.isfinite(draws)].std(ddof=1))
+    return gaps, smallest_resolved(gaps[FUSION], drawn[1 + compared.index(FUSION)] - drawn[0])
+
+
+def smallest_resolved(gap: Interval, draws: NDArray[np.float64]) -> float:
+    """The true difference whose interval leaves 0 out with a power of 80 %.
+
+    Args:
+        gap: the interval, as wide as the comparisons that share its level make it.
+        draws: the difference in resamples (R,); undefined ones are NaN.
+    """
+    return gap.high - gap.estimate + _POWER * float(draws[np.isfinite(draws)].std(ddof=1))
 
 
 def _calibration(mean: Mapping[str, float], horizons: Sequence[float]) -> Row:

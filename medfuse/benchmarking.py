@@ -21,9 +21,9 @@ from medfuse.baselines import BASELINES, fit_baselines
 from medfuse.benchmark_table import benchmark_table, table_text
 from medfuse.config import Recipe, read_card, read_recipe, recipe_names
 from medfuse.errors import ConfigError, MedfuseError, StoreError, nearest
-from medfuse.evaluation import EvaluationSettings, FoldPrediction, headline_score
+from medfuse.evaluation import EvaluationSettings, FoldPrediction
 from medfuse.files import json_bytes, read_json, sha256_bytes, write_bytes, write_json, write_text
-from medfuse.folds import baseline_data, inner_score
+from medfuse.folds import baseline_data, inner_score, training_score
 from medfuse.jobs import Job, check_job, fold_settings, inner_of, keys_of, outcomes_of, prepare_job
 from medfuse.models import FUSIONS
 from medfuse.models.cost import cost
@@ -321,9 +321,9 @@ def _judged(job: Job, tried: Sequence[Mapping[str, Prediction]], inner: Sequence
     taken = np.zeros(len(ids), dtype=np.int64)
     for number in np.unique(fold_of) if len(tried) > 1 else ():
         others = np.flatnonzero(fold_of != number) if (fold_of != number).any() else np.arange(len(ids))
-        scores = [_score(job, _rows(said, others), job.outcomes[0]) for said in first]
+        scores = [training_score(job, _rows(said, others), job.outcomes[0]) for said in first]
         taken[fold_of == number] = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
-    return {o: _score(job, _mixed([said[o] for said in tried], taken), o) for o in job.outcomes}
+    return {o: training_score(job, _mixed([said[o] for said in tried], taken), o) for o in job.outcomes}
 
 
 def _mixed(said: Sequence[Prediction], taken: NDArray[np.int64]) -> Prediction:
@@ -340,11 +340,6 @@ def _rows(said: Prediction, rows: NDArray[np.intp]) -> Prediction:
     arrays: dict[str, Any] = {f: getattr(said, f) for f in _ARRAYS if f != "times"}
     kept = {f: array[rows] for f, array in arrays.items() if array is not None}
     return replace(said, patient_ids=ids, present=said.present[rows], **kept)
-
-
-def _score(job: Job, said: Prediction, outcome: str) -> float:
-    fold = FoldPrediction(fold="inner", prediction=said, train_ids=said.patient_ids)
-    return headline_score(fold, job.cohort, outcome)
 
 
 def _defined(value: float) -> float | None:

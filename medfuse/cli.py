@@ -166,7 +166,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random; default: the recipe's.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Folds fitted side by side; default: one per core, one on a GPU.")
+        int | None, typer.Option(min=1, help="Folds fitted side by side; default: one per core, or one per GPU.")
     ] = None,
 ) -> None:
     """Train on the folds of a cohort, evaluate once on what was held out, and write a run directory with a report."""

@@ -229,8 +229,13 @@ def _variant(
 
 def inner_score(job: Job, fold: FoldModel, outcome: str, *, variant: str) -> float:
     """Inner score of a fold's model: of predictions of training patients that no weight of it was chosen on."""
-    oof = fold.cross_fitted[outcome][variant]
-    return headline_score(FoldPrediction(fold="inner", prediction=oof, train_ids=oof.patient_ids), job.cohort, outcome)
+    return training_score(job, fold.cross_fitted[outcome][variant], outcome)
+
+
+def training_score(job: Job, said: Prediction, outcome: str) -> float:
+    """Score of what is said of training patients, by the score that heads the outcome's results."""
+    found = FoldPrediction(fold="inner", prediction=said, train_ids=said.patient_ids)
+    return headline_score(found, job.cohort, outcome)
 
 
 def baseline_data(job: Job, split: Split, inner: Sequence[Split], *, outcome: str) -> FoldData:

@@ -270,9 +270,8 @@ def _noise(own: _Own, rate: float, held: Held, name: str, rng: np.random.Generat
     if data.layout == "vectors":
         spread = _spread(data, *_tokens(held, name, rng))
         for patient, sample in own.items():
-            moved = sample.tokens + rate * spread[_identity(data, sample.position)] * rng.standard_normal(
-                sample.tokens.shape
-            )
+            drawn = rng.standard_normal(sample.tokens.shape)
+            moved = sample.tokens + rate * spread[_identity(data, sample.position)] * drawn
             changed[patient] = ModalitySample(tokens=moved.astype(np.float32), position=sample.position)
         return changed
     train = np.stack([s.tokens for s in _train_samples(held, name)])  # (t, C, 2)

@@ -81,7 +81,11 @@ def test_no_encoder_asks_for_what_cuda_refuses_to_do_the_same_way_twice(name, op
     with as_deterministic_cuda():
         model.begin(batch)
         model.train().loss(batch).backward()
-        outputs(model, batch)
+        told = outputs(model, batch)
+    assert told.isfinite().all()
+    gradients = [p.grad for p in model.encoders[0].parameters() if p.requires_grad]
+    assert all(g.isfinite().all() for g in gradients if g is not None)
+    assert any(g.abs().sum() > 0 for g in gradients if g is not None) == bool(gradients)
 
 
 @pytest.mark.parametrize(("name", "options", "modality"), CASES)

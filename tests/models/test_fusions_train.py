@@ -19,30 +19,31 @@ class StopHere(Exception):
     pass
 
 
+def fit(name, *, options=None, settings=SETTINGS, **given):
+    """A small model of the fusion, fitted on a batch of every outcome."""
+    model = ModelSettings(width=16, fusion={"name": name, **(options or {})})
+    return fit_member(
+        make_batch(32),
+        make_batch(16, seed=1),
+        build=lambda: build_model(model, shapes=SHAPES, heads=HEADS_OF),
+        settings=settings,
+        seed=3,
+        **given,
+    )
+
+
 @pytest.mark.parametrize(("name", "options"), DRAWING)
 def test_a_fit_that_was_interrupted_ends_alike(name, options, tmp_path):
-    settings = ModelSettings(width=16, fusion={"name": name, **options})
-    parts = make_batch(32), make_batch(16, seed=1)
-
-    def fit(**given):
-        return fit_member(
-            *parts,
-            build=lambda: build_model(settings, shapes=SHAPES, heads=HEADS_OF),
-            settings=SETTINGS,
-            seed=3,
-            **given,
-        )
-
-    expected = fit().state
+    expected = fit(name, options=options).state
 
     def watch(progress):
         if progress.step == 3:
             raise StopHere
 
     with pytest.raises(StopHere):
-        fit(workdir=tmp_path, watch=watch)
+        fit(name, options=options, workdir=tmp_path, watch=watch)
     torch.rand(7)  # the caller's own draws do not matter
-    found = fit(workdir=tmp_path).state
+    found = fit(name, options=options, workdir=tmp_path).state
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
@@ -52,43 +53,22 @@ def test_a_fit_that_was_interrupted_ends_alike(name, options, tmp_path):
 def test_every_fusion_is_fitted_with_all_that_training_adds(name, balance, device, tmp_path):
     """Two epochs with every kind of outcome, a moving average, hidden modalities and micro-batches, then once more."""
     more = {"presence": "balanced", "balance": balance, "accumulate": 2, "epochs": 2, "device": device}
-    settings = ModelSettings(width=16, fusion={"name": name})
-
-    def fit():
-        return fit_member(
-            make_batch(32),
-            make_batch(16, seed=1),
-            build=lambda: build_model(settings, shapes=SHAPES, heads=HEADS_OF),
-            settings=replace(SETTINGS, **more),
-            seed=3,
-            workdir=tmp_path,
-        )
-
-    found = fit()
+    settings = replace(SETTINGS, **more)
+    found = fit(name, settings=settings, workdir=tmp_path)
     assert all(value.isfinite().all() and value.device.type == "cpu" for value in found.state.values())
     assert len(found.history) == 2
     assert all(row["tuning_loss"] is not None for row in found.history)
     assert any(key.startswith("strength.") for key in found.history[0]) == (balance == "agm")
-    again = fit()  # finished: the checkpoint is the fit
+    again = fit(name, settings=settings, workdir=tmp_path)  # finished: the checkpoint is the fit
     assert all(torch.equal(again.state[key], value) for key, value in found.state.items())
 
 
 @pytest.mark.parametrize("name", sorted(FUSIONS))
 def test_no_fusion_asks_for_what_cuda_refuses_to_do_the_same_way_twice(name):
-    settings = ModelSettings(width=16, fusion={"name": name})
-
-    def fit():
-        return fit_member(
-            make_batch(32),
-            make_batch(16, seed=1),
-            build=lambda: build_model(settings, shapes=SHAPES, heads=HEADS_OF),
-            settings=replace(SETTINGS, epochs=2),
-            seed=3,
-        )
-
-    plain = fit()
+    settings = replace(SETTINGS, epochs=2)
+    plain = fit(name, settings=settings)
     with as_deterministic_cuda():
-        found = fit()
+        found = fit(name, settings=settings)
     for key, value in plain.state.items():  # sums in another order
         torch.testing.assert_close(found.state[key], value, rtol=0, atol=2e-3)
 
