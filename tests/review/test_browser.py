@@ -235,6 +235,13 @@ def test_D10_no_patient_byte_without_a_login(browser, tmp_path) -> None:
         page.close()
 
 
+SAID = (  # what a screen reader may say of a control
+    "e => { if (!['BUTTON', 'A', 'SUMMARY', 'INPUT'].includes(e.tagName)) return '';"
+    " const l = e.labels && e.labels[0];"
+    " return [e.innerText, e.getAttribute('aria-label'), l && l.innerText, e.value].join('|') }"
+)
+
+
 def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_path) -> None:
     run = make_run(tmp_path / "run", patients=8)
     one = settings(run, reader_first=False)
@@ -243,14 +250,17 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
         visit(page, port, "worklist", key(0))
 
         def reach(name: str, *, most: int = 120) -> None:
+            # On a slow machine a button may come, or be enabled, after the page has settled; Tab goes round without it.
+            page.wait_for_function(
+                f"name => [...document.querySelectorAll('button,a,summary,input')].some(e =>"
+                f" !e.disabled && ({SAID})(e).includes(name))",
+                arg=name,
+                timeout=30_000,
+            )
+            passed: list[str] = []
             for _ in range(most):
                 page.keyboard.press("Tab")
-                said = page.evaluate(
-                    "(() => { const e = document.activeElement;"
-                    " if (!['BUTTON', 'A', 'SUMMARY', 'INPUT'].includes(e.tagName)) return '';"
-                    " const l = e.labels && e.labels[0];"
-                    " return [e.innerText, e.getAttribute('aria-label'), l && l.innerText, e.value].join('|') })()"
-                )
+                said = page.evaluate(f"({SAID})(document.activeElement)")
                 if name in said:
                     shown = page.evaluate(
                         "(() => { const e = document.activeElement; const s = getComputedStyle(e);"
@@ -260,7 +270,8 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
                     )
                     assert shown, f"{name}: focus cannot be seen"
                     return
-            pytest.fail(f"{name}: not reached by Tab")
+                passed.append(said or page.evaluate("document.activeElement.tagName"))
+            pytest.fail(f"{name}: not reached by Tab, but {', '.join(passed)}")
 
         reach("Open patient")
         page.keyboard.press("Enter")
