@@ -91,29 +91,24 @@ def fit_fold(
     experts = ("", *(data if settings.unimodal and len(data) > 1 else ()))
     for expert in (*experts[1:], "") if settings.merge else experts:  # what is merged is fitted first
         jobs = _jobs(data, outcomes, train_ids=train_ids, inner=inner, expert=expert)
-        silent = next((job.inner for job in jobs if expert and not job.unseen), None)
-        if silent is not None:  # a member there could be compared with nobody's outcome
-            skipped[expert] = f"expected patients who have it in every inner fold, found none in inner fold {silent}"
-            continue
         try:
             ready = [_prepare(job, outcomes, settings=settings, time_grid=time_grid) for job in jobs]
         except (CohortError, DataError) as error:
             if not expert:
                 raise
-            # Too few of its patients had an event; the joint network reads the modality all the same.
+            # Too few of its patients, or of their events; the joint network reads the modality all the same.
             skipped[expert] = str(error)
             continue
         parts = _parts(fitted, skipped) if settings.merge and not expert and len(data) > 1 else {}
+        turns = [(prepared, seed) for prepared in ready for seed in settings.seeds]
         fitted[expert] = [
             _fit_one(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=parts)
-            for prepared in ready
-            for seed in settings.seeds
+            for prepared, seed in turns
         ]
         if expert and settings.forests and FORESTS not in skipped:
             fitted[expert] += [
-                _grow_one(job, prepared, outcomes, seed=seed, folder=folder)
-                for job, prepared in zip(jobs, ready, strict=True)
-                for seed in settings.seeds
+                _grow_one(prepared, outcomes, seed=seed, folder=folder)
+                for prepared, seed in turns
                 if not prepared.member.shapes[expert].item  # samples and voxels are no columns
             ]
     every = [one for expert in experts for one in fitted.get(expert, ())]
@@ -156,11 +151,12 @@ def _fit_one(
     member = _member(prepared, settings=settings, seed=seed, folder=folder, watch=watch, parts=merged, judges=judges)
     device = make_fabric(settings.train).device
     links = speak(member, prepared.unseen, device=device) if prepared.unseen else None
-    return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
+    return _Fitted(member=member, unseen_ids=prepared.job.unseen, links=links)
 
 
-def _grow_one(job: "_Job", prepared: "_Prepared", outcomes: Outcomes, *, seed: int, folder: Path | None) -> _Fitted:
+def _grow_one(prepared: "_Prepared", outcomes: Outcomes, *, seed: int, folder: Path | None) -> _Fitted:
     """A forest of one inner fold and seed, and what it says of the patients it never saw."""
+    job = prepared.job
     targets = outcomes.take(job.train)
     settings = forest_settings(job.expert, targets)
     blank = dataclasses.replace(prepared.member, seed=seed, settings=settings)
@@ -173,7 +169,7 @@ def _grow_one(job: "_Job", prepared: "_Prepared", outcomes: Outcomes, *, seed: i
         if path is not None:
             save_member(member, path, fingerprint=fingerprint)
     links = speak(member, prepared.unseen) if prepared.unseen else None
-    return _Fitted(member=member, unseen_ids=prepared.unseen_ids, links=links)
+    return _Fitted(member=member, unseen_ids=job.unseen, links=links)
 
 
 def _parts(
@@ -303,16 +299,19 @@ def check_fold(
 class _Prepared:
     """One inner fold, ready for its members."""
 
+    job: _Job
     member: Member  # without weights
     train: Batch | Patients
     tuning: Batch | Patients | None
-    unseen_ids: tuple[PatientId, ...]
     unseen: Sequence[Batch]
 
 
 def _prepare(
     job: _Job, outcomes: Outcomes, *, settings: FoldSettings, time_grid: Mapping[str, NDArray[np.float64]]
 ) -> _Prepared:
+    if job.expert and not job.unseen:  # a member could be compared with nobody's outcome
+        msg = f"expected patients who have it in every inner fold, found none in inner fold {job.inner}"
+        raise CohortError(msg)
     targets = outcomes.take(job.train)
     require_fittable(targets, where="inner training side")
     preprocessing = fit_preprocessings(job.data, job.train)
@@ -330,10 +329,10 @@ def _prepare(
     )
     tuning = outcomes.take(job.tuning)
     return _Prepared(
+        job=job,
         member=member,
         train=gather(job.data, preprocessing, job.train, shapes=shapes, targets=targets),
         tuning=gather(job.data, preprocessing, job.tuning, shapes=shapes, targets=tuning) if job.tuning else None,
-        unseen_ids=job.unseen,
         unseen=chunks(member, job.data, job.unseen),
     )
 
