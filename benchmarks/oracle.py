@@ -5,7 +5,8 @@ beside the best C that any model can reach, and without the inert modality or th
 Explanation: contributions of 2,000 held-out patients by the fusion with the best inner score (three seeds), against the
 oracle's.
 
-python benchmarks/oracle.py [--fusions concat transformer ...] [--scores] [--explain concat] [--out FILE]
+python benchmarks/oracle.py [--fusions concat transformer ...] [--keep-all .6] [--scores]
+                            [--explain concat] [--out FILE]
 """
 
 import argparse
@@ -46,13 +47,13 @@ def cohort(seed: int):
     return simulation, data, inner
 
 
-def fit(simulation, data, inner, fusion: str, *, seeds=(0,)):
+def fit(simulation, data, inner, fusion: str, *, seeds=(0,), keep_all=SETTINGS.keep_all):
     encoders = {"expression": {"name": "pathway"}} if "expression" in data else {}
     settings = FoldSettings(
         model=ModelSettings(width=128, encoders=encoders, fusion={"name": fusion, **OPTIONS.get(fusion, {})}),
         seeds=seeds,
         unimodal=False,
-        train=SETTINGS,
+        train=replace(SETTINGS, keep_all=keep_all),
     )
     outcomes = Outcomes(patient_ids=simulation.patient_ids, targets={"death": simulation.survival})
     return fit_fold(data, outcomes, train_ids=simulation.patient_ids[:TRAIN], inner=inner, settings=settings)
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--fusions", nargs="+", default=list(FUSIONS))
     parser.add_argument("--explain", help="only explain this fusion, whose scores stand in the file")
     parser.add_argument("--scores", action="store_true", help="only the scores of the fusions; the explanation stays")
+    parser.add_argument("--keep-all", type=float, help="another train.keep_all: scores in rows of their own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "oracle.json")
@@ -166,8 +168,10 @@ def main() -> None:
     print(f"oracle {best:.4f}", flush=True)
     for fusion in () if args.explain else args.fusions:
         started = time.perf_counter()
-        fold = fit(simulation, data, inner, fusion)
-        rows[fusion] = {
+        other = {} if args.keep_all is None else {"keep_all": args.keep_all}
+        row = fusion + "".join(f", {key} {value:g}" for key, value in other.items())
+        fold = fit(simulation, data, inner, fusion, **other)
+        rows[row] = {
             "inner_c": fold.ensembles["death"]["chosen"].tuning_score,
             "c": score(simulation, fold, data),
             "c_without_inert": score(simulation, fold, data, without=(INERT,)),
@@ -175,9 +179,9 @@ def main() -> None:
             "seconds": round(time.perf_counter() - started, 1),
         }
         folds.add(fusion)
-        print(fusion, {k: round(v, 4) for k, v in rows[fusion].items()}, flush=True)
+        print(row, {k: round(v, 4) for k, v in rows[row].items()}, flush=True)
         args.out.write_text(json.dumps(content, indent=1) + "\n")
-    if args.scores:
+    if args.scores or args.keep_all is not None:
         return
     chosen = args.explain or max(folds, key=lambda name: rows[name]["inner_c"])
     fold = fit(simulation, data, inner, chosen, seeds=(0, 1, 2))

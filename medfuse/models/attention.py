@@ -60,13 +60,14 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend.
 
         Args:
             queries: (B, Q, D).
             keys: (B, T, D), finite everywhere.
             mask: (B, T) bool, True where a key is real.
+            bias: (B, T) added to the scores of each key before the softmax, finite.
 
         Returns:
             (B, Q, D).
@@ -75,19 +76,22 @@ class MultiHeadAttention(nn.Module):
         def split(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, H, T, D/H)
 
-        mixed = functional.scaled_dot_product_attention(
-            split(self.query(queries)), split(self.key(keys)), split(self.value(keys)), attn_mask=mask[:, None, None, :]
-        )
+        asked, held, read = split(self.query(queries)), split(self.key(keys)), split(self.value(keys))
+        seen = mask if bias is None else bias.to(asked.dtype).masked_fill(~mask, -torch.inf)
+        mixed = functional.scaled_dot_product_attention(asked, held, read, attn_mask=seen[:, None, None, :])
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def packed(self, queries: Tensor, keys: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+    def packed(
+        self, queries: Tensor, keys: Tensor, groups: Sequence[tuple[int, int]], bias: Tensor | None = None
+    ) -> Tensor:
         """Attend within patients whose tokens lie one after another without padding.
 
         Args:
             queries: (N, D) all tokens, or (B, D) one per patient.
             keys: (N, D).
             groups: of a :class:`medfuse.models.packing.Packing`.
+            bias: (N,) added to the scores of each key.
 
         Returns:
             As ``queries``.
@@ -103,15 +107,17 @@ class MultiHeadAttention(nn.Module):
             ]
 
         lengths = [length for _, length in groups]
-        parts = zip(
-            split(self.query(queries), each),
-            split(self.key(keys), lengths),
-            split(self.value(keys), lengths),
-            strict=True,
-        )
+        asked = split(self.query(queries), each)
+        added: list[Tensor | None] = [None] * len(groups)
+        if bias is not None:
+            sizes = [count * length for count, length in groups]
+            parts = torch.split(bias.to(asked[0].dtype), sizes)
+            added = [part.view(count, 1, 1, length) for part, (count, length) in zip(parts, groups, strict=True)]
         mixed = [
-            functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
-            for q, k, v in parts
+            functional.scaled_dot_product_attention(q, k, v, attn_mask=b).transpose(1, 2).flatten(2).flatten(0, 1)
+            for q, k, v, b in zip(
+                asked, split(self.key(keys), lengths), split(self.value(keys), lengths), added, strict=True
+            )
         ]
         out: Tensor = self.out(torch.cat(mixed))
         return out

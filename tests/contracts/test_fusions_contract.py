@@ -35,6 +35,8 @@ CASES = [
     ("prototype", {"positive": "oracle"}),
     ("prototype_additive", {}),
     ("prototype_additive", {"levels": 2, "each": 1, "keep": 1.0}),
+    ("transformer", {"even": True, "recovery": 1.0}),
+    ("transformer", {"even": True, "packed": True}),
     ("transformer", {}),
     ("transformer", {"residual": True, "packed": True}),
     ("transformer", {"unimodal_aux": 0.3, "recovery": 1.0}),

@@ -7,6 +7,7 @@ from model_cases import HEADS_OF, SHAPES, make_batch, settings_for
 from medfuse.models import build_model
 from medfuse.models.fusion import TransformerFusion
 from medfuse.models.fusion.recovery import Recovery, kept_at_random
+from medfuse.models.fusion.transformer import even_shares
 from medfuse.models.packing import pack
 
 NAMES = ("a", "b", "c")
@@ -38,7 +39,7 @@ def test_packing_puts_patients_of_equal_length_together_and_finds_them_again():
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"recovery": 1.0}, {"residual": True}])
+@pytest.mark.parametrize("options", [{}, {"recovery": 1.0}, {"residual": True}, {"even": True}])
 def test_packed_equals_unpacked_in_values_and_gradients(depth, options):
     given = {"depth": depth, "dropout": 0.0, "token_dropout": 0.0, **options}
     batch, found = make_batch(48), []
@@ -59,6 +60,40 @@ def test_packed_equals_unpacked_in_values_and_gradients(depth, options):
         found.append((torch.cat(list(model.eval()(batch).values()), 1).detach(), loss.detach(), gradients))
     for one, other in zip(*found, strict=True):
         assert (one - other).abs().max() <= 1e-5
+
+
+# --- an even share of attention ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True, "depth": 3}, {"recovery": 1.0}])
+def test_a_modality_whose_tokens_are_all_repeated_says_the_same(options):
+    tokens, masks, present = parts()
+    masks[2] = masks[2] & torch.tensor([True, True, False])  # padding is no token
+    twice = [tokens[0], tokens[1], tokens[2].repeat(1, 5, 1)], [masks[0], masks[1], masks[2].repeat(1, 5)]
+    found = {}
+    for even in (False, True):
+        fusion = build(even=even, **options).eval()
+        found[even] = (fusion(*twice, present).states - fusion(tokens, masks, present).states).abs().amax((1, 2))
+    assert found[True].max() < 1e-6
+    assert (found[False][PRESENT[:, 2]] > 1e-3).all()
+
+
+def test_before_anything_is_learned_each_modality_has_the_same_share_of_attention():
+    _, masks, _ = parts()
+    share = torch.softmax(even_shares(masks).masked_fill(~torch.cat([PRESENT.new_ones(4, 1), *masks], 1), -1e9), 1)
+    each = torch.stack([part.sum(1) for part in share.split([1, 1, 2, 3], dim=1)], dim=1)
+    told = torch.cat([torch.ones(4, 1), PRESENT.float()], 1)
+    torch.testing.assert_close(each, told / told.sum(1, keepdim=True))
+
+
+def test_of_one_modality_there_is_nothing_to_weigh():
+    tokens, masks, present = parts()
+    states = []
+    for even in (False, True):
+        torch.manual_seed(0)
+        fusion = TransformerFusion(modalities=("c",), width=8, heads=2, even=even).eval()
+        states.append(fusion(tokens[2:], masks[2:], present[:, 2:]).states)
+    assert torch.equal(*states)
 
 
 # --- a readout of each modality alone -----------------------------------------------------------------------------

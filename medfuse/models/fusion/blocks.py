@@ -28,16 +28,18 @@ class Block(nn.Module):
         self.feed = feed_forward(width, ratio=ratio, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, mask: Tensor, *, queries: int | None = None) -> Tensor:
-        """Tokens (B, T, D) to (B, T, D), or to the first ``queries`` of them only."""
+    def forward(
+        self, tokens: Tensor, mask: Tensor, *, queries: int | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B, T, D) to (B, T, D), or to the first ``queries`` of them only; ``bias`` (B, T) as of attention."""
         normed = self.norm_attention(tokens)
-        return self._add(tokens[:, :queries], self.attention(normed[:, :queries], normed, mask))
+        return self._add(tokens[:, :queries], self.attention(normed[:, :queries], normed, mask, bias))
 
-    def packed(self, tokens: Tensor, packing: Packing, *, first: bool = False) -> Tensor:
-        """Packed tokens (N, D) to (N, D), or to the first of each patient (B, D) only."""
+    def packed(self, tokens: Tensor, packing: Packing, *, first: bool = False, bias: Tensor | None = None) -> Tensor:
+        """Packed tokens (N, D) to (N, D), or to the first of each patient (B, D) only; ``bias`` (N,)."""
         normed = self.norm_attention(tokens)
         asked, kept = (normed[packing.first], tokens[packing.first]) if first else (normed, tokens)
-        return self._add(kept, self.attention.packed(asked, normed, packing.groups))
+        return self._add(kept, self.attention.packed(asked, normed, packing.groups, bias))
 
     def _add(self, kept: Tensor, read: Tensor) -> Tensor:
         kept = kept + self.dropout(read)

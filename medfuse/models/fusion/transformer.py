@@ -36,10 +36,14 @@ class TransformerFusion(Fusion):
         recovery: weight of the loss that trains :class:`Recovery`, whose token then stands for each absent modality
             (1 in the paper; 0 = no such tokens).
         packed: compute real tokens alone, none of absent modalities or padding; the result is the same.
+        even: where there are several modalities, the scores of the n real tokens of one are log n smaller, so that each
+            has the same share of attention until something else is learned: a bag of eight tokens does not outvote a
+            table of one, and a modality whose tokens are all repeated says the same.
 
     References:
         Vaswani et al. (2017), Attention is all you need; Xiong et al. (2020), On layer normalization in the
         transformer architecture, section 3 (pre-norm).
+        ``even``: Bolya et al. (2023), Token merging, eq. 1 (log sizes added to scores), with the opposite sign.
         NOTE[DIFF]: ``unimodal_aux`` is off by default, since each modality has a network of its own in the ensemble.
     """
 
@@ -57,6 +61,7 @@ class TransformerFusion(Fusion):
         unimodal_aux: float = 0.0,
         recovery: float = 0.0,
         packed: bool = False,
+        even: bool = False,
     ) -> None:
         super().__init__()
         check_count("depth", depth)
@@ -75,6 +80,7 @@ class TransformerFusion(Fusion):
         if recovery:
             self.recovery = Recovery(modalities, width=width, heads=heads, dropout=dropout)
         self.packed = packed
+        self.even = even and len(modalities) > 1  # of one modality there is nothing to weigh
         self.own = late_maps(modalities if residual else (), width)
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> Fused:
@@ -86,12 +92,12 @@ class TransformerFusion(Fusion):
         if self.recovery is not None:
             summaries = torch.stack([masked_mean(t, mask) for t, mask in zip(normed, masks, strict=True)], dim=1)
             entered.append(self.recovery.tokens(summaries, present) + self.modality)
-            seen.append(~present)
+            seen += torch.split(~present, 1, dim=1)
             if self.training:
                 parts["error"], parts["hidden"] = self.recovery.errors(summaries, present)
         x = torch.cat([self.patient.expand(n, 1, -1), *entered], dim=1)
         mask = torch.cat([present.new_ones(n, 1), *seen], dim=1)
-        state = self.norm(self._attend(x, mask))
+        state = self.norm(self._attend(x, mask, even_shares(seen) if self.even else None))
         if len(self.own):
             state = state + late_mean(late_residual(self.own, tokens, masks), present)
         return Fused(
@@ -101,18 +107,19 @@ class TransformerFusion(Fusion):
             parts=parts,
         )
 
-    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
         """The patient token, first of ``x`` (B, T, D), after all layers: (B, D)."""
         *early, last = [cast(Block, block) for block in self.blocks]
         if self.packed:
             packing = pack(mask)
             x = packing.take(x)
+            bias = None if bias is None else packing.take(bias[..., None])[:, 0]
             for block in early:
-                x = block.packed(x, packing)
-            return last.packed(x, packing, first=True)[packing.back]
+                x = block.packed(x, packing, bias=bias)
+            return last.packed(x, packing, first=True, bias=bias)[packing.back]
         for block in early:
-            x = block(x, mask)
-        out: Tensor = last(x, mask, queries=1)[:, 0]
+            x = block(x, mask, bias=bias)
+        out: Tensor = last(x, mask, queries=1, bias=bias)[:, 0]
         return out
 
     def _alone(self, normed: Sequence[Tensor], masks: Sequence[Tensor], present: Tensor) -> tuple[Readout, ...]:
@@ -131,3 +138,13 @@ class TransformerFusion(Fusion):
             return {}
         error, hidden = fused.parts["error"], fused.parts["hidden"]
         return {"recovery": self.recovery_weight * error.sum() / hidden.sum().clamp(min=1)}
+
+
+def even_shares(masks: Sequence[Tensor]) -> Tensor:
+    """(B, 1 + sum T) minus log n for each of the n real tokens of a modality, 0 for the patient token, which is first.
+
+    Args:
+        masks: per modality (B, T), True where a token is real.
+    """
+    parts = [-mask.sum(1, keepdim=True).clamp(min=1).log().expand_as(mask) for mask in masks]
+    return torch.cat([parts[0].new_zeros(len(parts[0]), 1), *parts], dim=1)
