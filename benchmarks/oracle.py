@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a count for tests; no figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "oracle.json")
     args = parser.parse_args()
+    if args.explain and args.keep_all is not None:
+        parser.error("--keep-all is of scores; expected it without --explain")
     if args.small:
         few = {"TRAIN": 90, "TEST": 60, "EXPLAINED": 20, "SETTINGS": replace(SETTINGS, epochs=1)}
         globals().update(few)

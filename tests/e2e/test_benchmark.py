@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from medfuse import benchmarking
+from medfuse import benchmark_table, benchmarking
 from medfuse.benchmark_table import BASELINE, FUSION, choose, smallest_resolved, table_text, verdict
 from medfuse.benchmarking import benchmark, recipe_of, trial
 from medfuse.cli import main
@@ -198,7 +198,13 @@ def test_kill_9_between_cells_and_inside_one_loses_no_cell_and_changes_no_number
 
 
 def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(place, monkeypatch):
-    monkeypatch.setattr(benchmarking, "_judged", lambda job, tried, inner: {"survival": len(tried) / 8})
+    real, judged = benchmarking._judged, []
+
+    def noted(*args):
+        judged.append(real(*args)["survival"])
+        return {"survival": judged[-1] + 1}  # no score of a trial
+
+    monkeypatch.setattr(benchmarking, "_judged", noted)
     base = read_recipe("smoke", list(WORDS))
     one, other = (recipe_of(name, base, list(WORDS)) for name in ("concat", "late"))
     assert trial(one, 0) is one
@@ -206,7 +212,9 @@ def test_tuning_trials_are_the_same_for_every_model_and_the_inner_score_picks(pl
     found = run(place, "late", out="trials", trials=2)
     cells = [json.loads(p.read_text()) for p in (place / "trials" / "cells" / "late").glob("*.json")]
     assert all(c["trial"] == int(np.argmax(c["trial_scores"])) for c in cells)
-    assert {c["results"]["late"]["survival"]["tuning"] for c in cells} == {0.25}  # cross-fitted, not the best trial's
+    told = [c["results"]["late"]["survival"]["tuning"] for c in cells]
+    assert sorted(told) == [one + 1 for one in sorted(judged)]  # what is cross-fitted, not the best trial's score
+    assert all(0.4 < one < 1 for one in judged)  # the cohort can be learned
     assert found.content["budget"]["tuning_trials"] == 2
 
 
@@ -271,7 +279,9 @@ def test_choice_is_by_fold_and_needs_a_score_everywhere():
     assert choose(tuning, ["c"]) == []
 
 
-def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path):
+def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benchmark_table, "smallest_resolved", lambda *a: asked.append(a) or smallest_resolved(*a))
     kinds = {"subtype": "auroc", "size": "r2", "response": "auroc"}
     made_up.write(tmp_path, n=90, outcomes=tuple(kinds), missing=0.1)
     words = ("train.epochs=6", "baselines=[prevalence, logistic, ridge]", f"outcomes=[{', '.join(kinds)}]")
@@ -289,7 +299,11 @@ def test_every_kind_of_outcome_has_intervals_differences_and_a_verdict(tmp_path)
         fusion = rows[FUSION]
         assert fusion["difference"] == pytest.approx(fusion["pooled"] - rows[BASELINE]["pooled"])
         assert fusion["difference_low"] < fusion["difference"] < fusion["difference_high"]
-        assert one["resolvable"] > fusion["difference_high"] - fusion["difference"]
+        gap, draws = asked[list(kinds).index(name)]
+        assert one["resolvable"] == smallest_resolved(gap, draws)
+        assert gap.estimate == pytest.approx(-fusion["difference"])  # baseline minus fusion; draws the other way round
+        assert np.nanmean(draws) == pytest.approx(fusion["difference"], abs=0.3 * np.nanstd(draws))
+        assert gap.high - gap.estimate == pytest.approx(fusion["difference_high"] - fusion["difference"])
         assert f"than {base}" in one["verdict"] or f"from {base}" in one["verdict"] or f", {base}," in one["verdict"]
         assert f"the smallest difference this cohort can resolve is {one['resolvable']:.2f}" in one["verdict"]
     for file in found.path.glob("cells/baselines-subtype/*.json"):

@@ -39,7 +39,9 @@ def test_packing_puts_patients_of_equal_length_together_and_finds_them_again():
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"recovery": 1.0}, {"residual": True}, {"even": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"recovery": 1.0}, {"residual": True}, {"even": True}, {"even": True, "recovery": 1.0}]
+)
 def test_packed_equals_unpacked_in_values_and_gradients(depth, options):
     given = {"depth": depth, "dropout": 0.0, "token_dropout": 0.0, **options}
     batch, found = make_batch(48), []
@@ -74,8 +76,8 @@ def test_a_modality_whose_tokens_are_all_repeated_says_the_same(options):
     for even in (False, True):
         fusion = build(even=even, **options).eval()
         found[even] = (fusion(*twice, present).states - fusion(tokens, masks, present).states).abs().amax((1, 2))
-    assert found[True].max() < 1e-6
-    assert (found[False][PRESENT[:, 2]] > 1e-3).all()
+    assert found[True].max() < 1e-5
+    assert (found[False][PRESENT[:, 2]] > 1e-2).all()
 
 
 def test_before_anything_is_learned_each_modality_has_the_same_share_of_attention():

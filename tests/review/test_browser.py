@@ -251,12 +251,14 @@ def test_D13_keyboard_alone_opens_a_patient_and_records_a_review(browser, tmp_pa
 
         def reach(name: str, *, most: int = 120) -> None:
             # On a slow machine a button may come, or be enabled, after the page has settled; Tab goes round without it.
-            page.wait_for_function(
+            there = (
                 f"name => [...document.querySelectorAll('button,a,summary,input')].some(e =>"
-                f" !e.disabled && ({SAID})(e).includes(name))",
-                arg=name,
-                timeout=30_000,
+                f" !e.disabled && e.checkVisibility() && ({SAID})(e).includes(name))"
             )
+            try:
+                page.wait_for_function(there, arg=name, timeout=30_000)
+            except playwright.TimeoutError:
+                pytest.fail(f"{name}: not on the page")
             passed: list[str] = []
             for _ in range(most):
                 page.keyboard.press("Tab")
